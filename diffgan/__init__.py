@@ -1,0 +1,1 @@
+"""diffgan: distill a latent diffusion model into a one-step conditional GAN."""

@@ -1,0 +1,82 @@
+"""The 88,102 glyphs of 1,421 typefaces that ship with the package, and their split by family."""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+CATEGORIES = ("serif", "sans serif", "monospace", "handwriting", "display")
+SPLITS = ("train", "validation", "reference")
+ATTRIBUTES = ("family", "style", "category", "weight", "slant", "source")
+SIDE = 64
+ARCHIVE = "data/glyphs_4bit.npz"
+
+
+@dataclass(frozen=True)
+class Typefaces:
+    """Coverage maps and attributes of some typefaces.
+
+    packed: (typefaces, 62, 64, 32) uint8, two 4-bit coverages a byte, the left pixel in the high half.
+    family, style, category, weight, slant, source: (typefaces,) str; an unknown category is "".
+    """
+
+    packed: np.ndarray
+    family: np.ndarray
+    style: np.ndarray
+    category: np.ndarray
+    weight: np.ndarray
+    slant: np.ndarray
+    source: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.family)
+
+    def coverage(self, typeface: np.ndarray, character: np.ndarray) -> np.ndarray:
+        """Coverage maps (N, 64, 64) float32 in [0, 1] of the N glyphs named by two integer arrays."""
+        packed = self.packed[typeface, character]
+        pixels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), SIDE, SIDE)
+        return pixels.astype(np.float32) / 15
+
+    def subset(self, keep: np.ndarray) -> "Typefaces":
+        return Typefaces(self.packed[keep], *(getattr(self, name)[keep] for name in ATTRIBUTES))
+
+
+def split_of(family: str) -> str:
+    """Split of a family: families whose name starts with the same word (Noto Sans, Noto Serif) stay together."""
+    digest = hashlib.blake2b(family.split()[0].encode(), digest_size=4).hexdigest()
+    return {0: "validation", 1: "reference"}.get(int(digest, 16) % 10, "train")
+
+
+@lru_cache(maxsize=1)
+def all_typefaces() -> Typefaces:
+    """Every typeface of the package, unpacked once a process (180 MB)."""
+    with np.load(BytesIO(files("diffgan.glyphs").joinpath(ARCHIVE).read_bytes()), allow_pickle=False) as arrays:
+        return Typefaces(**{name: arrays[name] for name in ("packed", *ATTRIBUTES)})
+
+
+@lru_cache(maxsize=3)
+def typefaces(split: str) -> Typefaces:
+    """The typefaces of one split: "train", "validation" or "reference" (8 : 1 : 1, disjoint in families)."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    everything = all_typefaces()
+    return everything.subset(np.array([split_of(family) == split for family in everything.family]))
+
+
+def pack(source: Path, target: Path) -> None:
+    """Write the 4-bit archive of the package from the 8-bit `glyphs_64.npz` of the data's release."""
+    with np.load(source, allow_pickle=False) as arrays:
+        levels = ((arrays["glyphs"].astype(np.uint16) * 15 + 127) // 255).astype(np.uint8)
+        fields = {name: arrays[name] for name in ATTRIBUTES}
+    fields["packed"] = levels[..., 0::2] << 4 | levels[..., 1::2]
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in fields.items():
+            buffer = BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_LZMA)
