@@ -1,0 +1,138 @@
+"""Stage 2 of the glyph teacher: text encoder and denoiser, trained together; writes the whole pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from diffgan import ema
+from diffgan.glyphs.recipe import describe
+from diffgan.glyphs.tokenizer import train_tokenizer
+from diffgan.nets.build import from_config
+from diffgan.schedules import warmup_cooldown
+from diffgan.teacher import SCHEDULER, Teacher
+
+
+def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
+    """(count,) int64 in [0, total): one uniform draw in each of `count` equal strata, so a batch covers all noise levels."""
+    strata = torch.arange(count, device=device) + torch.rand(count, device=device)
+    return (strata * (total / count)).long().clamp_max(total - 1)
+
+
+class DenoiserTraining(pl.LightningModule):
+    """Train UNet and text encoder by denoising; save the moving average as a `StableDiffusionPipeline`.
+
+    Args:
+        pipeline: directory of the pipeline; holds `vae` already.
+        unet: arguments of `UNet2DConditionModel`.
+        text_encoder: arguments of `CLIPTextConfig`; `max_position_embeddings` is the length of a prompt in tokens.
+        scheduler: arguments of `DDIMScheduler` (the noise schedule and the prediction type).
+        optimizer: called with the parameters of both networks.
+        steps, warmup, cooldown: length of the learning-rate schedule, of its rise and of its fall to zero, in steps.
+        caption_dropout: share of the captions replaced by "", for classifier-free guidance.
+        ema_half_life_images: half-life of the moving average of the weights, in images.
+        start: a pipeline directory whose networks the training starts from, instead of random ones.
+    """
+
+    def __init__(
+        self,
+        pipeline: Path,
+        unet: dict[str, Any],
+        text_encoder: dict[str, Any],
+        scheduler: dict[str, Any],
+        optimizer: OptimizerCallable,
+        steps: int,
+        warmup: int = 200,
+        cooldown: int = 0,
+        caption_dropout: float = 0.1,
+        ema_half_life_images: float = 8000,
+        start: str | None = None,
+    ):
+        super().__init__()
+        self.pipeline, self.optimizer = pipeline, optimizer
+        self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
+        self.caption_dropout, self.ema_half_life_images, self.start = caption_dropout, ema_half_life_images, start
+        length = text_encoder["max_position_embeddings"]
+        self.tokenizer = train_tokenizer((glyph.caption for glyph in describe("train", 0, range(8000))), length)
+        self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER)
+        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        config = CLIPTextConfig(vocab_size=len(self.tokenizer), **ids, **text_encoder)
+        self.networks = torch.nn.ModuleDict(
+            {
+                "unet": from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last),
+                "text_encoder": CLIPTextModel(config),
+            }
+        )
+        self.average = ema.frozen_copy(self.networks)
+
+    def setup(self, stage: str) -> None:
+        if self.start is None:
+            return
+        teacher = Teacher.from_pretrained(self.start)
+        for networks in (self.networks, self.average):
+            networks["unet"].load_state_dict(teacher.unet.state_dict())
+            networks["text_encoder"].load_state_dict(teacher.text_encoder.state_dict())
+
+    def train(self, mode: bool = True) -> "DenoiserTraining":
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.networks.parameters())
+        schedule = LambdaLR(optimizer, warmup_cooldown(self.warmup, self.cooldown, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch, _) -> Tensor:
+        spoken = torch.rand(len(batch.caption)) >= self.caption_dropout
+        captions = [caption if keep else "" for caption, keep in zip(batch.caption, spoken, strict=True)]
+        t = stratified_timesteps(len(captions), self.scheduler.config.num_train_timesteps, self.device)
+        loss = self.denoising_loss(self.networks, batch.latent, captions, t)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def denoising_loss(self, networks, latent: Tensor, captions: list[str], t: Tensor) -> Tensor:
+        """Mean squared error of the predicted velocity v = alpha_t eps - sigma_t x at x_t = alpha_t x + sigma_t eps."""
+        noise = torch.randn_like(latent)
+        noisy = self.scheduler.add_noise(latent, noise, t).to(memory_format=torch.channels_last)
+        conditioning = self._encode(networks["text_encoder"], captions)
+        prediction = networks["unet"](noisy, t, encoder_hidden_states=conditioning, return_dict=False)[0]
+        return F.mse_loss(prediction, self.scheduler.get_velocity(latent, noise, t))
+
+    def _encode(self, text_encoder: CLIPTextModel, captions: list[str]) -> Tensor:
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        return text_encoder(tokens.input_ids.to(self.device))[0]
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        images = self.trainer.datamodule.batch_size * self.trainer.world_size
+        ema.update(self.average, self.networks, ema.decay(images, self.ema_half_life_images))
+
+    def validation_step(self, batch, _) -> None:
+        t = stratified_timesteps(len(batch.caption), self.scheduler.config.num_train_timesteps, self.device)
+        loss = self.denoising_loss(self.average, batch.latent, batch.caption, t)
+        self.log("validation/loss", loss, prog_bar=True, batch_size=len(batch.caption))
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self.save_pipeline()
+
+    def save_pipeline(self) -> None:
+        """Write the moving average, the autoencoder and the tokenizer as one pipeline directory."""
+        StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(self.pipeline / "vae"),
+            text_encoder=self.average["text_encoder"],
+            tokenizer=self.tokenizer,
+            unet=self.average["unet"],
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(self.pipeline)

@@ -1,0 +1,52 @@
+"""The latent space of an autoencoder, and the one way from decoded images to bytes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """What a diffusion model's latents are to their autoencoder: model = (autoencoder - shift) * scale.
+
+    channels: latent channels.  factor: image pixels per latent position and side.  scale, shift: see above.
+    """
+
+    channels: int
+    factor: int
+    scale: float
+    shift: float = 0.0
+
+    @classmethod
+    def of(cls, vae) -> "LatentSpace":
+        """The latent space of a diffusers autoencoder."""
+        return cls.of_config(vae.config)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "LatentSpace":
+        """The latent space that an autoencoder's configuration states."""
+        return cls(
+            channels=config["latent_channels"],
+            factor=2 ** (len(config["block_out_channels"]) - 1),
+            scale=float(config["scaling_factor"]),
+            shift=float(config.get("shift_factor") or 0.0),
+        )
+
+    def to_model(self, latent: Tensor) -> Tensor:
+        """Autoencoder latents -> what the diffusion model sees."""
+        return (latent - self.shift) * self.scale
+
+    def to_autoencoder(self, latent: Tensor) -> Tensor:
+        """What the diffusion model sees -> autoencoder latents."""
+        return latent / self.scale + self.shift
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (..., H, W) in [-1, 1] -> uint8 in [0, 255], rounded to the nearest level, clipped outside."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

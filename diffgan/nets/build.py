@@ -1,0 +1,14 @@
+"""Networks of diffusers and transformers from plain configuration."""
+
+import inspect
+from typing import Any, TypeVar
+
+Model = TypeVar("Model")
+
+
+def from_config(cls: type[Model], config: dict[str, Any]) -> Model:
+    """A freshly initialised diffusers model; an argument its class does not have raises ValueError with its name."""
+    unknown = set(config) - set(inspect.signature(cls.__init__).parameters)
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no argument {sorted(unknown)[0]!r}")
+    return cls.from_config(config)

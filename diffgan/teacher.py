@@ -1,0 +1,133 @@
+"""The frozen teacher: prompts to conditioning, noise to latents by its probability-flow ODE, latents to images."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffgan.errors import UserError
+from diffgan.latents import LatentSpace
+
+# One set of scheduler settings for teacher, student and export, so that "one step" means the last training timestep.
+SCHEDULER = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+
+# Short names of the pipelines that ship with the package.
+EMBEDDED = {"glyphs": "weights/teacher"}
+
+
+def resolve(path: str) -> str:
+    """The directory of an embedded pipeline ("glyphs"); any other path or hub id as it is."""
+    return str(files(f"diffgan.{path}").joinpath(EMBEDDED[path])) if path in EMBEDDED else path
+
+
+class Teacher(nn.Module):
+    """The parts of a `StableDiffusionPipeline`, frozen.
+
+    Latents here are the diffusion model's: (N, C, H, W), noise N(0, I). Conditioning is (N, L, D).
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+    ):
+        super().__init__()
+        self.vae, self.text_encoder, self.unet = vae, text_encoder, unet
+        self.tokenizer = tokenizer
+        self.scheduler = DDIMScheduler.from_config(scheduler.config, **SCHEDULER)
+        self.space = LatentSpace.of(vae)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(cls, path: str, dtype: torch.dtype = torch.float32) -> "Teacher":
+        """Load "glyphs", a pipeline directory or a hub id (safetensors only).
+
+        Raises:
+            UserError: `path` is a directory without `model_index.json`, or not a `StableDiffusionPipeline`.
+        """
+        path = resolve(path)
+        if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
+            raise UserError(f"teacher {path}: no pipeline directory (model_index.json is missing)")
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                path, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            )
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"teacher {path}: cannot be loaded as a StableDiffusionPipeline: {reason}") from error
+        return cls(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.unet, pipeline.scheduler)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        return super().train(False)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent."""
+        side = self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> conditioning (N, L, D); equal prompts are encoded once, too long ones are cut."""
+        unique = list(dict.fromkeys(prompts))
+        tokens = self.tokenizer(
+            unique,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        embedded = self.text_encoder(tokens.input_ids.to(self.device))[0]  # (unique, L, D)
+        row = {prompt: i for i, prompt in enumerate(unique)}
+        return embedded[torch.tensor([row[prompt] for prompt in prompts], device=self.device)]
+
+    @torch.no_grad()
+    def solve(
+        self,
+        noise: Tensor,
+        conditioning: Tensor,
+        steps: int,
+        guidance: float,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """x = ODE(z, c, w): deterministic DDIM with classifier-free guidance, one batched network call a step.
+
+        Args:
+            noise: (N, C, H, W), N(0, I).
+            conditioning: (N, L, D) from `encode`.
+            steps: network calls; timesteps are spaced `trailing`, so the first is the last training timestep.
+            guidance: w of eps = eps(z) + w (eps(z, c) - eps(z)); 1 leaves the unconditional half out.
+            on_step: called after every step.
+        """
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=noise.device)
+        latent = noise.to(self.unet.dtype) * scheduler.init_noise_sigma
+        if guidance != 1:
+            empty = self.encode([""]).expand_as(conditioning)
+            conditioning = torch.cat([empty, conditioning])
+        for t in scheduler.timesteps:
+            inputs = latent if guidance == 1 else torch.cat([latent, latent])
+            prediction = self.unet(inputs, t, encoder_hidden_states=conditioning, return_dict=False)[0]
+            if guidance != 1:
+                unconditional, conditional = prediction.chunk(2)
+                prediction = unconditional + guidance * (conditional - unconditional)
+            latent = scheduler.step(prediction, t, latent, eta=0.0, return_dict=False)[0]
+            if on_step is not None:
+                on_step()
+        return latent
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), about [-1, 1]."""
+        return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
