@@ -18,7 +18,7 @@ from diffgan.latents import LatentSpace
 
 
 class CaptionedImages(NamedTuple):
-    """image: (N, 3, 64, 64) float32 in [-1, 1]; caption: N str; label: (N, 2) int64, character and category (-1: unknown)."""
+    """image: (N, 3, 64, 64) float32 in [-1, 1]; caption: N str; label: (N, 2) int64, character and category (or -1)."""
 
     image: Tensor
     caption: list[str]
@@ -87,7 +87,7 @@ class GlyphImages(pl.LightningDataModule):
 
 
 class LatentCaptions(NamedTuple):
-    """latent: (N, C, H, W) float32 of the diffusion model; caption: N str; label: (N, 2) int64 as in `CaptionedImages`."""
+    """latent: (N, C, H, W) float32 of the diffusion model; caption: N str; label as in `CaptionedImages`."""
 
     latent: Tensor
     caption: list[str]
@@ -174,3 +174,24 @@ class GlyphLatents(pl.LightningDataModule):
         return DataLoader(
             dataset, self.batch_size, shuffle=shuffle, drop_last=shuffle, collate_fn=_whole, generator=generator
         )
+
+
+class CaptionDataset(Dataset):
+    """The captions of a `GlyphDataset`, without the pictures."""
+
+    def __init__(self, pictures: GlyphDataset):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[str]:
+        return [glyph.caption for glyph in recipe.describe(self.pictures.split, self.pictures.seed, indices)]
+
+
+class GlyphCaptions(GlyphImages):
+    """The captions of `GlyphImages` alone."""
+
+    def _loader(self, split: str, drop_last: bool) -> DataLoader:
+        captions = CaptionDataset(GlyphDataset(split, self.images[split], self.seed))
+        return DataLoader(captions, self.batch_size, drop_last=drop_last, collate_fn=_whole, num_workers=self.workers)

@@ -52,7 +52,7 @@ def _carry(conv: nn.Conv2d, wide_in: bool, wide_out: bool) -> None:
 
 
 def carry_colours(autoencoder: AutoencoderKL, log_variance: float = -4.0) -> None:
-    """Initialise so that colours pass from end to end: residual branches start at zero, every other convolution carries.
+    """Initialise so that colours pass from end to end: residual branches start at zero, other convolutions carry.
 
     From diffusers' random start the group norms hide colour for thousands of steps; from this one the first step
     already reconstructs blurred pictures. The posterior's variance starts at exp(`log_variance`).
@@ -80,7 +80,7 @@ def carry_colours(autoencoder: AutoencoderKL, log_variance: float = -4.0) -> Non
 
 @torch.no_grad()
 def whiten(autoencoder: AutoencoderKL, images: Tensor) -> AutoencoderKL:
-    """The same autoencoder with uncorrelated latent channels of mean 0 and variance 1 over `images`, dead ones left out.
+    """The same autoencoder with uncorrelated latent channels of mean 0, variance 1 over `images`, dead ones left out.
 
     The channels are the principal axes of the latent in units of the posterior's noise. Along some the signal may be
     weaker than the noise (the KL term closed them): the decoder ignores those, and they go. The convolutions on both

@@ -1,4 +1,4 @@
-"""Stage 2 of the glyph teacher: text encoder and denoiser, trained together; writes the whole pipeline."""
+"""Stage 3 of the glyph teacher: the denoiser in the latents of the autoencoder; writes the whole pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -10,42 +10,38 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan import ema
-from diffgan.glyphs.recipe import describe
-from diffgan.glyphs.tokenizer import train_tokenizer
 from diffgan.nets.build import from_config
 from diffgan.schedules import warmup_cooldown
-from diffgan.teacher import SCHEDULER, Teacher
+from diffgan.teacher import SCHEDULER, resolve
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
-    """(count,) int64 in [0, total): one uniform draw in each of `count` equal strata, so a batch covers all noise levels."""
+    """(count,) int64 in [0, total): one uniform draw in each of `count` strata, so a batch covers all noise levels."""
     strata = torch.arange(count, device=device) + torch.rand(count, device=device)
     return (strata * (total / count)).long().clamp_max(total - 1)
 
 
 class DenoiserTraining(pl.LightningModule):
-    """Train UNet and text encoder by denoising; save the moving average as a `StableDiffusionPipeline`.
+    """Train a UNet by denoising; save its moving average with the other parts as a `StableDiffusionPipeline`.
 
     Args:
-        pipeline: directory of the pipeline; holds `vae` already.
+        pipeline: directory of the pipeline; holds `vae`, `text_encoder` and `tokenizer` already.
         unet: arguments of `UNet2DConditionModel`.
-        text_encoder: arguments of `CLIPTextConfig`; `max_position_embeddings` is the length of a prompt in tokens.
         scheduler: arguments of `DDIMScheduler` (the noise schedule and the prediction type).
-        optimizer: called with the parameters of both networks.
+        optimizer: called with the parameters.
         steps, warmup, cooldown: length of the learning-rate schedule, of its rise and of its fall to zero, in steps.
         caption_dropout: share of the captions replaced by "", for classifier-free guidance.
         ema_half_life_images: half-life of the moving average of the weights, in images.
-        start: a pipeline directory whose networks the training starts from, instead of random ones.
+        start: a pipeline directory whose UNet the training starts from, instead of a random one.
     """
 
     def __init__(
         self,
         pipeline: Path,
         unet: dict[str, Any],
-        text_encoder: dict[str, Any],
         scheduler: dict[str, Any],
         optimizer: OptimizerCallable,
         steps: int,
@@ -59,34 +55,26 @@ class DenoiserTraining(pl.LightningModule):
         self.pipeline, self.optimizer = pipeline, optimizer
         self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
         self.caption_dropout, self.ema_half_life_images, self.start = caption_dropout, ema_half_life_images, start
-        length = text_encoder["max_position_embeddings"]
-        self.tokenizer = train_tokenizer((glyph.caption for glyph in describe("train", 0, range(8000))), length)
         self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER)
-        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        config = CLIPTextConfig(vocab_size=len(self.tokenizer), **ids, **text_encoder)
-        self.networks = torch.nn.ModuleDict(
-            {
-                "unet": from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last),
-                "text_encoder": CLIPTextModel(config),
-            }
-        )
-        self.average = ema.frozen_copy(self.networks)
+        self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
+        self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder").requires_grad_(False).eval()
+        self.unet = from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last)
+        self.average = ema.frozen_copy(self.unet)
 
     def setup(self, stage: str) -> None:
-        if self.start is None:
-            return
-        teacher = Teacher.from_pretrained(self.start)
-        for networks in (self.networks, self.average):
-            networks["unet"].load_state_dict(teacher.unet.state_dict())
-            networks["text_encoder"].load_state_dict(teacher.text_encoder.state_dict())
+        if self.start is not None:
+            weights = UNet2DConditionModel.from_pretrained(Path(resolve(self.start)) / "unet").state_dict()
+            self.unet.load_state_dict(weights)
+            self.average.load_state_dict(weights)
 
     def train(self, mode: bool = True) -> "DenoiserTraining":
         super().train(mode)
         self.average.eval()
+        self.text_encoder.eval()
         return self
 
     def configure_optimizers(self):
-        optimizer = self.optimizer(self.networks.parameters())
+        optimizer = self.optimizer(self.unet.parameters())
         schedule = LambdaLR(optimizer, warmup_cooldown(self.warmup, self.cooldown, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -94,26 +82,27 @@ class DenoiserTraining(pl.LightningModule):
         spoken = torch.rand(len(batch.caption)) >= self.caption_dropout
         captions = [caption if keep else "" for caption, keep in zip(batch.caption, spoken, strict=True)]
         t = stratified_timesteps(len(captions), self.scheduler.config.num_train_timesteps, self.device)
-        loss = self.denoising_loss(self.networks, batch.latent, captions, t)
+        loss = self.denoising_loss(self.unet, batch.latent, captions, t)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def denoising_loss(self, networks, latent: Tensor, captions: list[str], t: Tensor) -> Tensor:
+    def denoising_loss(self, unet, latent: Tensor, captions: list[str], t: Tensor) -> Tensor:
         """Mean squared error of the predicted velocity v = alpha_t eps - sigma_t x at x_t = alpha_t x + sigma_t eps."""
         noise = torch.randn_like(latent)
         noisy = self.scheduler.add_noise(latent, noise, t).to(memory_format=torch.channels_last)
-        conditioning = self._encode(networks["text_encoder"], captions)
-        prediction = networks["unet"](noisy, t, encoder_hidden_states=conditioning, return_dict=False)[0]
+        prediction = unet(noisy, t, encoder_hidden_states=self._encode(captions), return_dict=False)[0]
         return F.mse_loss(prediction, self.scheduler.get_velocity(latent, noise, t))
 
-    def _encode(self, text_encoder: CLIPTextModel, captions: list[str]) -> Tensor:
+    @torch.no_grad()
+    def _encode(self, captions: list[str]) -> Tensor:
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        return text_encoder(tokens.input_ids.to(self.device))[0]
+        return self.text_encoder(tokens.input_ids.to(self.device))[0]
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
         images = self.trainer.datamodule.batch_size * self.trainer.world_size
-        ema.update(self.average, self.networks, ema.decay(images, self.ema_half_life_images))
+        half_life = ema.ramped(self.ema_half_life_images, images * self.trainer.global_step)
+        ema.update(self.average, self.unet, ema.decay(images, half_life))
 
     def validation_step(self, batch, _) -> None:
         t = stratified_timesteps(len(batch.caption), self.scheduler.config.num_train_timesteps, self.device)
@@ -128,9 +117,9 @@ class DenoiserTraining(pl.LightningModule):
         """Write the moving average, the autoencoder and the tokenizer as one pipeline directory."""
         StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(self.pipeline / "vae"),
-            text_encoder=self.average["text_encoder"],
+            text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
-            unet=self.average["unet"],
+            unet=self.average,
             scheduler=self.scheduler,
             safety_checker=None,
             feature_extractor=None,

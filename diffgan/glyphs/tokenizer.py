@@ -16,9 +16,7 @@ def train_tokenizer(captions: Iterable[str], length: int) -> CLIPTokenizer:
     vocabulary = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     words = _pairs(CLIPTokenizer(vocab={token: i for i, token in enumerate([*vocabulary, BEGIN, END])}), captions)
     vocabulary += [first + second for first, second in words] + [BEGIN, END]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(vocabulary)}, merges=words, model_max_length=length
-    )
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, merges=words, model_max_length=length)
 
 
 def _pairs(tokenizer: CLIPTokenizer, captions: Iterable[str]) -> list[tuple[str, str]]:
