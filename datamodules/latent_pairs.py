@@ -1,0 +1,152 @@
+"""Pairs for the distillation: streamed from their shards, in an order that a resumed run takes up exactly."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from diffgan.errors import UserError
+from diffgan.pairs import PairBatch, PairSet
+
+
+@lru_cache(maxsize=2)
+def shuffled(pairs: int, block: int, seed: int, epoch: int) -> np.ndarray:
+    """(pairs,) int64: the numbers 0 .. pairs - 1, their blocks shuffled, and the numbers within each block."""
+    random = np.random.default_rng([seed, epoch])
+    starts = random.permutation(-(-pairs // block)) * block
+    return np.concatenate([start + random.permutation(min(block, pairs - start)) for start in starts])
+
+
+class _Batches(Dataset):
+    """Item p is this process's share of the global batch that begins at position p of the stream."""
+
+    def __init__(self, pairs: PairSet, training_pairs: int, batch_size: int, seed: int, rank: int, world_size: int):
+        self.pairs, self.training_pairs, self.batch_size, self.seed = pairs, training_pairs, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+
+    def __getitem__(self, position: int) -> PairBatch:
+        return self.pairs.read(self.numbers(position)[self.rank :: self.world_size])
+
+    def numbers(self, position: int) -> np.ndarray:
+        """(batch_size,) numbers of the pairs of a global batch; the stream is one shuffled epoch after the other."""
+        epoch, place = np.divmod(np.arange(position, position + self.batch_size), self.training_pairs)
+        return np.concatenate([self._epoch(e)[place[epoch == e]] for e in np.unique(epoch)])
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        return shuffled(self.training_pairs, self.pairs.manifest.shard_size, self.seed, int(epoch))
+
+
+class PairStream:
+    """An endless stream of training batches, handed out in stretches of `len` batches: Lightning's epochs.
+
+    `position` counts the pairs that all processes together have been given. It is the whole state: the batch at a
+    position is a function of (seed, position, batch size), and every process takes its share of it.
+    """
+
+    def __init__(self, batches: _Batches, workers: int):
+        self.batches, self.workers, self.position = batches, workers, 0
+
+    def __len__(self) -> int:
+        return self.batches.training_pairs // self.batches.batch_size
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        size = self.batches.batch_size
+        left = len(self) - self.position // size % len(self)
+        positions = range(self.position, self.position + left * size, size)
+        for batch in _loader(self.batches, positions, self.workers):
+            self.position += size  # before the batch leaves: a checkpoint made while it is used counts it
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+class _HeldOut(Dataset):
+    """Item i is this process's share of the i-th global batch of the last pairs of a set."""
+
+    def __init__(self, pairs: PairSet, validation_pairs: int, batch_size: int, rank: int, world_size: int):
+        first = len(pairs) - validation_pairs
+        chunks = [range(i, min(i + batch_size, len(pairs))) for i in range(first, len(pairs), batch_size)]
+        self.pairs, self.shares = pairs, [share for chunk in chunks if (share := chunk[rank::world_size])]
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __getitem__(self, i: int) -> PairBatch:
+        return self.pairs.read(self.shares[i])
+
+
+class HeldOutPairs:
+    """The held-out pairs, each once and on one process; processes may differ by one batch."""
+
+    def __init__(self, batches: _HeldOut, workers: int):
+        self.batches, self.workers = batches, workers
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        yield from _loader(self.batches, range(len(self)), self.workers)
+
+
+def _loader(dataset: Dataset, items: range, workers: int) -> DataLoader:
+    """Items of a dataset of whole batches, in order; its own generator leaves the global one alone."""
+    return DataLoader(dataset, batch_size=None, sampler=items, num_workers=workers, generator=torch.Generator())
+
+
+class LatentPairs(pl.LightningDataModule):
+    """A pair set for training and validation.
+
+    Args:
+        folder: of the pair set, whole.
+        batch_size: pairs of one training batch, all processes together.
+        validation_pairs: the last pairs of the set, held out of training.
+        seed: another seed is another order.
+        workers: processes that read and draw noise ahead of the training.
+
+    Attributes:
+        pairs: the `PairSet`, from `setup` on.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, validation_pairs: int, seed: int = 0, workers: int = 0):
+        super().__init__()
+        self.folder, self.batch_size, self.validation_pairs = Path(folder), batch_size, validation_pairs
+        self.seed, self.workers = seed, workers
+        self.pairs: PairSet | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the set.
+
+        Raises:
+            UserError: the set is not whole, too small, or the batch does not divide among the processes.
+        """
+        self.pairs = PairSet(self.folder)
+        _, world_size = self._place()
+        if self.batch_size < 1 or self.batch_size % world_size:
+            raise UserError(f"batch_size: {self.batch_size} pairs do not divide among {world_size} processes")
+        if not 0 <= self.validation_pairs <= len(self.pairs) - self.batch_size:
+            raise UserError(
+                f"validation_pairs: {self.validation_pairs} of the {len(self.pairs)} pairs in {self.folder} leave no "
+                f"batch of {self.batch_size} for training; hold out fewer, or make more pairs"
+            )
+
+    def train_dataloader(self) -> PairStream:
+        training_pairs = len(self.pairs) - self.validation_pairs
+        batches = _Batches(self.pairs, training_pairs, self.batch_size, self.seed, *self._place())
+        return PairStream(batches, self.workers)
+
+    def val_dataloader(self) -> HeldOutPairs:
+        return HeldOutPairs(_HeldOut(self.pairs, self.validation_pairs, self.batch_size, *self._place()), self.workers)
+
+    test_dataloader = val_dataloader
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, world size); one process where no trainer is attached."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,0 +1,272 @@
+"""Noise-latent pairs of a teacher: the record, and the folder of shards they are kept in.
+
+A pair set is `manifest.json` and `pairs-00000-of-00012.safetensors`, ...; pair i has seed `seed_base + i` and lies in
+shard `i // shard_size`. A shard holds
+
+    latent         (N, C, H, W) float16
+    seed           (N,) int64
+    noise_head     (N, 4) float32, the first values of z
+    prompt_bytes   (B,) uint8, UTF-8;  prompt_offsets (N + 1,) int64
+    noise          (N, C, H, W) float32, only with `store_noise`
+
+and, in the safetensors header, the number of the shard and what the manifest compares.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from diffgan.errors import UserError
+from diffgan.noise import draw_noise
+from diffgan.teacher import Teacher
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+LIBRARIES = ("torch", "diffusers", "transformers")
+RECORDED = ("teacher", "batch_size", "versions")  # told, not compared: they say how a set was made, not which set it is
+NOISE_HEAD = 4
+NOISE_TOLERANCE = 1e-5  # processors may differ in the last bit of a normal number, generators differ in all
+
+
+class PairBatch(NamedTuple):
+    """N pairs on the trajectories of a teacher.
+
+    seed: (N,) int64.  noise: (N, C, H, W) float32, N(0, I), drawn from `seed`.  prompt: N str.
+    latent: (N, C, H, W) float32, the teacher's solution from `noise` under `prompt`.
+    """
+
+    seed: Tensor
+    noise: Tensor
+    prompt: list[str]
+    latent: Tensor
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a pair set is.
+
+    teacher: path or hub id; another path to the same weights is the same teacher, so `teacher_digest` decides.
+    precision: Lightning's name of the arithmetic the teacher ran in.  batch_size: pairs solved at once; it moves a
+    latent by rounding only, so a set may be finished with another one.  versions: of the libraries it was started with.
+    """
+
+    teacher: str
+    teacher_digest: str
+    scheduler: dict[str, Any]
+    steps: int
+    guidance: float
+    timestep_spacing: str
+    precision: str
+    latent_space: dict[str, float]
+    latent_shape: list[int]
+    prompts_digest: str
+    seed_base: int
+    pairs: int
+    shard_size: int
+    store_noise: bool
+    batch_size: int
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a pair set.
+
+        Raises:
+            UserError: there is none, or it is not a manifest of this version.
+        """
+        file = folder / MANIFEST
+        try:
+            values = json.loads(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{file}: no pair set ({error.strerror}); make one with `diffgan predict`") from error
+        except ValueError as error:
+            raise UserError(f"{file}: not a manifest ({error}); make the set in another folder") from error
+        names = {field.name for field in fields(cls)}
+        if odd := sorted(names.symmetric_difference(values if isinstance(values, dict) else {})):
+            raise UserError(f"{file}: no manifest of this version (field {odd[0]}); make the set in another folder")
+        return cls(**values)
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest in one step: a reader sees none or all of it."""
+        write_whole(folder / MANIFEST, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that two manifests of one set share, as JSON would give them back."""
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in RECORDED}))
+
+    def require(self, wanted: dict[str, Any], source: Path) -> None:
+        """Raises: UserError naming the first field in which the `identity` that `source` holds is another one."""
+        held = self.identity()
+        for name in held:
+            if held[name] != wanted.get(name):
+                raise UserError(
+                    f"{source}: another pair set: {name} is {wanted.get(name)!r} there and {held[name]!r} here; "
+                    "choose another folder, or the configuration that made this one"
+                )
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of the whole set."""
+        return -(-self.pairs // self.shard_size)
+
+    def span(self, shard: int) -> range:
+        """Numbers of the pairs in a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.pairs))
+
+    def file(self, folder: Path, shard: int) -> Path:
+        """Where a shard lies."""
+        return folder / f"pairs-{shard:05d}-of-{self.shards:05d}.safetensors"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide the numbers."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def weights_digest(teacher: Teacher) -> str:
+    """Digest of what turns (prompt, noise) into a latent: denoiser, text encoder and vocabulary.
+
+    It depends on the values, not on files and names, so a moved or renamed copy is the same teacher.
+    """
+    digest = hashlib.blake2b(json.dumps(teacher.tokenizer.get_vocab(), sort_keys=True).encode(), digest_size=16)
+    for network in (teacher.unet, teacher.text_encoder):
+        for _, tensor in sorted(network.state_dict().items()):
+            digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file that is there in whole or not at all, after a crash too.
+
+    Raises:
+        UserError: the system refuses (disk full, no permission); nothing is left behind.
+    """
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with open(partial, "wb") as target:
+            target.write(data)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written: {error.strerror}; mend it and run the same command") from error
+
+
+def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch) -> None:
+    """Write one whole shard.
+
+    Raises:
+        UserError: a latent is not finite in float16, or the file cannot be written.
+    """
+    file = manifest.file(folder, shard)
+    latent = pairs.latent.half()
+    if not (finite := latent.isfinite().flatten(1).all(1)).all():
+        seed = pairs.seed[~finite][0].item()
+        raise UserError(f"{file}: the latent of seed {seed} is not finite; use another precision or teacher")
+    words = [prompt.encode() for prompt in pairs.prompt]
+    tensors = {
+        "latent": latent.contiguous(),
+        "seed": pairs.seed,
+        "noise_head": pairs.noise.flatten(1)[:, :NOISE_HEAD].clone(memory_format=torch.contiguous_format),
+        "prompt_bytes": torch.from_numpy(np.frombuffer(b"".join(words), dtype=np.uint8).copy()),
+        "prompt_offsets": torch.tensor([0, *accumulate(map(len, words))]),
+    }
+    if manifest.store_noise:
+        tensors["noise"] = pairs.noise.contiguous()
+    header = json.dumps({"shard": shard, **manifest.identity()})
+    write_whole(file, save(tensors, {"diffgan": header}))
+
+
+def read_shard(folder: Path, manifest: Manifest, shard: int) -> dict[str, Tensor]:
+    """The tensors of a shard, memory-mapped.
+
+    Raises:
+        UserError: the shard is missing, damaged, or of another set.
+    """
+    file = manifest.file(folder, shard)
+    if not file.is_file():
+        raise UserError(f"{file}: shard is missing; run `diffgan predict` with the configuration of this set again")
+    try:
+        with safe_open(file, framework="pt") as archive:
+            header = json.loads((archive.metadata() or {})["diffgan"])
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        whole = tensors["seed"].tolist() == [manifest.seed_base + i for i in manifest.span(shard)]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: shard is damaged ({error}); delete it and run `diffgan predict` again") from error
+    manifest.require(header, file)
+    if not whole:
+        raise UserError(f"{file}: holds other pairs than its name says; delete it and run `diffgan predict` again")
+    return tensors
+
+
+class PairSet:
+    """A whole pair set, memory-mapped: `len` pairs, read by number.
+
+    Raises:
+        UserError: the manifest or a shard is missing, damaged or of another set.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.manifest = folder, Manifest.read(folder)
+        self.shards = [read_shard(folder, self.manifest, shard) for shard in range(self.manifest.shards)]
+
+    def __len__(self) -> int:
+        return self.manifest.pairs
+
+    def read(self, numbers: Sequence[int]) -> PairBatch:
+        """The pairs of these numbers (0 <= number < len), in this order.
+
+        Raises:
+            UserError: the noise drawn here is not the noise the set was made from.
+        """
+        places = [divmod(int(number), self.manifest.shard_size) for number in numbers]
+        seed, head, latent = (self._rows(name, places) for name in ("seed", "noise_head", "latent"))
+        if self.manifest.store_noise:
+            noise = self._rows("noise", places)
+        else:
+            noise = draw_noise(seed, tuple(self.manifest.latent_shape))
+        self._check_noise(seed, noise, head)
+        return PairBatch(seed, noise, [self._prompt(*place) for place in places], latent.float())
+
+    def _rows(self, name: str, places: Sequence[tuple[int, int]]) -> Tensor:
+        return torch.stack([self.shards[shard][name][row] for shard, row in places])
+
+    def _prompt(self, shard: int, row: int) -> str:
+        begin, end = self.shards[shard]["prompt_offsets"][row : row + 2].tolist()
+        return self.shards[shard]["prompt_bytes"][begin:end].numpy().tobytes().decode()
+
+    def _check_noise(self, seed: Tensor, noise: Tensor, head: Tensor) -> None:
+        deviation = (noise.flatten(1)[:, :NOISE_HEAD] - head).abs().amax(1)
+        if (deviation > NOISE_TOLERANCE).any():
+            raise UserError(
+                f"{self.folder}: seed {seed[deviation.argmax()].item()} draws other noise here than in the set "
+                f"(torch {self.manifest.versions.get('torch')} there, {version('torch')} here); "
+                "use that version, or make the set with `store_noise`"
+            )
+
+
+@torch.no_grad()
+def verify(folder: Path, teacher: Teacher, sample: int, seed: int = 0) -> float:
+    """Re-simulate `sample` random pairs of a set, chosen by `seed`; the largest deviation from the stored latents.
+
+    Latents are stored in float16: 2^-11 of the largest latent's size is rounding alone.
+    """
+    pairs = PairSet(folder)
+    numbers = np.random.default_rng(seed).permutation(len(pairs))[:sample]
+    batch = pairs.read(numbers)
+    conditioning = teacher.encode(batch.prompt)
+    latent = teacher.solve(batch.noise.to(teacher.device), conditioning, pairs.manifest.steps, pairs.manifest.guidance)
+    return (latent.float().cpu() - batch.latent).abs().max().item()

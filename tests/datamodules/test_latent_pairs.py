@@ -1,0 +1,191 @@
+"""Which pairs a training run is given, and in which order."""
+
+from dataclasses import dataclass
+from itertools import chain, pairwise
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from datamodules.latent_pairs import LatentPairs
+from diffgan.errors import UserError
+from diffgan.noise import draw_noise
+from diffgan.pairs import Manifest, PairBatch, write_shard
+
+SHAPE, PAIRS, HELD_OUT, BATCH, SHARD = (4, 2, 2), 47, 7, 8, 9  # 40 training pairs: 5 batches of 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A set whose latent i is filled with i."""
+    folder = tmp_path_factory.mktemp("pairs")
+    told = {
+        "teacher": "t",
+        "teacher_digest": "d",
+        "scheduler": {},
+        "timestep_spacing": "trailing",
+        "precision": "32-true",
+    }
+    made = {"steps": 1, "guidance": 1.0, "latent_space": {}, "latent_shape": list(SHAPE), "prompts_digest": "p"}
+    size = {"seed_base": 5, "pairs": PAIRS, "shard_size": SHARD, "store_noise": False, "batch_size": 1, "versions": {}}
+    manifest = Manifest(**told, **made, **size)
+    manifest.write(folder)
+    for shard in range(manifest.shards):
+        span = manifest.span(shard)
+        seed = torch.tensor([5 + i for i in span])
+        latent = torch.stack([torch.full(SHAPE, float(i)) for i in span])
+        write_shard(folder, manifest, shard, PairBatch(seed, draw_noise(seed, SHAPE), [f"p{i}" for i in span], latent))
+    return folder
+
+
+@dataclass
+class Place:
+    """What the datamodule asks of a trainer."""
+
+    global_rank: int = 0
+    world_size: int = 1
+
+
+def opened(folder, place=None, **changes) -> LatentPairs:
+    settings = {"batch_size": BATCH, "validation_pairs": HELD_OUT, "seed": 3} | changes
+    data = LatentPairs(folder, **settings)
+    data.trainer = place
+    data.setup("fit")
+    return data
+
+
+def numbers(batch: PairBatch) -> list[int]:
+    """Numbers of the pairs of a batch; all of its fields must speak of the same ones."""
+    found = (batch.seed - 5).tolist()
+    assert batch.prompt == [f"p{i}" for i in found]
+    assert batch.latent[:, 0, 0, 0].tolist() == found
+    assert torch.equal(batch.noise, draw_noise(batch.seed, SHAPE))
+    return found
+
+
+def flat(lists) -> list:
+    return list(chain.from_iterable(lists))
+
+
+def stretches(loader, count: int) -> list[list[list[int]]]:
+    return [[numbers(batch) for batch in loader] for _ in range(count)]
+
+
+def test_every_training_pair_comes_once_an_epoch_and_held_out_ones_never(folder):
+    data = opened(folder)
+    epochs = stretches(data.train_dataloader(), 3)
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [BATCH] * len(data.train_dataloader())
+        assert sorted(flat(epoch)) == list(range(PAIRS - HELD_OUT))
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert sorted(flat(stretches(data.val_dataloader(), 1)[0])) == list(range(PAIRS - HELD_OUT, PAIRS))
+
+
+def test_pairs_that_fill_no_batch_are_not_lost(folder):
+    stream = opened(folder, batch_size=12).train_dataloader()  # 3 batches a stretch, 40 pairs a pass
+    seen = flat(flat(stretches(stream, 4)))
+    assert sorted(seen[:40]) == sorted(seen[40:80]) == list(range(40))
+
+
+def test_the_order_is_a_function_of_the_seed(folder):
+    assert stretches(opened(folder).train_dataloader(), 2) == stretches(opened(folder).train_dataloader(), 2)
+    assert stretches(opened(folder).train_dataloader(), 1) != stretches(opened(folder, seed=4).train_dataloader(), 1)
+
+
+def test_shards_are_read_one_after_the_other(folder):
+    epoch = flat(stretches(opened(folder).train_dataloader(), 1)[0])
+    shards = [i // SHARD for i in epoch]
+    assert sum(a != b for a, b in pairwise(shards)) == len(set(shards)) - 1
+    assert epoch != sorted(epoch)
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (3, 0), (5, 0), (7, 0), (10, 0), (3, 2), (5, 2)])
+def test_a_resumed_stream_goes_on_where_it_stopped(folder, stop, workers):
+    unbroken = flat(stretches(opened(folder).train_dataloader(), 3))
+    stream, seen = opened(folder, workers=workers).train_dataloader(), []
+    while len(seen) < stop:
+        for batch in stream:
+            seen.append(numbers(batch))
+            if len(seen) == stop:
+                break
+    assert stream.state_dict() == {"position": stop * BATCH}
+    resumed = opened(folder, workers=workers).train_dataloader()
+    resumed.load_state_dict(stream.state_dict())
+    rest = [numbers(batch) for batch in resumed]
+    assert seen + rest == unbroken[: len(seen) + len(rest)]
+    assert (len(seen) + len(rest)) % len(resumed) == 0  # to the end of Lightning's epoch
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_global_batches_are_the_same_on_any_number_of_processes(folder, world_size):
+    alone = flat(stretches(opened(folder).train_dataloader(), 2))
+    ranks = [opened(folder, Place(rank, world_size)) for rank in range(world_size)]
+    shares = [flat(stretches(data.train_dataloader(), 2)) for data in ranks]
+    assert all(len(batch) == BATCH // world_size for share in shares for batch in share)
+    together = [sorted(flat(parts)) for parts in zip(*shares, strict=True)]
+    assert together == [sorted(batch) for batch in alone]
+    held_out = [i for data in ranks for batch in data.val_dataloader() for i in numbers(batch)]
+    assert sorted(held_out) == list(range(PAIRS - HELD_OUT, PAIRS))
+
+
+def test_a_run_resumes_on_another_number_of_processes(folder):
+    first = opened(folder, Place(1, 2)).train_dataloader()
+    next(iter(first))
+    second = opened(folder).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    unbroken = stretches(opened(folder).train_dataloader(), 1)[0]
+    assert [numbers(batch) for batch in second] == unbroken[1:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_leaves_the_global_generator_alone(folder, workers):
+    state = torch.get_rng_state()
+    stretches(opened(folder, workers=workers).train_dataloader(), 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_refuses_what_cannot_be_split(folder):
+    with pytest.raises(UserError, match="batch_size: 8 pairs do not divide among 3 processes"):
+        opened(folder, Place(0, 3))
+    with pytest.raises(UserError, match="validation_pairs: 40 of the 47 pairs"):
+        opened(folder, validation_pairs=40)
+    assert len(opened(folder, validation_pairs=0).val_dataloader()) == 0
+
+
+class Recorder(pl.LightningModule):
+    """A module that learns nothing and writes down what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.automatic_optimization = False
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch, _) -> None:
+        self.seen.append(numbers(batch))
+        self.optimizers().step()
+
+    def validation_step(self, batch, _) -> None:
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder, root, steps, workers, resume=None):
+    module = Recorder()
+    keep = pl.callbacks.ModelCheckpoint(dirpath=root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(default_root_dir=root, callbacks=[keep], max_steps=steps, max_epochs=-1, **quiet)
+    trainer.fit(module, LatentPairs(folder, BATCH, HELD_OUT, seed=3, workers=workers), ckpt_path=resume)
+    return module.seen
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(0, (2, 5, 6, 10)), (1, (3, 5))])  # within an epoch, and at its end
+def test_lightning_resumes_the_very_pairs(folder, tmp_path, workers, steps):
+    unbroken = fit(folder, tmp_path, 12, workers)
+    assert unbroken == flat(stretches(opened(folder).train_dataloader(), 3))[:12]
+    for step in steps:
+        resumed = fit(folder, tmp_path / "again", 12, workers, resume=tmp_path / f"step={step}.ckpt")
+        assert resumed == unbroken[step:]

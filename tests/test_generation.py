@@ -1,0 +1,231 @@
+"""Pair generation through the command, up to and including its violent ends."""
+
+import fcntl
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datamodules.prompts import Prompts
+from diffgan.__main__ import main
+from diffgan.errors import UserError
+from diffgan.pairs import PairSet, verify
+from diffgan.teacher import Teacher
+
+PAIRS, SHARD, BATCH = 44, 8, 3
+# Children are forked from a server that has imported everything once and computed nothing.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["diffgan.generation", "callbacks.pair_writer", "callbacks.pair_progress", "torch._dynamo"]
+)
+
+
+@pytest.fixture(scope="module")
+def command(tiny_pipeline, tmp_path_factory):
+    """command(folder, *more): the words after `diffgan` that make a small set in `folder`."""
+    tmp_path = tmp_path_factory.mktemp("command")
+    (tmp_path / "prompts.txt").write_text("capital A in red\n\ndigit 7 on cream\r\n  grüße ☃ \n", encoding="utf-8")
+
+    def words(folder: Path, *more: str) -> list[str]:
+        config = yaml.safe_load(Path("configs/glyphs/pairs.yaml").read_text())
+        config["trainer"] |= {"default_root_dir": str(folder), "accelerator": "cpu"}
+        config["trainer"]["callbacks"][0]["init_args"] |= {"folder": str(folder), "shard_size": SHARD}
+        config["model"]["init_args"] |= {"teacher": str(tiny_pipeline), "steps": 2}
+        numbers = {"pairs": PAIRS, "batch_size": BATCH, "seed_base": 10}
+        config["data"]["init_args"] |= {"prompts": str(tmp_path / "prompts.txt"), **numbers}
+        file = tmp_path / "pairs.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return ["predict", "-c", str(file), *more]
+
+    return words
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a set but the record of the run's configuration."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".yaml"}
+
+
+def refusal(capsys, words) -> str:
+    """The one line with which the command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 1
+    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("diffgan: error:"))
+
+
+def test_numbers_out_of_range_are_refused(tmp_path):
+    prompts = tmp_path / "none.txt"
+    for pairs, seed_base, batch_size, message in (
+        (0, 0, 1, "pairs 0"),
+        (1, 0, 0, "batch_size 0"),
+        (1, 2**32, 1, "seed_base 4294967296"),
+        (1, 0, 1, "none.txt: No such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Prompts(prompts, pairs, seed_base, batch_size).setup("predict")
+
+
+@pytest.fixture(scope="module")
+def unbroken(command, tmp_path_factory):
+    """A set made in one go, which nobody may change."""
+    folder = tmp_path_factory.mktemp("pairs") / "unbroken"
+    main(command(folder))
+    return folder
+
+
+@pytest.fixture
+def whole(unbroken, tmp_path):
+    """A copy of it that a test may spoil."""
+    return shutil.copytree(unbroken, tmp_path / "whole")
+
+
+def test_makes_the_set_that_the_teacher_would(unbroken, tiny_pipeline):
+    read = PairSet(unbroken).read(range(PAIRS))
+    assert read.seed.tolist() == list(range(10, 10 + PAIRS))
+    assert read.prompt == [["capital A in red", "digit 7 on cream", "grüße ☃"][i % 3] for i in range(PAIRS)]
+    assert sorted(contents(unbroken)) == ["manifest.json", *(f"pairs-{i:05d}-of-00006.safetensors" for i in range(6))]
+    assert verify(unbroken, Teacher.from_pretrained(str(tiny_pipeline)), sample=10) < 2e-3
+
+
+def test_verify_sees_another_teacher(unbroken, other_pipeline):
+    assert verify(unbroken, Teacher.from_pretrained(str(other_pipeline)), sample=4) > 0.05
+
+
+def test_running_it_again_changes_nothing(whole, command, capsys):
+    before = {file: file.stat().st_mtime_ns for file in whole.glob("*.safetensors")}
+    main(command(whole))
+    assert before == {file: file.stat().st_mtime_ns for file in whole.glob("*.safetensors")}
+    assert "all 44 pairs are there" in capsys.readouterr().err
+
+
+def test_missing_shards_are_made_again_and_leftovers_swept(whole, unbroken, command, capsys):
+    for shard in (0, 4):
+        (whole / f"pairs-{shard:05d}-of-00006.safetensors").unlink()
+    (whole / "pairs-00000-of-00006.safetensors.4711.partial").write_bytes(b"half")
+    main(command(whole))
+    assert contents(whole) == contents(unbroken)
+    assert "44/44 pairs" in capsys.readouterr().err
+
+
+def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, command, other_pipeline, capsys, tmp_path):
+    before = {file.name: file.read_bytes() for file in whole.iterdir()}
+    other = tmp_path / "other.txt"
+    other.write_text("digit 8\n")
+    for option, field in {
+        f"--model.init_args.teacher={other_pipeline}": "teacher_digest",
+        "--model.init_args.guidance=1.0": "guidance",
+        "--data.init_args.pairs=45": "pairs",
+        f"--data.init_args.prompts={other}": "prompts_digest",
+    }.items():
+        assert f"manifest.json: another pair set: {field} is" in refusal(capsys, command(whole, option))
+    assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
+
+
+def test_a_truncated_shard_is_refused_and_kept(whole, command, capsys):
+    shard = whole / "pairs-00003-of-00006.safetensors"
+    os.truncate(shard, 1000)
+    assert f"{shard}: shard is damaged" in refusal(capsys, command(whole))
+    assert shard.stat().st_size == 1000
+
+
+def test_bad_input_is_refused_before_anything_is_made(command, tmp_path, capsys):
+    empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
+    empty.write_text("\n  \n")
+    latin.write_bytes("grün".encode("latin-1"))
+    for option, message in {
+        f"--data.init_args.prompts={empty}": f"{empty}: no prompt in it",
+        f"--data.init_args.prompts={latin}": f"{latin}: byte 2 is not UTF-8",
+        f"--model.init_args.teacher={tmp_path}": "no pipeline directory",
+        "--model.init_args.steps=0": "steps: 0",
+    }.items():
+        assert message in refusal(capsys, command(tmp_path / "new", option))
+    assert not (tmp_path / "new").exists()
+
+
+def die_at_write(words: list[str], write: int) -> None:
+    """Run the command and kill -9 this process between its `write`-th file's bytes and its rename."""
+    fsync, calls = os.fsync, iter(range(write))
+
+    def fatal(descriptor):
+        fsync(descriptor)
+        if next(calls) == write - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = fatal
+    main(words)
+
+
+def run_apart(target, *args) -> int:
+    """Exit code of a fresh process that runs target(*args)."""
+    process = SERVER.Process(target=target, args=args)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def test_kill_9_again_and_again_costs_nothing(unbroken, command, tmp_path):
+    broken = tmp_path / "broken"
+    for write in (1, 3, 2):  # the manifest; then a shard with one before it; then another
+        assert run_apart(die_at_write, command(broken), write) == -signal.SIGKILL
+        assert list(broken.glob("*.partial"))
+    assert 0 < len(list(broken.glob("*.safetensors"))) < 6
+    main(command(broken))
+    assert contents(broken) == contents(unbroken)
+
+
+def test_two_runs_on_one_set_are_kept_apart(whole, command, capsys):
+    with open(whole / "manifest.json") as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_EX)
+        assert "another run is writing this pair set" in refusal(capsys, command(whole))
+    main(command(whole))
+
+
+def as_rank(words: list[str], rank: int, port: int) -> None:
+    """Run the command as one of two processes that a launcher (torchrun) has started."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in (place | address).items()})
+    main(words)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_make_the_same_bytes(unbroken, command, tmp_path):
+    port, together = free_port(), tmp_path / "together"
+    words = command(together, "--trainer.devices=2", "--trainer.strategy=ddp")
+    ranks = [SERVER.Process(target=as_rank, args=(words, rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert contents(together) == contents(unbroken)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(unbroken, command, capsys, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount here")
+    try:
+        message = refusal(capsys, command(small))
+        assert "safetensors: cannot be written: No space left on device" in message
+        assert not list(small.glob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=1m", small], check=True)
+        main(command(small))
+        assert contents(small) == contents(unbroken)
+    finally:
+        subprocess.run(["umount", small], check=True)

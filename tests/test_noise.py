@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from diffgan.noise import draw_noise
+
+SHAPE = (4, 8, 8)
+
+
+def test_a_row_depends_on_its_own_seed_alone():
+    together = draw_noise([7, 3, 2**32 - 1], SHAPE)
+    assert together.dtype == torch.float32
+    for row, seed in zip(together, [7, 3, 2**32 - 1], strict=True):
+        assert torch.equal(row, draw_noise([seed], SHAPE)[0])
+
+
+def test_neither_reads_nor_moves_the_global_generator():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = draw_noise(range(2), SHAPE)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(first, draw_noise(torch.tensor([0, 1]), SHAPE))
+
+
+def test_neighbouring_seeds_give_independent_standard_normal_rows():
+    noise = draw_noise(range(512), SHAPE).flatten(1)  # (512, 256)
+    assert abs(noise.mean().item()) < 0.02
+    assert abs(noise.std().item() - 1) < 0.02
+    correlation = (noise[:-1] * noise[1:]).mean(1)  # of neighbours: about N(0, 1 / 256)
+    assert correlation.std().item() == pytest.approx(1 / 16, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_refuses_seeds_that_torch_would_fold(seed):
+    with pytest.raises(ValueError, match=str(seed)):
+        draw_noise([seed], SHAPE)
