@@ -1,0 +1,117 @@
+"""The reader: a small network that names the character of a glyph picture. It judges, so it never meets the teacher."""
+
+import copy
+from importlib.resources import files
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffgan.errors import UserError
+from diffgan.glyphs.attributes import coverage
+from diffgan.glyphs.typefaces import CHARACTERS
+from diffgan.schedules import warmup_cosine
+
+SHIPPED = "weights/reader.safetensors"
+HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}
+
+
+def _stage(channels: int, out: int, kernel: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+
+
+class GlyphReader(nn.Module):
+    """Pictures (N, 3, 64, 64) in [-1, 1] -> logits (N, 62) over CHARACTERS; sees coverage only, no colours."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            _stage(1, 24, 5, 2),  # (N, 24, 32, 32)
+            _stage(24, 48, 3, 2),  # (N, 48, 16, 16)
+            _stage(48, 96, 3, 1),
+            _stage(96, 128, 3, 2),  # (N, 128, 8, 8)
+            _stage(128, 128, 3, 1),
+            _stage(128, 128, 3, 2),  # (N, 128, 4, 4)
+        )
+        self.classify = nn.Sequential(nn.Dropout(0.2), nn.Linear(128 * 16, len(CHARACTERS)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = coverage(images).to(memory_format=torch.channels_last)
+        return self.classify(self.features(seen).flatten(1))
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """The most likely character of each picture: (N,) int64 indices into CHARACTERS."""
+        return self(images).argmax(1)
+
+    def save(self, path: Path) -> None:
+        """Write the weights as float16, under a temporary name until they are whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        state = {name: value.contiguous() for name, value in copy.deepcopy(self).half().state_dict().items()}
+        save_file(state, partial, HEADER)
+        partial.replace(path)
+
+
+def load_reader(path: Path | None = None) -> GlyphReader:
+    """A frozen reader in eval mode; by default the one that ships with the package.
+
+    Raises:
+        UserError: `path` does not hold the weights of a reader.
+    """
+    source = files("diffgan.glyphs").joinpath(SHIPPED) if path is None else path
+    try:
+        with safe_open(str(source), "pt") as weights:
+            known = (weights.metadata() or {}).get("format") == HEADER["format"]
+            state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{source}: cannot be read as a glyph reader: {error}") from error
+    if not known:
+        raise UserError(f"{source}: no weights of a glyph reader")
+    reader = GlyphReader()
+    reader.load_state_dict(state)
+    return reader.requires_grad_(False).eval()
+
+
+class ReaderTraining(pl.LightningModule):
+    """Train a `GlyphReader` on pictures of `GlyphImages`; write its weights to `output`.
+
+    Args:
+        output: the safetensors file.
+        optimizer: called with the parameters.
+        steps: length of the schedule.
+        warmup: steps of rising learning rate.
+        noise: standard deviation of the noise added to training pictures, so that small artefacts do not decide.
+    """
+
+    def __init__(self, output: Path, optimizer: OptimizerCallable, steps: int, warmup: int = 50, noise: float = 0.05):
+        super().__init__()
+        self.reader = GlyphReader().to(memory_format=torch.channels_last)
+        self.output, self.optimizer = output, optimizer
+        self.steps, self.warmup, self.noise = steps, warmup, noise
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.parameters())
+        schedule = LambdaLR(optimizer, warmup_cosine(self.warmup, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch, _) -> Tensor:
+        logits = self.reader(batch.image + self.noise * torch.randn_like(batch.image))
+        loss = F.cross_entropy(logits, batch.label[:, 0])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch, _) -> None:
+        accuracy = (self.reader(batch.image).argmax(1) == batch.label[:, 0]).float().mean()
+        self.log("validation/accuracy", accuracy, prog_bar=True, batch_size=len(batch.image))
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self.reader.save(self.output)

@@ -1,0 +1,184 @@
+"""The judge of glyph generators: one protocol, one generator, one flat record of figures."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from diffgan.errors import UserError
+from diffgan.glyphs import recipe
+from diffgan.glyphs.attributes import asked, read_colours
+from diffgan.glyphs.reader import GlyphReader, load_reader
+from diffgan.glyphs.recipe import COLOURS, Glyph
+from diffgan.glyphs.typefaces import CHARACTERS, SIDE
+from diffgan.latents import to_uint8
+from diffgan.metrics.distances import FeatureStatistics, frechet_distance, kernel_distance
+from diffgan.metrics.diversity import mean_pairwise_distance
+from diffgan.metrics.extractors import EfficientNetFeatures, FeatureExtractor
+from diffgan.metrics.protocols import POPULATION, SPLIT, GlyphProtocol
+from diffgan.noise import draw_noise
+
+# (noise (N, C, H, W), N prompts) -> images (N, 3, 64, 64) in [-1, 1], on any device
+Generate = Callable[[Tensor, list[str]], Tensor]
+
+
+class RealFeatures(NamedTuple):
+    """Features of a protocol's real pictures: reference (N, D), floor (N, D), population (P, k, D)."""
+
+    reference: Tensor
+    floor: Tensor
+    population: Tensor
+
+
+class GlyphJudge:
+    """Judge generators by a protocol.
+
+    Args:
+        protocol: what is generated and compared with.
+        extractor: features of the distances; names them (`fd_<name>`, `kid_<name>`).
+        reader: names the character of a picture; by default the one that ships with the package.
+        cache: directory where features of the real pictures are kept between runs; None keeps them in memory only.
+        batch_size: images generated, and images looked at, at once.
+    """
+
+    def __init__(
+        self,
+        protocol: GlyphProtocol,
+        extractor: FeatureExtractor | None = None,
+        reader: GlyphReader | None = None,
+        cache: Path | None = None,
+        batch_size: int = 50,
+    ):
+        self.protocol, self.cache, self.batch_size = protocol, cache, batch_size
+        self.extractor = EfficientNetFeatures() if extractor is None else extractor
+        self.reader = load_reader() if reader is None else reader
+        self._real: RealFeatures | None = None
+
+    def evaluate(self, generate: Generate, latent_shape: Sequence[int]) -> dict[str, float | str]:
+        """Figures of a generator, called with noise (n, *latent_shape) and n prompts at a time.
+
+        Returns:
+            fd_X, kid_X of extractor X and their `_floor` (other real pictures in the generator's place); reading: share
+            of the images whose character is read as asked; colour: share of the colours asked for that are seen; both
+            also `_real`; diversity among images of a prompt, that of real pictures, and their ratio; seconds_per_image
+            of generation; images; protocol and its digest.
+        """
+        images, seconds = self._generate(generate, latent_shape)
+        features = self._features(images, "looking at images")
+        return {
+            "protocol": self.protocol.name,
+            "protocol_digest": self.protocol.digest,
+            "images": float(len(images)),
+            "seconds_per_image": seconds / len(images),
+            **self._distances(features[: self.protocol.images]),
+            **self._alignment(images[: self.protocol.images]),
+            **self._diversity(features[self.protocol.images :]),
+        }
+
+    def _generate(self, generate: Generate, latent_shape: Sequence[int]) -> tuple[Tensor, float]:
+        prompts, seeds = self.protocol.prompts, self.protocol.seeds
+        images, seconds = [], 0.0
+        for rows in self._batches(len(prompts), "judge: generating"):
+            noise = draw_noise(seeds[rows], tuple(latent_shape))
+            start = time.perf_counter()
+            with torch.no_grad():
+                made = generate(noise, prompts[rows]).cpu()
+            seconds += time.perf_counter() - start
+            if made.shape != (len(noise), 3, SIDE, SIDE):
+                raise UserError(f"protocol {self.protocol.name} judges {SIDE}x{SIDE} images, not {tuple(made.shape)}")
+            images.append(to_uint8(made))
+        return torch.cat(images), seconds
+
+    def _batches(self, count: int, what: str) -> Iterator[slice]:
+        """Slices of at most `batch_size` images under a progress bar that appears after five seconds."""
+        with tqdm(total=count, desc=what, unit="image", delay=5, leave=False) as bar:
+            for start in range(0, count, self.batch_size):
+                rows = slice(start, min(start + self.batch_size, count))
+                yield rows
+                bar.update(rows.stop - rows.start)
+
+    def _features(self, images: Tensor, what: str) -> Tensor:
+        return torch.cat([self.extractor(images[rows]) for rows in self._batches(len(images), f"judge: {what}")])
+
+    # ---- figures ----
+
+    def _distances(self, features: Tensor) -> dict[str, float]:
+        reference, floor, name = self.real.reference, self.real.floor, self.extractor.name
+        reference_statistics = FeatureStatistics.of(reference)
+        figures = {}
+        for suffix, other in (("", features), ("_floor", floor)):
+            statistics = FeatureStatistics.of(other)
+            figures[f"fd_{name}{suffix}"] = frechet_distance(statistics, reference_statistics)
+            figures[f"kid_{name}{suffix}"] = kernel_distance(other, reference)
+        return figures
+
+    def _alignment(self, images: Tensor) -> dict[str, float]:
+        captions = [glyph.caption for glyph in self.protocol.reference]
+        real = alignment(self.reader, _pictures(SPLIT, self.protocol.reference), captions)
+        return {**alignment(self.reader, images, captions), **{f"{name}_real": value for name, value in real.items()}}
+
+    def _diversity(self, features: Tensor) -> dict[str, float]:
+        made = mean_pairwise_distance(features.unflatten(0, self.real.population.shape[:2]))
+        real = mean_pairwise_distance(self.real.population)
+        return {"diversity": made, "diversity_real": real, "diversity_ratio": made / real}
+
+    # ---- the real pictures ----
+
+    @property
+    def real(self) -> RealFeatures:
+        """Features of the real pictures, computed once and kept."""
+        if self._real is None:
+            file = self._cache_file()
+            if file is not None and file.is_file():
+                self._real = RealFeatures(**load_file(file))
+            else:
+                self._real = self._look_at_real()
+                if file is not None:
+                    _save(self._real, file)
+        return self._real
+
+    def _look_at_real(self) -> RealFeatures:
+        protocol = self.protocol
+        population = _pictures(POPULATION, list(chain(*protocol.population)))
+        images = torch.cat([_pictures(SPLIT, protocol.reference), _pictures(SPLIT, protocol.floor), population])
+        parts = (protocol.images, protocol.images, len(population))
+        reference, floor, varied = self._features(images, "looking at real pictures").split(parts)
+        return RealFeatures(reference, floor, varied.unflatten(0, (-1, protocol.images_per_prompt)))
+
+    def _cache_file(self) -> Path | None:
+        key = hashlib.blake2b(f"{self.protocol.digest} {self.extractor.identity}".encode(), digest_size=6)
+        return self.cache and self.cache / f"real-{self.protocol.name}-{key.hexdigest()}.safetensors"
+
+
+def _pictures(split: str, glyphs: list[Glyph]) -> Tensor:
+    return to_uint8(recipe.paint(split, glyphs))
+
+
+def _save(real: RealFeatures, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({name: value.contiguous().clone() for name, value in real._asdict().items()}, partial)
+    partial.replace(file)
+
+
+def alignment(reader: GlyphReader, images: Tensor, captions: list[str]) -> dict[str, float]:
+    """How far images (N, 3, 64, 64) uint8 show what their captions ask for.
+
+    Returns:
+        reading: share of the captions naming a character whose image is read as that character.
+        colour: share of the colours named, inks and grounds, that are seen.
+    """
+    pictures = images.float() / 127.5 - 1
+    characters, colours, wishes = reader.read(pictures), read_colours(pictures), [asked(c) for c in captions]
+    names = list(COLOURS)
+    read = [CHARACTERS[c] == wish.character for c, wish in zip(characters, wishes, strict=True) if wish.character]
+    inks = [names[seen[0]] == wish.ink for seen, wish in zip(colours, wishes, strict=True) if wish.ink]
+    grounds = [names[seen[1]] == wish.ground for seen, wish in zip(colours, wishes, strict=True) if wish.ground]
+    return {"reading": sum(read) / max(1, len(read)), "colour": sum(inks + grounds) / max(1, len(inks + grounds))}

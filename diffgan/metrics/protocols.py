@@ -1,0 +1,138 @@
+"""Frozen protocols of judging: what is asked for, from which noises, and the real pictures it is compared with."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+
+import numpy as np
+
+from diffgan.errors import UserError
+from diffgan.glyphs import recipe
+from diffgan.glyphs.attributes import Asked, asked
+from diffgan.glyphs.recipe import COLOURS, DARK, LIGHT, Glyph
+from diffgan.glyphs.typefaces import CHARACTERS, typefaces
+
+SPLIT = "reference"  # captions and real pictures: families that no training sees
+POPULATION = "train"  # real pictures of one caption, for diversity: what a teacher can have learnt
+PICTURE_SEED, POPULATION_SEED, NOISE_SEED = 7001, 7002, 3_000_000_000
+FEWEST_TYPEFACES = 16  # a prompt of the diversity measure is met by so many typefaces of POPULATION
+
+
+@dataclass(frozen=True)
+class GlyphProtocol:
+    """Judging on glyphs.
+
+    images: captions of the reference families; one image is made of each, and its own picture is in the real set.
+    diversity_prompts, images_per_prompt: prompts of the diversity measure and images made of each.
+    """
+
+    name: str
+    images: int
+    diversity_prompts: int
+    images_per_prompt: int
+
+    @cached_property
+    def reference(self) -> list[Glyph]:
+        """The real set: `images` glyphs with the captions."""
+        return recipe.describe(SPLIT, PICTURE_SEED, range(self.images))
+
+    @cached_property
+    def floor(self) -> list[Glyph]:
+        """As many other glyphs of the same families: their distance from `reference` is what a perfect model scores."""
+        return recipe.describe(SPLIT, PICTURE_SEED, range(self.images, 2 * self.images))
+
+    @cached_property
+    def population(self) -> list[list[Glyph]]:
+        """For each prompt of the diversity measure `images_per_prompt` real glyphs that satisfy it."""
+        captions = (glyph.caption for glyph in self.floor)
+        wide = (c for c in captions if len(matching_typefaces(POPULATION, asked(c))) >= FEWEST_TYPEFACES)
+        return [
+            satisfying(POPULATION, prompt, POPULATION_SEED + row, self.images_per_prompt)
+            for row, prompt in enumerate(islice(wide, self.diversity_prompts))
+        ]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that is generated: those of `reference`, then each of `population` `images_per_prompt` times."""
+        return [glyph.caption for glyph in chain(self.reference, *self.population)]
+
+    @property
+    def seeds(self) -> range:
+        """The noise seed of every prompt; pairs and their validation use other ones."""
+        return range(NOISE_SEED, NOISE_SEED + self.images + self.diversity_prompts * self.images_per_prompt)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits over all of the above, the palette and the shapes that pictures are made of."""
+        fields = [self.name, self.images, self.diversity_prompts, self.images_per_prompt, NOISE_SEED, COLOURS]
+        lists = [[_record(g) for g in glyphs] for glyphs in (self.reference, self.floor, *self.population)]
+        state = hashlib.blake2b(json.dumps([fields, lists]).encode(), digest_size=8)
+        for split in (SPLIT, POPULATION):
+            state.update(np.ascontiguousarray(typefaces(split).packed))
+        return state.hexdigest()
+
+
+def _record(glyph: Glyph) -> list:
+    return [round(value, 6) if isinstance(value, float) else value for value in asdict(glyph).values()]
+
+
+def matching_typefaces(split: str, wish: Asked) -> np.ndarray:
+    """Indices of the split's typefaces that have the weight, slant and category asked for."""
+    faces = typefaces(split)
+    keep = np.ones(len(faces), dtype=bool)
+    for attribute in ("weight", "slant", "category"):
+        if getattr(wish, attribute) is not None:
+            keep &= getattr(faces, attribute) == getattr(wish, attribute)
+    return keep.nonzero()[0]
+
+
+def satisfying(split: str, caption: str, seed: int, count: int) -> list[Glyph]:
+    """`count` glyphs of a split as `caption` asks for; what it leaves open (typeface, colours, place) is drawn afresh.
+
+    Raises:
+        UserError: no typeface of the split has what the caption asks for.
+    """
+    wish = asked(caption)
+    faces = matching_typefaces(split, wish)
+    if not len(faces):
+        raise UserError(f"no {split} typeface satisfies {caption!r}")
+    glyphs = recipe.describe(split, seed, range(count))
+    draws = recipe.uniforms(seed, range(count, 2 * count))
+    return [_granted(glyph, wish, faces, u, caption) for glyph, u in zip(glyphs, draws, strict=True)]
+
+
+def _granted(glyph: Glyph, wish: Asked, faces: np.ndarray, u: np.ndarray, caption: str) -> Glyph:
+    typeface = int(faces[int(u[0] * len(faces))])
+    character = glyph.character if wish.character is None else CHARACTERS.index(wish.character)
+    dark, light = int(u[1] * len(DARK)), len(DARK) + int(u[2] * len(LIGHT))
+    ink, ground = _granted_colours(wish, dark, light, u[3])
+    return replace(glyph, typeface=typeface, character=character, ink=ink, ground=ground, caption=caption)
+
+
+def _granted_colours(wish: Asked, dark: int, light: int, u: float) -> tuple[int, int]:
+    """Ink and ground, one dark and one light, of which those named are as named."""
+    names = list(COLOURS)
+    ink, ground = (None if name is None else names.index(name) for name in (wish.ink, wish.ground))
+    if ink is None and ground is None:
+        return (dark, light) if u < 0.5 else (light, dark)
+    if ink is None:
+        return (light if ground < len(DARK) else dark), ground
+    return ink, ground if ground is not None else (light if ink < len(DARK) else dark)
+
+
+GLYPH_PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        GlyphProtocol("glyphs-500", images=500, diversity_prompts=20, images_per_prompt=6),
+        GlyphProtocol("glyphs-2k", images=2000, diversity_prompts=64, images_per_prompt=8),
+    )
+}
+
+
+def glyph_protocol(name: str) -> GlyphProtocol:
+    """A protocol by its name; another name raises UserError with those there are."""
+    if name not in GLYPH_PROTOCOLS:
+        raise UserError(f"protocol {name!r} is none of {', '.join(GLYPH_PROTOCOLS)}")
+    return GLYPH_PROTOCOLS[name]

@@ -1,0 +1,125 @@
+"""The judge on real pictures and on noise; its cache; the callback around it."""
+
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from callbacks.glyph_judge import GlyphJudge as GlyphJudgeCallback
+from diffgan.errors import UserError
+from diffgan.glyphs import recipe
+from diffgan.metrics import protocols
+from diffgan.metrics.diversity import mean_pairwise_distance
+from diffgan.metrics.judge import GlyphJudge
+from diffgan.metrics.protocols import GlyphProtocol
+
+LATENT = (4, 16, 16)
+
+
+class Averages(nn.Module):
+    """A cheap extractor: the picture at 8x8."""
+
+    name, identity = "averages", "averages 8"
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def protocol() -> GlyphProtocol:
+    return GlyphProtocol("tiny", images=100, diversity_prompts=5, images_per_prompt=4)
+
+
+def _real_pictures(protocol):
+    """A generator that cheats: pictures of the floor, then of the population, in the order of the prompts."""
+    others = [glyph for glyphs in protocol.population for glyph in glyphs]
+    queue = list(torch.cat([recipe.paint("reference", protocol.floor), recipe.paint("train", others)]))
+    return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
+
+
+def _reference_pictures(protocol):
+    queue = list(recipe.paint("reference", protocol.reference)) + [torch.zeros(3, 64, 64)] * 20
+    return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
+
+
+def _noise(noise, prompts):
+    return nn.functional.interpolate(noise[:, :3], size=64)
+
+
+def test_real_pictures_against_noise(protocol):
+    judge = GlyphJudge(protocol)
+    real = judge.evaluate(_real_pictures(protocol), LATENT)
+    noise = judge.evaluate(_noise, LATENT)
+    assert real["fd_efficientnet"] == pytest.approx(real["fd_efficientnet_floor"], rel=1e-3)
+    assert real["diversity_ratio"] == pytest.approx(1, abs=1e-3)
+    assert noise["fd_efficientnet"] > 2 * real["fd_efficientnet"]
+    assert noise["kid_efficientnet"] > 10 * abs(real["kid_efficientnet"])
+    assert noise["reading"] < 0.1 and noise["colour"] < 0.4
+
+
+def test_pictures_as_asked_score_as_real_ones(protocol, tmp_path):
+    judge = GlyphJudge(protocol, Averages(), cache=tmp_path)
+    figures = judge.evaluate(_reference_pictures(protocol), LATENT)
+    assert figures["reading"] == figures["reading_real"] > 0.75
+    assert figures["colour"] == figures["colour_real"] > 0.98
+    assert figures["fd_averages"] == pytest.approx(0, abs=1e-6)
+    assert figures["diversity_ratio"] == 0
+    assert figures["images"] == 120 and figures["protocol"] == "tiny"
+    (file,) = tmp_path.iterdir()
+    again = GlyphJudge(protocol, Averages(), cache=tmp_path)
+    again._look_at_real = None  # the cache is enough
+    assert torch.equal(again.real.floor, judge.real.floor) and file.name.startswith("real-tiny-")
+
+
+def test_images_of_another_size_are_refused(protocol):
+    with pytest.raises(UserError, match="64x64"):
+        GlyphJudge(protocol, Averages()).evaluate(lambda noise, prompts: torch.zeros(len(noise), 3, 32, 32), LATENT)
+
+
+def test_mean_pairwise_distance():
+    features = torch.tensor([[[0.0, 0], [3, 4]], [[1, 1], [1, 2]]])
+    assert mean_pairwise_distance(features) == pytest.approx(3)
+    with pytest.raises(ValueError, match="two or more"):
+        mean_pairwise_distance(features[:, :1])
+
+
+class Student(pl.LightningModule):
+    """The least that the callback needs of `Diffusion2GAN`."""
+
+    def __init__(self):
+        super().__init__()
+        self.images_seen = 0
+        self.generator_ema = lambda noise, conditioning: noise
+        self.teacher = SimpleNamespace(
+            latent_shape=LATENT,
+            encode=lambda prompts: torch.zeros(len(prompts), 1, 1),
+            decode=lambda z: _noise(z, None),
+        )
+
+    def validation_step(self, *_):
+        pass
+
+    test_step = validation_step
+
+    def val_dataloader(self):
+        return [0]
+
+    test_dataloader = val_dataloader
+
+
+def test_callback_logs_the_figures(protocol, monkeypatch):
+    monkeypatch.setitem(protocols.GLYPH_PROTOCOLS, "tiny", protocol)
+    monkeypatch.setattr("diffgan.metrics.judge.EfficientNetFeatures", Averages)
+    callback = GlyphJudgeCallback("tiny")
+    trainer = pl.Trainer(
+        callbacks=[callback], logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False
+    )
+    student = Student()
+    trainer.validate(student, verbose=False)
+    assert trainer.callback_metrics["judge/images"] == 120
+    assert trainer.callback_metrics["judge/fd_averages"] > 0
+    assert callback.figures["protocol_digest"] == protocol.digest
+    trainer.test(student, verbose=False)
+    assert "judge/reading" in trainer.callback_metrics
