@@ -59,8 +59,8 @@ class Teacher(nn.Module):
             pipeline = StableDiffusionPipeline.from_pretrained(
                 path, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
             )
-        except (OSError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"teacher {path}: cannot be loaded as a StableDiffusionPipeline: {reason}") from error
         return cls(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.unet, pipeline.scheduler)
 

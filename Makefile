@@ -1,0 +1,94 @@
+# `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/diffgan
+INSTALLED := $(VENV)/.installed
+LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## virtual environment with everything
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing (some minutes) ..."
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# ---- the main job ----
+
+demo: $(INSTALLED) ## pairs, distillation, judging, export: the whole chain in minutes; again: resumes
+	$(RUN) predict -c configs/glyphs/pairs.yaml -c configs/glyphs/demo-pairs.yaml
+	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
+	@$(MAKE) --no-print-directory JUDGED=runs/demo PROTOCOL=glyphs-500 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" judged
+
+glyphs: $(INSTALLED) ## the full miniature experiment (hours)
+	$(RUN) predict -c configs/glyphs/pairs.yaml
+	$(RUN) fit -c configs/glyphs/distill.yaml
+	@$(MAKE) --no-print-directory JUDGED=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml" judged
+
+# Teacher and student under one protocol, the student exported, the table written.
+ifdef JUDGED
+.PHONY: judged $(JUDGED)/distill/metrics.json
+judged: $(JUDGED)/teacher-50.json $(JUDGED)/teacher-1.json $(JUDGED)/distill/metrics.json
+	$(RUN) export --run $(JUDGED)/distill --output $(JUDGED)/student
+	$(RUN) table --records '["$(JUDGED)/teacher-50.json", "$(JUDGED)/teacher-1.json", "$(JUDGED)/distill/metrics.json"]' --output $(JUDGED)/table.md
+	@echo "teacher and student side by side: $$(ls $(JUDGED)/distill/samples/*.png | tail -n 1)"
+
+$(JUDGED)/teacher-50.json:
+	$(RUN) judge --output $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/judge
+
+$(JUDGED)/teacher-1.json:
+	$(RUN) judge --output $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/judge
+
+$(JUDGED)/distill/metrics.json:
+	$(RUN) test $(DISTILL)
+endif
+
+# ---- tables of the paper, on the miniature ----
+
+table-losses: $(INSTALLED) ## regression losses after equal images on the same pairs (hours)
+	$(RUN) predict -c configs/glyphs/pairs.yaml
+	@for loss in $(LOSSES); do \
+	  for verb in fit test; do \
+	    $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/losses.yaml -c configs/tables/losses/$$loss.yaml || exit 1; \
+	  done; \
+	done
+	$(RUN) table --records '[$(subst $() ,$(COMMA),$(foreach loss,$(LOSSES),"runs/tables/losses/$(loss)/metrics.json"))]' --output runs/tables/losses/table.md
+COMMA := ,
+
+# ---- what the package ships ----
+
+glyph-teacher: $(INSTALLED) ## train the glyph teacher anew (hours) and put it into the package
+	$(RUN) fit -c configs/glyphs/autoencoder.yaml
+	$(RUN) fit -c configs/glyphs/text_encoder.yaml
+	$(RUN) fit -c configs/glyphs/denoiser.yaml
+	$(VENV)/bin/python -m diffgan.glyphs.shipping pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
+
+glyph-reader: $(INSTALLED) ## train the reader of characters anew
+	$(RUN) fit -c configs/glyphs/reader.yaml
+
+glyph-perceptual: $(INSTALLED) ## train the perceptual network of the glyph latents anew
+	$(RUN) fit -c configs/glyphs/latent_vgg.yaml
+
+# ---- the developer's desk ----
+
+test: $(INSTALLED) ## the test suite (minutes)
+	$(VENV)/bin/python -m pytest -m "not slow" < /dev/null
+
+test-all: $(INSTALLED) ## the test suite with the long checks
+	$(VENV)/bin/python -m pytest < /dev/null
+
+bench: $(INSTALLED) ## speed as ratios: pair generation and training step against their bare network passes
+	$(VENV)/bin/python -m tests.bench.overhead
+
+lint: $(INSTALLED) ## ruff
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+clean: ## remove what the targets made, the virtual environment aside
+	rm -rf runs pairs

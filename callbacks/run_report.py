@@ -1,0 +1,70 @@
+"""The record of a run: what was measured, of which weights, under which configuration, where and how long."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+
+from callbacks.glyph_judge import GlyphJudge
+from diffgan.record import digest, environment, write_json
+
+
+class RunReport(pl.Callback):
+    """Write `metrics.json` in the run's folder at the end of a validation and of a test.
+
+    It carries the metrics, images seen, checkpoint and its digest, configuration, seed, versions, seconds and device.
+
+    Args:
+        name: what the tables call this run.
+    """
+
+    def __init__(self, name: str = "student, 1 step"):
+        self.name, self.path = name, Path()
+        self._started = time.monotonic()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.path = Path(trainer.log_dir) / "metrics.json"
+        self._started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self.write(trainer, pl_module)
+
+    on_test_end = on_validation_end
+
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the record of now, whole or not at all."""
+        report = {
+            "stage": trainer.state.fn.value,
+            "name": self.name,
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "images_seen": pl_module.images_seen,
+            "checkpoint": _checkpoint(trainer),
+            "seconds": round(time.monotonic() - self._started, 1),
+            **_protocol(trainer),
+            **environment(),
+            "config": _configuration(trainer),
+        }
+        write_json(report, self.path)
+
+
+def _protocol(trainer: pl.Trainer) -> dict[str, str]:
+    """Name and digest of the protocol that the figures belong to."""
+    judges = [callback for callback in trainer.callbacks if isinstance(callback, GlyphJudge)]
+    figures = judges[0].figures if judges else {}
+    return {name: figures[name] for name in ("protocol", "protocol_digest") if name in figures}
+
+
+def _checkpoint(trainer: pl.Trainer) -> dict[str, str] | None:
+    path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+    return {"name": path.name, "digest": digest(path)} if path and path.is_file() else None
+
+
+def _configuration(trainer: pl.Trainer) -> dict[str, Any] | None:
+    for callback in trainer.callbacks:
+        if isinstance(callback, SaveConfigCallback):
+            return yaml.safe_load(callback.parser.dump(callback.config, skip_none=True))
+    return None

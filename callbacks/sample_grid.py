@@ -1,0 +1,55 @@
+"""Pictures of fixed noises and prompts: teacher above, student below."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from diffgan.latents import to_uint8
+from diffgan.noise import draw_noise
+from diffgan.sheet import save_sheet
+
+
+class SampleGrid(pl.Callback):
+    """Draw the same noises and prompts with the teacher (once) and the student (at every validation and test).
+
+    Writes `samples/images-<images seen>.png` in the run's folder and the TensorBoard image `samples`.
+
+    Args:
+        prompts: one column each.
+        seed: the noise of column i is drawn from seed + i.
+        steps, guidance: of the teacher.
+    """
+
+    def __init__(self, prompts: list[str], seed: int = 1_000_000, steps: int = 50, guidance: float = 3.0):
+        self.prompts, self.seed = prompts, seed
+        self.steps, self.guidance = steps, guidance
+        self._teacher_images: Tensor | None = None
+        self.folder = Path()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.log_dir) / "samples"
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self.draw(trainer, pl_module)
+
+    on_test_end = on_validation_end
+
+    @torch.no_grad()
+    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path:
+        """Write the sheet of now; returns its path."""
+        teacher = pl_module.teacher
+        seeds = range(self.seed, self.seed + len(self.prompts))
+        noise = draw_noise(seeds, teacher.latent_shape).to(pl_module.device)
+        conditioning = teacher.encode(self.prompts)
+        if self._teacher_images is None:
+            self._teacher_images = teacher.decode(teacher.solve(noise, conditioning, self.steps, self.guidance))
+        student = teacher.decode(pl_module.generator_ema(noise, conditioning))
+        path = self.folder / f"images-{pl_module.images_seen:08d}.png"
+        rows = {f"teacher, {self.steps} steps": self._teacher_images, "student, 1 step": student}
+        sheet = save_sheet(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
+        if trainer.logger is not None:
+            trainer.logger.experiment.add_image("samples", sheet, pl_module.images_seen, dataformats="HWC")
+        return path

@@ -1,0 +1,68 @@
+"""The verb `export`: a run's student as a pipeline directory that stock diffusers opens."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+
+from diffgan.errors import UserError
+from diffgan.nets.generator import OneStepGenerator
+from diffgan.teacher import Teacher
+
+
+def export(run: Path, output: Path) -> None:
+    """Write the moving average of a run's generator as a `StableDiffusionPipeline` directory.
+
+    In stock diffusers: `StableDiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
+
+    Args:
+        run: the run's folder: it holds `fit.yaml` and `checkpoints/last.ckpt`.
+        output: the pipeline directory; must not exist yet, or be an older export.
+    """
+    if output.exists() and not (output / "model_index.json").is_file():
+        raise UserError(f"{output}: exists and is no pipeline directory; choose another output")
+    teacher = Teacher.from_pretrained(_teacher_of(run))
+    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
+    generator.load_state_dict(_average_of(run / "checkpoints" / "last.ckpt", generator))
+    as_pipeline(teacher).save_pretrained(output)
+    print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1")
+
+
+def as_pipeline(teacher: Teacher) -> StableDiffusionPipeline:
+    """The parts of a teacher (or of a student in a teacher's place) as a stock pipeline."""
+    return StableDiffusionPipeline(
+        vae=teacher.vae,
+        text_encoder=teacher.text_encoder,
+        tokenizer=teacher.tokenizer,
+        unet=teacher.unet,
+        scheduler=teacher.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _teacher_of(run: Path) -> str:
+    try:
+        config = yaml.safe_load((run / "fit.yaml").read_text())
+        return config["model"]["init_args"]["teacher"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
+
+
+def _average_of(path: Path, generator: OneStepGenerator) -> dict[str, Any]:
+    """The weights of `generator_ema` in a checkpoint, checked against the network they go into."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint; run diffgan fit first") from error
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+    prefix = "generator_ema."
+    average = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    for name, weight in generator.state_dict().items():
+        if name not in average or average[name].shape != weight.shape:
+            raise UserError(f"{path}: the checkpoint is of another model ({name} does not fit)")
+    return average

@@ -1,0 +1,29 @@
+"""What the package ships: `python -m diffgan.glyphs.shipping pipeline SOURCE TARGET`, `... captions COUNT TARGET`."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from diffgan.export import as_pipeline
+from diffgan.glyphs.recipe import describe
+from diffgan.teacher import Teacher
+
+PROMPT_SEED = 7
+
+
+def ship_pipeline(source: str, target: Path) -> None:
+    """Write a float16 copy of a pipeline directory."""
+    as_pipeline(Teacher.from_pretrained(source, torch.float16)).save_pretrained(target)
+
+
+def ship_captions(count: int, target: Path) -> None:
+    """Write the first `count` captions of the training families that are not empty, one a line."""
+    captions = (glyph.caption for glyph in describe("train", PROMPT_SEED, range(2 * count)))
+    lines = [caption for caption in captions if caption][:count]
+    target.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    verb, first, second = sys.argv[1:]
+    ship_pipeline(first, Path(second)) if verb == "pipeline" else ship_captions(int(first), Path(second))

@@ -1,0 +1,49 @@
+"""The verb `sample`: prompts to pictures, with a student in one step or with a teacher in many."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from diffgan.latents import to_uint8
+from diffgan.noise import draw_noise
+from diffgan.teacher import Teacher
+
+
+@torch.no_grad()
+def sample(
+    prompts: list[str],
+    student: str = "glyphs",
+    output: Path = Path("samples"),
+    steps: int = 1,
+    guidance: float = 1.0,
+    count: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Path]:
+    """Draw pictures of the prompts and write them as `<output>/<number>-<prompt>.png`.
+
+    Args:
+        prompts: what to draw, e.g. '["a bold serif capital A in dark red on cream"]'.
+        student: pipeline directory (an exported student, or any teacher with more steps), hub id or "glyphs".
+        output: folder of the pictures.
+        steps: network calls; 1 for a student.
+        guidance: classifier-free guidance; 1 for a student.
+        count: pictures of each prompt.
+        seed: the noise of picture i is drawn from seed + i.
+        device: e.g. "cuda".
+    """
+    pipeline = Teacher.from_pretrained(student).to(device)
+    wanted = [prompt for prompt in prompts for _ in range(count)]
+    noise = draw_noise(range(seed, seed + len(wanted)), pipeline.latent_shape).to(device)
+    latents = pipeline.solve(noise, pipeline.encode(wanted), steps, guidance)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{i:03d}-{_slug(prompt)}.png" for i, prompt in enumerate(wanted)]
+    for path, image in zip(paths, to_uint8(pipeline.decode(latents)), strict=True):
+        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
+        print(path)
+    return paths
+
+
+def _slug(prompt: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60] or "empty"

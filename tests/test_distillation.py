@@ -1,0 +1,232 @@
+"""The distillation through the command: training, resuming, checkpoints, export."""
+
+import copy
+import json
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+
+from diffgan.__main__ import main
+from diffgan.noise import draw_noise
+from diffgan.teacher import Teacher
+
+
+def write(path, config):
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def pairs(tiny_pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "prompts.txt").write_text("a bold capital A in red on cream\ndigit 7\n")
+    config = {
+        "trainer": {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "callbacks": [
+                {
+                    "class_path": "callbacks.pair_writer.PairWriter",
+                    "init_args": {"folder": str(folder / "set"), "shard_size": 16},
+                },
+            ],
+        },
+        "model": {
+            "class_path": "diffgan.generation.PairGeneration",
+            "init_args": {"teacher": str(tiny_pipeline), "steps": 2, "guidance": 2.0},
+        },
+        "data": {
+            "class_path": "datamodules.prompts.Prompts",
+            "init_args": {"prompts": str(folder / "prompts.txt"), "pairs": 40, "seed_base": 0, "batch_size": 8},
+        },
+    }
+    main(["predict", "-c", write(folder / "pairs.yaml", config)])
+    return folder / "set"
+
+
+@pytest.fixture
+def config(tiny_pipeline, pairs, tmp_path):
+    """A distillation of 48 images in batches of 8."""
+    return {
+        "trainer": {
+            "max_epochs": -1,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "check_val_every_n_epoch": None,
+            "val_check_interval": 3,
+            "log_every_n_steps": 1,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": str(tmp_path), "name": "run", "version": ""},
+            },
+            "callbacks": [
+                {"class_path": "callbacks.ema.EMA", "init_args": {"half_life_images": 20, "log_every_images": 8}},
+                {"class_path": "callbacks.image_checkpoint.ImageCheckpoint", "init_args": {"every_images": 8}},
+                {
+                    "class_path": "callbacks.sample_grid.SampleGrid",
+                    "init_args": {"prompts": ["digit 7", ""], "steps": 2},
+                },
+                {"class_path": "callbacks.run_report.RunReport"},
+            ],
+        },
+        "model": {
+            "class_path": "diffgan.distillation.Diffusion2GAN",
+            "init_args": {
+                "teacher": str(tiny_pipeline),
+                "images": 48,
+                "warmup_images": 8,
+                "regression": {"class_path": "diffgan.regression.PseudoHuber"},
+                "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
+            },
+        },
+        "data": {
+            "class_path": "datamodules.latent_pairs.LatentPairs",
+            "init_args": {"folder": str(pairs), "batch_size": 8, "validation_pairs": 8},
+        },
+    }
+
+
+def named(config, name):
+    """The same run in another folder."""
+    other = copy.deepcopy(config)
+    other["trainer"]["logger"]["init_args"]["name"] = name
+    return other
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_fit_learns_reports_and_draws(config, tmp_path):
+    config["model"]["init_args"]["images"] = 160
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    run = tmp_path / "run"
+    report = json.loads((run / "metrics.json").read_text())
+    assert report["images_seen"] == 160  # validated when the budget ended, too
+    sheets = sorted((run / "samples").glob("*.png"))
+    assert len(sheets) == 7
+    assert report["config"]["model"]["init_args"]["images"] == 160
+    untrained = named(config, "still")
+    untrained["model"]["init_args"]["images"] = 24
+    untrained["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 0.0
+    main(["fit", "-c", write(tmp_path / "still.yaml", untrained)])
+    before = json.loads((tmp_path / "still" / "metrics.json").read_text())
+    assert report["metrics"]["validation/regression"] < 0.9 * before["metrics"]["validation/regression"]
+
+
+def test_interrupted_fit_equals_the_unbroken_one(config, tmp_path):
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    whole = checkpoint(tmp_path / "run")
+    broken = named(config, "broken")
+    broken["model"]["init_args"]["images"] = 24  # as if killed there: warm-up is over, so the schedule is the same
+    main(["fit", "-c", write(tmp_path / "broken.yaml", broken)])
+    broken["model"]["init_args"]["images"] = 48
+    main(["fit", "-c", write(tmp_path / "broken.yaml", broken)])
+    resumed = checkpoint(tmp_path / "broken")
+    assert resumed["images_seen"] == whole["images_seen"] == 48
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
+
+
+def test_finished_fit_changes_nothing(config, tmp_path):
+    for _ in range(2):
+        main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+        weights = checkpoint(tmp_path / "run")["state_dict"]
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    again = checkpoint(tmp_path / "run")
+    assert again["images_seen"] == 48
+    assert all(torch.equal(weight, again["state_dict"][name]) for name, weight in weights.items())
+
+
+def test_checkpoint_holds_the_trained_networks_only(config, tmp_path):
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    kept = checkpoint(tmp_path / "run")
+    assert {name.split(".")[0] for name in kept["state_dict"]} == {"generator", "generator_ema"}
+
+
+def test_moving_average_follows_at_its_half_life(config, tmp_path):
+    config["trainer"]["callbacks"][0]["init_args"]["half_life_images"] = 0
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    weights = checkpoint(tmp_path / "run")["state_dict"]
+    for name in [n for n in weights if n.startswith("generator.")]:
+        assert torch.equal(weights[name], weights[name.replace("generator.", "generator_ema.", 1)])
+
+
+def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, tiny_pipeline):
+    config["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 3e-2
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    main(["export", "--run", str(tmp_path / "run"), "--output", str(tmp_path / "student")])
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "student", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    noise = draw_noise([5, 6], teacher.latent_shape)
+    prompts = ["digit 7", "a bold capital A"]
+    stock = pipe(prompts, num_inference_steps=1, guidance_scale=1.0, latents=noise, output_type="latent").images
+    from diffgan.nets.generator import OneStepGenerator
+
+    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
+    weights = checkpoint(tmp_path / "run")["state_dict"]
+    prefix = "generator_ema."
+    before = generator(noise, teacher.encode(prompts)).detach()
+    generator.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
+    with torch.no_grad():
+        trained = generator(noise, teacher.encode(prompts))
+    torch.testing.assert_close(stock, trained, atol=1e-5, rtol=0)
+    assert (before - trained).abs().max() > 1e-3  # the average has moved away from the teacher
+
+
+def test_sample_writes_pictures(tiny_pipeline, tmp_path):
+    main(
+        [
+            "sample",
+            "--prompts",
+            '["digit 7", "a / b"]',
+            "--student",
+            str(tiny_pipeline),
+            "--output",
+            str(tmp_path / "out"),
+        ]
+    )
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["000-digit-7.png", "001-a-b.png"]
+
+
+def refused(capsys, *args):
+    """The one line on standard error that a command ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    assert stop.value.code not in (0, None)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_pairs_of_another_teacher_are_refused(config, other_pipeline, tmp_path, capsys):
+    config["model"]["init_args"]["teacher"] = str(other_pipeline)
+    assert "another teacher" in refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", config))
+
+
+def test_user_mistakes_are_one_line(config, tmp_path, capsys):
+    good = write(tmp_path / "fit.yaml", config)
+    assert "no_such_key" in refused(capsys, "fit", "-c", good, "--model.init_args.no_such_key", "1")
+    assert "model_index.json" in refused(capsys, "fit", "-c", good, "--model.init_args.teacher", tmp_path)
+    assert "16-true" in refused(capsys, "fit", "-c", good, "--trainer.precision", "16-true")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert "fit.yaml" in refused(capsys, "export", "--run", tmp_path / "nothing", "--output", tmp_path / "o")
+
+
+def test_checkpoint_of_another_model_is_refused(config, tmp_path, capsys):
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    other = torch.load(path, weights_only=True)
+    name = next(n for n in other["state_dict"] if n.endswith("conv_in.weight"))
+    other["state_dict"][name] = other["state_dict"][name][:4]
+    torch.save(other, tmp_path / "other.ckpt")
+    assert "another model" in refused(
+        capsys, "fit", "-c", tmp_path / "fit.yaml", "--ckpt_path", tmp_path / "other.ckpt"
+    )
+    assert "another model" not in capsys.readouterr().err
