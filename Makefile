@@ -72,6 +72,7 @@ glyph-teacher: $(INSTALLED) ## train the glyph teacher anew (hours) and put it i
 
 glyph-reader: $(INSTALLED) ## train the reader of characters anew
 	$(RUN) fit -c configs/glyphs/reader.yaml
+	cp runs/glyphs/reader/reader.safetensors diffgan/glyphs/weights/reader.safetensors
 
 glyph-perceptual: $(INSTALLED) ## train the perceptual network of the glyph latents anew
 	$(RUN) fit -c configs/glyphs/latent_vgg.yaml

@@ -28,6 +28,7 @@ class GlyphJudge(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or (trainer.state.fn == "fit" and pl_module.images_seen < self._due):
+            self.figures = {}
             return
         self._due = pl_module.images_seen + self.every_images
         self.run(pl_module)

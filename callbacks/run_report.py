@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
+from callbacks.folders import run_folder
 from callbacks.glyph_judge import GlyphJudge
 from diffgan.record import digest, environment, write_json
 
@@ -18,15 +19,15 @@ class RunReport(pl.Callback):
     It carries the metrics, images seen, checkpoint and its digest, configuration, seed, versions, seconds and device.
 
     Args:
-        name: what the tables call this run.
+        name: what the tables call this run; by default the logger's name.
     """
 
-    def __init__(self, name: str = "student, 1 step"):
+    def __init__(self, name: str | None = None):
         self.name, self.path = name, Path()
         self._started = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.path = Path(trainer.log_dir) / "metrics.json"
+        self.path = run_folder(trainer) / "metrics.json"
         self._started = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,7 +40,7 @@ class RunReport(pl.Callback):
         """Write the record of now, whole or not at all."""
         report = {
             "stage": trainer.state.fn.value,
-            "name": self.name,
+            "name": self.name or getattr(trainer.logger, "name", None) or "student",
             "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
             "images_seen": pl_module.images_seen,
             "checkpoint": _checkpoint(trainer),
@@ -59,6 +60,8 @@ def _protocol(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def _checkpoint(trainer: pl.Trainer) -> dict[str, str] | None:
+    if trainer.state.fn == "fit":  # the weights in memory are in no file yet
+        return None
     path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
     return {"name": path.name, "digest": digest(path)} if path and path.is_file() else None
 

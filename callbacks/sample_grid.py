@@ -4,8 +4,10 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.folders import run_folder
 from diffgan.latents import to_uint8
 from diffgan.noise import draw_noise
 from diffgan.sheet import save_sheet
@@ -22,14 +24,14 @@ class SampleGrid(pl.Callback):
         steps, guidance: of the teacher.
     """
 
-    def __init__(self, prompts: list[str], seed: int = 1_000_000, steps: int = 50, guidance: float = 3.0):
+    def __init__(self, prompts: list[str], seed: int = 3_500_000_000, steps: int = 50, guidance: float = 3.0):
         self.prompts, self.seed = prompts, seed
         self.steps, self.guidance = steps, guidance
         self._teacher_images: Tensor | None = None
         self.folder = Path()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.folder = Path(trainer.log_dir) / "samples"
+        self.folder = run_folder(trainer) / "samples"
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -50,6 +52,6 @@ class SampleGrid(pl.Callback):
         path = self.folder / f"images-{pl_module.images_seen:08d}.png"
         rows = {f"teacher, {self.steps} steps": self._teacher_images, "student, 1 step": student}
         sheet = save_sheet(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
-        if trainer.logger is not None:
+        if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image("samples", sheet, pl_module.images_seen, dataformats="HWC")
         return path

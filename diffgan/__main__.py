@@ -5,12 +5,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import diffusers
 import transformers
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from callbacks.folders import run_folder
+from callbacks.image_checkpoint import ImageCheckpoint
 from diffgan.errors import UserError
 
 PLAIN = {
@@ -22,11 +25,23 @@ PLAIN = {
 
 
 class RunConfig(SaveConfigCallback):
-    """The configuration of every verb that ran in a run's folder, as `<verb>.yaml`: the run's record."""
+    """The configuration of every verb that ran in a run's folder, as `<verb>.yaml`: the run's record.
+
+    It is written when everything has been loaded and checked, so a refused command leaves the record as it was.
+    """
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        self.config_filename = f"{trainer.state.fn.value}.yaml"
-        super().setup(trainer, pl_module, stage)
+        pass
+
+    def on_sanity_check_start(self, trainer, pl_module) -> None:
+        self._save(trainer, pl_module)
+
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
+
+    def _save(self, trainer, pl_module) -> None:
+        if not self.already_saved:
+            self.config_filename = f"{trainer.state.fn.value}.yaml"
+            super().setup(trainer, pl_module, trainer.state.fn.value)
 
 
 class DiffganCLI(LightningCLI):
@@ -36,18 +51,27 @@ class DiffganCLI(LightningCLI):
     """
 
     def before_fit(self) -> None:
-        self._continue_from_last()
+        self._find_checkpoint()
 
-    before_validate = before_test = before_fit
+    def before_validate(self) -> None:
+        if self._find_checkpoint() is None:
+            folder = run_folder(self.trainer)
+            raise UserError(f"{self.subcommand}: no checkpoint in {folder}; run fit first, or give --ckpt_path")
 
-    def _continue_from_last(self) -> None:
-        from callbacks.image_checkpoint import ImageCheckpoint
+    before_test = before_validate
 
-        options = self.config[self.subcommand]
-        kept = any(isinstance(callback, ImageCheckpoint) for callback in self.trainer.callbacks)
-        if options.ckpt_path is None and kept and (last := ImageCheckpoint.last(self.trainer)).is_file():
-            print(f"diffgan: {self.subcommand} from {last}", file=sys.stderr)
-            self.config_init[self.subcommand]["ckpt_path"] = str(last)
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint that was asked for, or the run's last one if there is any."""
+        options = self.config_init[self.subcommand]
+        asked, newest = options["ckpt_path"], ImageCheckpoint.newest(self.trainer)
+        if asked in (None, "last"):
+            if newest is None:
+                return None
+            print(f"diffgan: {self.subcommand} from {newest}", file=sys.stderr)
+            options["ckpt_path"] = str(newest)
+        elif not Path(asked).is_file():
+            raise UserError(f"--ckpt_path {asked}: no such file")
+        return Path(options["ckpt_path"])
 
 
 def lightning(args: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from diffgan.schedules import warmup_cooldown
 from diffgan.teacher import Teacher
 
 FROZEN = ("teacher.", "regression.")  # rebuilt from the configuration, never in a checkpoint
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 class Diffusion2GAN(pl.LightningModule):
@@ -72,9 +73,12 @@ class Diffusion2GAN(pl.LightningModule):
         if self.channels_last:
             self.generator.to(memory_format=torch.channels_last)
         self.generator_ema = ema.frozen_copy(self.generator)
+        self.generator.train()
 
     def _check_pairs(self) -> None:
         """Refuse pairs that another teacher made."""
+        if self._trainer is None:  # built outside a run: there are no pairs
+            return
         manifest = self.trainer.datamodule.pairs.manifest
         if manifest.teacher_digest != weights_digest(self.teacher):
             raise UserError(
@@ -85,11 +89,13 @@ class Diffusion2GAN(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError("FSDPStrategy trains two players wrongly; use ModelParallelStrategy (FSDP2) or DDPStrategy")
-        if self.trainer.precision in ("16-mixed", "16-true"):
-            raise UserError(f"precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
+        if self.trainer.precision not in PRECISIONS:
+            raise UserError(f"precision {self.trainer.precision} is not supported; use one of {', '.join(PRECISIONS)}")
 
     def configure_optimizers(self):
-        return self.generator_optimizer(self.generator.parameters())
+        optimizer = self.generator_optimizer(self.generator.parameters())
+        self._learning_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint brings those it had
+        return optimizer
 
     def train(self, mode: bool = True) -> "Diffusion2GAN":
         super().train(mode)
@@ -115,6 +121,9 @@ class Diffusion2GAN(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip_norm)
+        if not norm.isfinite():
+            seen = self.images_seen
+            raise UserError(f"the gradient's norm is {norm.item()} after {seen} images; lower the learning rate")
         self.log("g/gradient_norm", norm)
 
     def _advance(self, images: int) -> None:
@@ -134,9 +143,8 @@ class Diffusion2GAN(pl.LightningModule):
 
     def _set_learning_rate(self, optimizer) -> None:
         factor = self.learning_rate_factor(self.images_seen)
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-            group["lr"] = factor * group["initial_lr"]
+        for group, learning_rate in zip(optimizer.param_groups, self._learning_rates, strict=True):
+            group["lr"] = factor * learning_rate
 
     def _random(self) -> torch.Generator:
         """Randomness as a function of (seed, images seen, rank): resuming needs no stored generator."""
@@ -162,6 +170,7 @@ class Diffusion2GAN(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         weights = checkpoint["state_dict"]
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["teacher_digest"] = weights_digest(self.teacher)
         checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -173,6 +182,8 @@ class Diffusion2GAN(pl.LightningModule):
                     f"the checkpoint is of another model: {name} has shape {_text(found.get(name))} there and "
                     f"{_text(expected.get(name))} in the model of teacher {self.teacher_path}"
                 )
+        if checkpoint["teacher_digest"] != weights_digest(self.teacher):
+            raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
         self.images_seen = checkpoint["images_seen"]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from diffgan.errors import UserError
 from diffgan.latents import to_uint8
 from diffgan.noise import draw_noise
 from diffgan.teacher import Teacher
@@ -33,6 +34,8 @@ def sample(
         seed: the noise of picture i is drawn from seed + i.
         device: e.g. "cuda".
     """
+    if not prompts or count < 1:
+        raise UserError("sample: give at least one prompt and count 1 or more")
     pipeline = Teacher.from_pretrained(student).to(device)
     wanted = [prompt for prompt in prompts for _ in range(count)]
     noise = draw_noise(range(seed, seed + len(wanted)), pipeline.latent_shape).to(device)

@@ -26,10 +26,12 @@ def table(records: list[Path], output: Path | None = None) -> None:
         records: metrics.json files of one protocol.
         output: file that gets the table too.
     """
+    if not records:
+        raise UserError("table: name at least one metrics.json")
     rows = [_read(path) for path in records]
-    protocols = {row.get("protocol_digest") for row in rows}
-    if len(protocols) > 1:
-        raise UserError(f"{records[0]} and others are of different protocols; judge them by one")
+    for path, row in zip(records, rows, strict=True):
+        if row.get("protocol_digest") != rows[0].get("protocol_digest"):
+            raise UserError(f"{path} and {records[0]} were judged by different protocols; judge them by one")
     heads = [head for head, (key, _) in COLUMNS.items() if any(key in row["metrics"] for row in rows)]
     lines = [_line(["", "network calls", *heads]), _line(["---"] * (len(heads) + 2))]
     lines += [_line([row["name"], str(row.get("network_calls", 1)), *_cells(row["metrics"], heads)]) for row in rows]
@@ -38,6 +40,7 @@ def table(records: list[Path], output: Path | None = None) -> None:
     text = "\n".join(lines) + f"\n\nprotocol {rows[0].get('protocol')} ({rows[0].get('protocol_digest')})\n"
     print(text, end="")
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text)
 
 

@@ -1,5 +1,6 @@
 """The frozen teacher: prompts to conditioning, noise to latents by its probability-flow ODE, latents to images."""
 
+import json
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,13 @@ def resolve(path: str) -> str:
     return str(files(f"diffgan.{path}").joinpath(EMBEDDED[path])) if path in EMBEDDED else path
 
 
+def _check_class(path: str) -> None:
+    """Raises UserError if a pipeline directory is of another class, whose parts would be ignored silently."""
+    index = Path(path) / "model_index.json"
+    if index.is_file() and (found := json.loads(index.read_text()).get("_class_name")) != "StableDiffusionPipeline":
+        raise UserError(f"teacher {path}: is a {found}, not a StableDiffusionPipeline")
+
+
 class Teacher(nn.Module):
     """The parts of a `StableDiffusionPipeline`, frozen.
 
@@ -43,6 +51,8 @@ class Teacher(nn.Module):
         self.tokenizer = tokenizer
         self.scheduler = DDIMScheduler.from_config(scheduler.config, **SCHEDULER)
         self.space = LatentSpace.of(vae)
+        for network in (vae, unet):
+            network.to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -55,6 +65,7 @@ class Teacher(nn.Module):
         path = resolve(path)
         if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
             raise UserError(f"teacher {path}: no pipeline directory (model_index.json is missing)")
+        _check_class(path)
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 path, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
@@ -109,7 +120,12 @@ class Teacher(nn.Module):
             steps: network calls; timesteps are spaced `trailing`, so the first is the last training timestep.
             guidance: w of eps = eps(z) + w (eps(z, c) - eps(z)); 1 leaves the unconditional half out.
             on_step: called after every step.
+
+        Raises:
+            UserError: `steps` is not between 1 and the teacher's timesteps.
         """
+        if not 1 <= steps <= (most := self.scheduler.config.num_train_timesteps):
+            raise UserError(f"steps: {steps} is not between 1 and the teacher's {most} timesteps")
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(steps, device=noise.device)
         latent = noise.to(self.unet.dtype) * scheduler.init_noise_sigma

@@ -2,6 +2,10 @@
 
 import copy
 import json
+import multiprocessing
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -11,6 +15,10 @@ from diffusers import StableDiffusionPipeline
 from diffgan.__main__ import main
 from diffgan.noise import draw_noise
 from diffgan.teacher import Teacher
+
+# Children are forked from a server that has imported everything once.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["diffgan.distillation", "callbacks.sample_grid", "callbacks.run_report"])
 
 
 def write(path, config):
@@ -229,4 +237,32 @@ def test_checkpoint_of_another_model_is_refused(config, tmp_path, capsys):
     assert "another model" in refused(
         capsys, "fit", "-c", tmp_path / "fit.yaml", "--ckpt_path", tmp_path / "other.ckpt"
     )
-    assert "another model" not in capsys.readouterr().err
+    assert torch.load(path, weights_only=True)["images_seen"] == 48
+
+
+def fit_in_a_child(path: str) -> multiprocessing.Process:
+    child = SERVER.Process(target=main, args=(["fit", "-c", path],))
+    child.start()
+    return child
+
+
+def test_killed_fit_goes_on_from_its_last_checkpoint(config, tmp_path):
+    """kill -9 at a moment that nobody chose; the same command then ends where the unbroken run ends, to the bit."""
+    config["model"]["init_args"]["images"] = 400
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    whole = checkpoint(tmp_path / "run")
+    path = write(tmp_path / "killed.yaml", named(config, "killed"))
+    child = fit_in_a_child(path)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    while not last.exists() and child.is_alive():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert 0 < checkpoint(tmp_path / "killed")["images_seen"] < 400
+    main(["fit", "-c", path])
+    resumed = checkpoint(tmp_path / "killed")
+    assert resumed["images_seen"] == 400
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name

@@ -140,7 +140,6 @@ class AutoencoderTraining(pl.LightningModule):
         warmup: steps of rising learning rate.
         kl_weight: weight of the mean KL divergence per latent element.
         edge_weight: weight of `edge_error`.
-        decoder_only: keep the latent space as it is in `<pipeline>/vae` and sharpen the decoder.
     """
 
     def __init__(
@@ -152,23 +151,15 @@ class AutoencoderTraining(pl.LightningModule):
         warmup: int = 100,
         kl_weight: float = 3e-4,
         edge_weight: float = 1.0,
-        decoder_only: bool = False,
     ):
         super().__init__()
         self.autoencoder = from_config(AutoencoderKL, autoencoder).to(memory_format=torch.channels_last)
         carry_colours(self.autoencoder)
         self.pipeline, self.optimizer, self.steps, self.warmup = pipeline, optimizer, steps, warmup
-        self.kl_weight, self.edge_weight, self.decoder_only = kl_weight, edge_weight, decoder_only
-
-    def configure_model(self) -> None:
-        if self.decoder_only:
-            weights = AutoencoderKL.from_pretrained(self.pipeline / "vae").state_dict()
-            self.autoencoder.load_state_dict(weights)
-            self.autoencoder.encoder.requires_grad_(False)
-            self.autoencoder.quant_conv.requires_grad_(False)
+        self.kl_weight, self.edge_weight = kl_weight, edge_weight
 
     def configure_optimizers(self):
-        optimizer = self.optimizer(p for p in self.autoencoder.parameters() if p.requires_grad)
+        optimizer = self.optimizer(self.autoencoder.parameters())
         schedule = LambdaLR(optimizer, warmup_cosine(self.warmup, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -189,8 +180,5 @@ class AutoencoderTraining(pl.LightningModule):
     def on_fit_end(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        finished = self.autoencoder.eval()
-        if not self.decoder_only:
-            batches = iter(self.trainer.datamodule.val_dataloader())
-            finished = whiten(finished, torch.cat([b.image for b in batches])[:512].to(self.device))
-        finished.save_pretrained(self.pipeline / "vae")
+        images = torch.cat([batch.image for batch in self.trainer.datamodule.val_dataloader()])[:512]
+        whiten(self.autoencoder.eval(), images.to(self.device)).save_pretrained(self.pipeline / "vae")

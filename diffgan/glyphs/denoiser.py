@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan import ema
+from diffgan.errors import UserError
 from diffgan.nets.build import from_config
 from diffgan.schedules import warmup_cooldown
 from diffgan.teacher import SCHEDULER, resolve
@@ -22,6 +23,14 @@ def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor
     """(count,) int64 in [0, total): one uniform draw in each of `count` strata, so a batch covers all noise levels."""
     strata = torch.arange(count, device=device) + torch.rand(count, device=device)
     return (strata * (total / count)).long().clamp_max(total - 1)
+
+
+def _check_channels(unet: dict[str, Any], vae: Path) -> None:
+    """Raises UserError if the denoiser is not made for the autoencoder's latents."""
+    channels = AutoencoderKL.load_config(vae)["latent_channels"]
+    for name in ("in_channels", "out_channels"):
+        if unet.get(name, 4) != channels:
+            raise UserError(f"unet.{name} is {unet.get(name, 4)}, but the latents of {vae} have {channels} channels")
 
 
 class DenoiserTraining(pl.LightningModule):
@@ -58,6 +67,7 @@ class DenoiserTraining(pl.LightningModule):
         self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER)
         self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder").requires_grad_(False).eval()
+        _check_channels(unet, pipeline / "vae")
         self.unet = from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last)
         self.average = ema.frozen_copy(self.unet)
 
@@ -66,6 +76,9 @@ class DenoiserTraining(pl.LightningModule):
             weights = UNet2DConditionModel.from_pretrained(Path(resolve(self.start)) / "unet").state_dict()
             self.unet.load_state_dict(weights)
             self.average.load_state_dict(weights)
+
+    def on_train_start(self) -> None:
+        torch.manual_seed(torch.initial_seed() + self.global_rank)  # or every process draws the same noise
 
     def train(self, mode: bool = True) -> "DenoiserTraining":
         super().train(mode)

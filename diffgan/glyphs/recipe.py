@@ -33,9 +33,11 @@ LIGHT = {
 COLOURS = {**DARK, **LIGHT}
 PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 127.5 - 1  # (12, 3) in [-1, 1]
 
-SHIFT_PIXELS = 4.0
+SCALE = 1.3  # of the archive's glyphs, whose capital H is 34 pixels high
 LOG2_SCALE = 0.12
-TURN_DEGREES = 7.0
+REACH_PIXELS = 29.0  # wide glyphs are scaled less, so that they stay in the picture
+SHIFT_PIXELS = 3.0
+TURN_DEGREES = 6.0
 MENTIONED = {"character": 0.9, "weight": 0.5, "slant": 0.5, "category": 0.6, "ink": 0.65, "ground": 0.65}
 DRAWS = 24
 
@@ -77,6 +79,7 @@ def _glyph(faces, u: np.ndarray) -> Glyph:
         "ink": list(COLOURS)[ink],
         "ground": list(COLOURS)[ground],
     }
+    fitting = REACH_PIXELS / float(faces.reach[typeface, character])
     said = {name: value for (name, value), v in zip(attributes.items(), u[5:11], strict=True) if v < MENTIONED[name]}
     return Glyph(
         typeface=typeface,
@@ -84,7 +87,7 @@ def _glyph(faces, u: np.ndarray) -> Glyph:
         ink=ink,
         ground=ground,
         shift=(SHIFT_PIXELS * (2 * u[11] - 1), SHIFT_PIXELS * (2 * u[12] - 1)),
-        scale=2.0 ** (LOG2_SCALE * (2 * u[13] - 1)),
+        scale=min(SCALE * 2.0 ** (LOG2_SCALE * (2 * u[13] - 1)), fitting),
         turn=np.deg2rad(TURN_DEGREES) * (2 * u[14] - 1),
         caption=phrase(said, u[15:20]),
     )

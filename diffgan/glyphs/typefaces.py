@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +42,13 @@ class Typefaces:
         packed = self.packed[typeface, character]
         pixels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), SIDE, SIDE)
         return pixels.astype(np.float32) / 15
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """(typefaces, 62) float: pixels from the centre of the map to the ink farthest from it, across or down."""
+        rows, columns = (self.packed > 0x11).any(3), (self.packed > 0x11).any(2).repeat(2, axis=2)  # (T, 62, 64) each
+        distance = np.abs(np.arange(SIDE) - (SIDE - 1) / 2) + 0.5
+        return np.maximum((rows * distance).max(-1), (columns * distance).max(-1))
 
     def subset(self, keep: np.ndarray) -> "Typefaces":
         return Typefaces(self.packed[keep], *(getattr(self, name)[keep] for name in ATTRIBUTES))

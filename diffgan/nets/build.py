@@ -3,12 +3,14 @@
 import inspect
 from typing import Any, TypeVar
 
+from diffgan.errors import UserError
+
 Model = TypeVar("Model")
 
 
 def from_config(cls: type[Model], config: dict[str, Any]) -> Model:
-    """A freshly initialised diffusers model; an argument its class does not have raises ValueError with its name."""
+    """A freshly initialised diffusers model; an argument its class does not have raises UserError with its name."""
     unknown = set(config) - set(inspect.signature(cls.__init__).parameters)
     if unknown:
-        raise ValueError(f"{cls.__name__} has no argument {sorted(unknown)[0]!r}")
+        raise UserError(f"{cls.__name__} has no argument {sorted(unknown)[0]!r}")
     return cls.from_config(config)

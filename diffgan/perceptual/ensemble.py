@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffgan.errors import UserError
+
 GROUPS = "bgo"
 
 
@@ -26,7 +28,7 @@ class Ensemble(nn.Module):
     def __init__(self, groups: str = GROUPS):
         super().__init__()
         if unknown := set(groups) - set(GROUPS):
-            raise ValueError(f"ensemble group {sorted(unknown)[0]!r} is none of {', '.join(GROUPS)}")
+            raise UserError(f"ensemble group {sorted(unknown)[0]!r} is none of {', '.join(GROUPS)}")
         self.groups = groups
 
     def forward(self, first: Tensor, second: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from diffgan.perceptual.latent_vgg import load_vgg
 
 def unit(features: Tensor, eps: float = 1e-10) -> Tensor:
     """Features (N, C, H, W) divided by their norm over the channels at every position."""
+    features = features.float()  # the squares of bf16 features would lose the differences
     return features / (features.square().sum(1, keepdim=True) + eps).sqrt()
 
 
@@ -44,7 +45,7 @@ class LatentLPIPS(nn.Module):
     def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """generated, target: (N, C, H, W) latents -> distances (N,), zero for equal inputs; no gradient to target."""
         generated, target = self.ensemble(generated, target.detach(), generator)
-        distances = generated.new_zeros(len(generated))
+        distances = torch.zeros(len(generated), device=generated.device)
         with torch.no_grad():
             goals = self.network(target.contiguous(memory_format=torch.channels_last))
         for feature, goal in zip(

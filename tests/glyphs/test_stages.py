@@ -70,7 +70,8 @@ def test_words_of_captions_are_single_tokens():
 def stage(name, folder, steps, **changes):
     """The words of a short run of a committed stage."""
     config = yaml.safe_load(Path(f"configs/glyphs/{name}.yaml").read_text())
-    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps, "accelerator": "cpu"}
+    one = {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
+    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps, **one}
     config["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
     for section, values in changes.items():
