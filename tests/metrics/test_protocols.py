@@ -8,7 +8,7 @@ from diffgan.glyphs.recipe import COLOURS, DARK
 from diffgan.glyphs.typefaces import CHARACTERS, typefaces
 from diffgan.metrics.protocols import glyph_protocol, satisfying
 
-DIGESTS = {"glyphs-500": "e2514512069530b0", "glyphs-2k": "eaf435889cff7844"}
+DIGESTS = {"glyphs-500": "ffdea9a591851808", "glyphs-2k": "ea5b50d06d0197b1"}
 
 
 @pytest.mark.parametrize("name", DIGESTS)

@@ -1,0 +1,64 @@
+"""Every combination of configuration files that the Makefile runs, parsed and merged as the command does it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffgan.__main__ import main
+
+LOSSES = ("mse", "pseudo_huber", "latent_lpips", "e_latent_lpips")
+PAIRS, DISTILL = ["configs/glyphs/pairs.yaml"], ["configs/glyphs/distill.yaml"]
+DEMO_PAIRS, DEMO = [*PAIRS, "configs/glyphs/demo-pairs.yaml"], [*DISTILL, "configs/glyphs/demo-distill.yaml"]
+
+
+def merged(capsys, verb, files):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *(word for file in files for word in ("-c", file)), "--print_config"])
+    assert stop.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def arguments(config, name):
+    """init_args of the callback whose class has this name."""
+    (found,) = (c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("." + name))
+    return found["init_args"]
+
+
+@pytest.mark.parametrize(("pairs", "distill"), [(PAIRS, DISTILL), (DEMO_PAIRS, DEMO)])
+def test_stages_meet(capsys, pairs, distill):
+    made, used = merged(capsys, "predict", pairs), merged(capsys, "fit", distill)
+    assert arguments(made, "PairWriter")["folder"] == used["data"]["init_args"]["folder"]
+    assert made["model"]["init_args"]["teacher"] == used["model"]["init_args"]["teacher"] == "glyphs"
+    assert made["trainer"]["default_root_dir"] == arguments(made, "PairWriter")["folder"]
+    budget = used["model"]["init_args"]
+    assert budget["warmup_images"] + budget["cooldown_images"] < budget["images"]
+
+
+def test_demo_and_its_teacher_are_judged_by_one_protocol(capsys):
+    makefile = Path("Makefile").read_text()
+    for folder, files in (("runs/demo", DEMO), ("runs/glyphs", DISTILL)):
+        protocol = re.search(rf"JUDGED={folder} PROTOCOL=(\S+)", makefile)[1]
+        assert arguments(merged(capsys, "test", files), "GlyphJudge")["protocol"] == protocol
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_table_differs_in_the_loss_alone(capsys, loss):
+    common = [*DISTILL, "configs/tables/losses.yaml"]
+    base, row = merged(capsys, "fit", common), merged(capsys, "fit", [*common, f"configs/tables/losses/{loss}.yaml"])
+    assert row["trainer"]["logger"]["init_args"]["name"] == loss
+    for config in (base, row):
+        config["model"]["init_args"].pop("regression")
+        for name in ("save_dir", "name"):
+            config["trainer"]["logger"]["init_args"].pop(name)
+    assert row == base
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "text_encoder", "denoiser", "latent_vgg", "reader"])
+def test_schedules_end_with_the_training_and_weights_are_saved_then(capsys, stage):
+    config = merged(capsys, "fit", [f"configs/glyphs/{stage}.yaml"])
+    trainer, model = config["trainer"], config["model"]["init_args"]
+    assert trainer["max_steps"] == model["steps"] > model.get("warmup", 0)
+    assert stage == "autoencoder" or trainer["max_steps"] % trainer["val_check_interval"] == 0

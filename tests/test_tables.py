@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from diffgan.errors import UserError
+from diffgan.tables import table
+
+
+def record(path, name, protocol="p", **metrics):
+    path.write_text(json.dumps({"name": name, "metrics": metrics, "protocol": "glyphs", "protocol_digest": protocol}))
+    return path
+
+
+def test_table_has_a_row_a_record_and_the_real_pictures(tmp_path, capsys):
+    figures = {"judge/fd_efficientnet": 60.04, "judge/fd_efficientnet_floor": 50.0, "judge/kid_efficientnet": 0.0123}
+    figures |= {"judge/reading": 0.8, "judge/reading_real": 0.9}
+    records = [record(tmp_path / "a.json", "teacher", **figures), record(tmp_path / "b.json", "student", **figures)]
+    table(records, tmp_path / "deep" / "table.md")
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "deep" / "table.md").read_text()
+    heads, _, first, second, real = text.splitlines()[:5]
+    assert heads == "|  | network calls | FD (EfficientNet) | KID x 1000 | reading |"
+    assert first == "| teacher | 1 | 60.0 | 12.3 | 0.800 |" and second.startswith("| student ")
+    assert real == "| real pictures |  | 50.0 |  | 0.900 |"
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    a, b = record(tmp_path / "a.json", "a"), record(tmp_path / "b.json", "b", protocol="q")
+    (tmp_path / "c.json").write_text("{}")
+    for records, message in (([], "at least one"), ([a, b], "b.json and"), ([tmp_path / "c.json"], "c.json")):
+        with pytest.raises(UserError, match=message):
+            table(records)
