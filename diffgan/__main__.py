@@ -63,6 +63,7 @@ class DiffganCLI(LightningCLI):
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint that was asked for, or the run's last one if there is any."""
         options = self.config_init[self.subcommand]
+        options["weights_only"] = True
         asked, newest = options["ckpt_path"], ImageCheckpoint.newest(self.trainer)
         if asked in (None, "last"):
             if newest is None:
@@ -103,7 +104,10 @@ def _plain_help() -> str:
     return "plain verbs: " + "; ".join(f"{verb} ({what})" for verb, (_, what) in PLAIN.items())
 
 
-NOISE = r".*(treespec|many workers|in eval mode|args parameter is intended|Checkpoint directory).*"
+NOISE = (
+    r".*(treespec|many workers|in eval mode|args parameter is intended|torch_dtype|smaller than the logging|"
+    r"Checkpoint directory).*"
+)
 
 
 def _quieten() -> None:
