@@ -19,7 +19,7 @@ class PairWriter(pl.Callback):
 
     A shard is made by one process from its first pair to its last, in batches cut the same way on every run, so the
     set is the same bytes however often it was interrupted and on however many processes it was made. Another batch
-    size or another machine may move a latent by rounding.
+    size, number of threads or machine may move a latent by rounding.
 
     Args:
         folder: of the pair set.

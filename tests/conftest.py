@@ -1,4 +1,8 @@
-"""A Stable Diffusion small enough to run in every test."""
+"""A Stable Diffusion small enough to run in every test, on one thread: bits depend on the number of threads."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; child processes inherit it
 
 from pathlib import Path
 
