@@ -33,6 +33,7 @@ def pairs(tiny_pipeline, tmp_path_factory):
     config = {
         "trainer": {
             "accelerator": "cpu",
+            "default_root_dir": str(folder),
             "logger": False,
             "enable_progress_bar": False,
             "callbacks": [
