@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,9 +14,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan import ema
 from diffgan.errors import UserError
+from diffgan.export import as_pipeline
 from diffgan.nets.build import from_config
 from diffgan.schedules import warmup_cooldown
-from diffgan.teacher import SCHEDULER, resolve
+from diffgan.teacher import SCHEDULER, Teacher, resolve
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
@@ -128,13 +129,6 @@ class DenoiserTraining(pl.LightningModule):
 
     def save_pipeline(self) -> None:
         """Write the moving average, the autoencoder and the tokenizer as one pipeline directory."""
-        StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(self.pipeline / "vae"),
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.average,
-            scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(self.pipeline)
+        vae = AutoencoderKL.from_pretrained(self.pipeline / "vae")
+        parts = Teacher(vae, self.text_encoder, self.tokenizer, self.average, self.scheduler)
+        as_pipeline(parts).save_pretrained(self.pipeline)
