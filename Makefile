@@ -36,15 +36,17 @@ glyphs: $(INSTALLED) ## the full miniature experiment (hours)
 ifdef JUDGED
 .PHONY: judged $(JUDGED)/distill/metrics.json
 judged: $(JUDGED)/teacher-50.json $(JUDGED)/teacher-1.json $(JUDGED)/distill/metrics.json
-	$(RUN) export --run $(JUDGED)/distill --output $(JUDGED)/student
-	$(RUN) table --records '["$(JUDGED)/teacher-50.json", "$(JUDGED)/teacher-1.json", "$(JUDGED)/distill/metrics.json"]' --output $(JUDGED)/table.md
+	$(RUN) export $(JUDGED)/distill $(JUDGED)/student
+	$(RUN) tables $^ --output $(JUDGED)/table.md
 	@echo "teacher and student side by side: $$(ls $(JUDGED)/distill/samples/*.png | tail -n 1)"
 
-$(JUDGED)/teacher-50.json:
-	$(RUN) judge --output $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/judge
+TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
-$(JUDGED)/teacher-1.json:
-	$(RUN) judge --output $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/judge
+$(JUDGED)/teacher-50.json: $(TEACHER)
+	$(RUN) judge glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/judge
+
+$(JUDGED)/teacher-1.json: $(TEACHER)
+	$(RUN) judge glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/judge
 
 $(JUDGED)/distill/metrics.json:
 	$(RUN) test $(DISTILL)
@@ -59,23 +61,25 @@ table-losses: $(INSTALLED) ## regression losses after equal images on the same p
 	    $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/losses.yaml -c configs/tables/losses/$$loss.yaml || exit 1; \
 	  done; \
 	done
-	$(RUN) table --records '[$(subst $() ,$(COMMA),$(foreach loss,$(LOSSES),"runs/tables/losses/$(loss)/metrics.json"))]' --output runs/tables/losses/table.md
-COMMA := ,
+	$(RUN) tables $(LOSSES:%=runs/tables/losses/%/metrics.json) --output runs/tables/losses/table.md
 
 # ---- what the package ships ----
 
-glyph-teacher: $(INSTALLED) ## train the glyph teacher anew (hours) and put it into the package
-	$(RUN) fit -c configs/glyphs/autoencoder.yaml
-	$(RUN) fit -c configs/glyphs/text_encoder.yaml
-	$(RUN) fit -c configs/glyphs/denoiser.yaml
+# A finished stage leaves a mark, so an interrupted target goes on with the stage it stopped in.
+runs/glyphs/%.done: configs/glyphs/%.yaml | $(INSTALLED)
+	$(RUN) fit -c $<
+	@touch $@
+
+runs/glyphs/text_encoder.done: | runs/glyphs/autoencoder.done
+runs/glyphs/denoiser.done: runs/glyphs/autoencoder.done runs/glyphs/text_encoder.done
+
+glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours) and put it into the package
 	$(VENV)/bin/python -m diffgan.glyphs.shipping pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
 
-glyph-reader: $(INSTALLED) ## train the reader of characters anew
-	$(RUN) fit -c configs/glyphs/reader.yaml
+glyph-reader: runs/glyphs/reader.done ## train the reader of characters anew
 	cp runs/glyphs/reader/reader.safetensors diffgan/glyphs/weights/reader.safetensors
 
-glyph-perceptual: $(INSTALLED) ## train the perceptual network of the glyph latents anew
-	$(RUN) fit -c configs/glyphs/latent_vgg.yaml
+glyph-perceptual: runs/glyphs/latent_vgg.done ## train the perceptual network of the glyph latents anew
 
 # ---- the developer's desk ----
 

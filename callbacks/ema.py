@@ -3,6 +3,8 @@
 import lightning.pytorch as pl
 import torch
 
+from diffgan.errors import UserError
+
 
 class EMA(pl.Callback):
     """Set the half-life of `generator_ema` and log its distance from the generator.
@@ -16,6 +18,10 @@ class EMA(pl.Callback):
     """
 
     def __init__(self, half_life_images: float, log_every_images: int = 2000):
+        if half_life_images < 0 or log_every_images < 1:
+            raise UserError(
+                f"EMA: half_life_images {half_life_images} must be at least 0, log_every_images {log_every_images} 1"
+            )
         self.half_life_images, self.log_every_images = half_life_images, log_every_images
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

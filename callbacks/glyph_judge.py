@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import Tensor
 
+from diffgan.errors import UserError
 from diffgan.metrics import judge
 from diffgan.metrics.protocols import glyph_protocol
 
@@ -16,25 +17,32 @@ class GlyphJudge(pl.Callback):
 
     Args:
         protocol: "glyphs-500" or "glyphs-2k".
-        every_images: in a fit, judge at the first validation after so many more images; otherwise always.
+        every_images: in a fit, judge at the first validation after so many more images; by default never in a fit.
         cache: where features of the real pictures are kept between runs.
     """
 
-    def __init__(self, protocol: str = "glyphs-2k", every_images: int = 0, cache: Path | None = None):
+    def __init__(self, protocol: str = "glyphs-2k", every_images: int | None = None, cache: Path | None = None):
+        if every_images is not None and every_images < 1:
+            raise UserError(f"GlyphJudge: every_images {every_images} must be at least 1")
         self.protocol, self.every_images, self.cache = glyph_protocol(protocol), every_images, cache
         self.figures: dict[str, float | str] = {}  # of the last judgement, with protocol and digest
         self._judge: judge.GlyphJudge | None = None
         self._due = every_images
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or (trainer.state.fn == "fit" and pl_module.images_seen < self._due):
+        if trainer.sanity_checking or (trainer.state.fn == "fit" and not self._is_due(pl_module.images_seen)):
             self.figures = {}
             return
-        self._due = pl_module.images_seen + self.every_images
         self.run(pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.run(pl_module)
+
+    def _is_due(self, images_seen: int) -> bool:
+        if self._due is None or images_seen < self._due:
+            return False
+        self._due = images_seen + self.every_images
+        return True
 
     def run(self, pl_module: pl.LightningModule) -> None:
         """Judge now, log the numbers and keep them in `figures`."""

@@ -10,8 +10,9 @@ import torch
 
 from datamodules.prompts import Prompts
 from diffgan.errors import UserError
+from diffgan.files import PARTIAL
 from diffgan.generation import PairGeneration
-from diffgan.pairs import MANIFEST, PARTIAL, Manifest, PairBatch, read_shard, versions, weights_digest, write_shard
+from diffgan.pairs import MANIFEST, Manifest, PairBatch, read_shard, versions, weights_digest, write_shard
 
 
 class PairWriter(pl.Callback):
@@ -39,7 +40,7 @@ class PairWriter(pl.Callback):
         data: Prompts = trainer.datamodule
         pl_module.setup(stage)
         self.manifest = self._describe(pl_module, data, trainer.precision)
-        missing = trainer.strategy.broadcast(self._open_set() if trainer.is_global_zero else None)
+        missing = self._agree_on_missing(trainer)
         data.spans = [self.manifest.span(s) for s in missing[trainer.global_rank :: trainer.world_size]]
         data.finished = data.pairs - sum(len(self.manifest.span(s)) for s in missing)
         trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
@@ -78,6 +79,19 @@ class PairWriter(pl.Callback):
             batch_size=data.batch_size,
             versions=versions(),
         )
+
+    def _agree_on_missing(self, trainer: pl.Trainer) -> list[int]:
+        """What the first process finds missing; its refusal stops the others too, which would wait for ever."""
+        refusal, missing = None, []
+        if trainer.is_global_zero:
+            try:
+                missing = self._open_set()
+            except UserError as error:
+                refusal = error
+        refused, missing = trainer.strategy.broadcast((refusal is not None, missing))
+        if refused:
+            raise refusal or SystemExit(1)
+        return missing
 
     def _open_set(self) -> list[int]:
         """Create or check the folder, keep other runs out of it, tidy it; the shards that are missing."""

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from diffgan.files import write_tensors
 from diffgan.glyphs import recipe
 from diffgan.latents import LatentSpace
 
@@ -161,11 +162,7 @@ class GlyphLatents(pl.LightningDataModule):
             space.to_model(vae.encode(batch.image).latent_dist.mode()).half()
             for batch in tqdm(loader, desc=f"encoding {split} pictures", unit_scale=64, unit="image")
         ]
-        target = self._file(split)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        save_file({"latent": torch.cat(latents).contiguous()}, partial)
-        partial.rename(target)
+        write_tensors(self._file(split), {"latent": torch.cat(latents)})
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
         latents = load_file(self._file(split))["latent"]

@@ -131,6 +131,8 @@ class LatentPairs(pl.LightningDataModule):
         _, world_size = self._place()
         if self.batch_size < 1 or self.batch_size % world_size:
             raise UserError(f"batch_size: {self.batch_size} pairs do not divide among {world_size} processes")
+        if 0 < self.validation_pairs < world_size:
+            raise UserError(f"validation_pairs: {self.validation_pairs} are too few for {world_size} processes")
         if not 0 <= self.validation_pairs <= len(self.pairs) - self.batch_size:
             raise UserError(
                 f"validation_pairs: {self.validation_pairs} of the {len(self.pairs)} pairs in {self.folder} leave no "

@@ -5,10 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import diffusers
 import transformers
+import yaml
+from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
@@ -20,8 +24,11 @@ PLAIN = {
     "sample": ("diffgan.sample:sample", "pictures from a teacher or an exported student"),
     "export": ("diffgan.export:export", "a run's student as a diffusers pipeline directory"),
     "judge": ("diffgan.judging:judge", "figures of a pipeline on a named protocol"),
-    "table": ("diffgan.tables:table", "a Markdown table of metrics.json files"),
+    "tables": ("diffgan.tables:tables", "a Markdown table of metrics.json files"),
 }
+
+EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
+MAY_CHANGE = ("images", "cooldown_images", "max_steps", "steps", "cooldown", "workers")  # a run may be made longer
 
 
 class RunConfig(SaveConfigCallback):
@@ -68,11 +75,34 @@ class DiffganCLI(LightningCLI):
         if asked in (None, "last"):
             if newest is None:
                 return None
+            if asked is None and self.subcommand == "fit":
+                self._require_same_experiment()
             print(f"diffgan: {self.subcommand} from {newest}", file=sys.stderr)
             options["ckpt_path"] = str(newest)
         elif not Path(asked).is_file():
             raise UserError(f"--ckpt_path {asked}: no such file")
         return Path(options["ckpt_path"])
+
+    def _require_same_experiment(self) -> None:
+        """Raises UserError if the run's folder holds another experiment than the one to be continued."""
+        record, parser = run_folder(self.trainer) / "fit.yaml", self._parser(self.subcommand)
+        if not record.is_file():
+            return
+        before = _flat(yaml.safe_load(record.read_text()))
+        now = _flat(yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False)))
+        for key in (key for key in now if key in before and key.split(".")[0] in EXPERIMENT):
+            if before[key] != now[key] and key.split(".")[-1] not in MAY_CHANGE:
+                raise UserError(
+                    f"{record}: {key} was {before[key]!r} and is {now[key]!r} now; choose another folder "
+                    "(trainer.logger), or go on with the change on purpose: --ckpt_path last"
+                )
+
+
+def _flat(config: Any, name: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    if not isinstance(config, dict):
+        return {name: config}
+    return {k: v for key, value in config.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
 
 
 def lightning(args: Sequence[str]) -> None:
@@ -88,11 +118,19 @@ def lightning(args: Sequence[str]) -> None:
 
 
 def plain(verb: str, args: Sequence[str]) -> None:
-    """One of the plain verbs: a function whose signature is the command's and whose docstring is its help."""
+    """One of the plain verbs: a function whose signature is the command's and whose docstring is its help.
+
+    Parameters without a default are words in their order, a list takes one or more words, the others are options.
+    """
     function = _load(PLAIN[verb][0])
-    parser = ArgumentParser(prog=f"diffgan {verb}", description=function.__doc__.split("\n\n")[0])
-    parser.add_function_arguments(function, as_group=False)
-    function(**parser.instantiate_classes(parser.parse_args(list(args))).as_dict())
+    documentation = parse_docstring(function.__doc__)
+    parser = ArgumentParser(prog=f"diffgan {verb}", description=documentation.short_description)
+    lists = {p.name: p.annotation for p in signature(function).parameters.values() if get_origin(p.annotation) is list}
+    described = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    for name, hint in lists.items():
+        parser.add_argument(name, nargs="+", type=get_args(hint)[0], help=described[name])
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(lists))
+    function(**parser.parse_args(list(args)).as_dict())
 
 
 def _load(target: str) -> Callable:

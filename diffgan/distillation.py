@@ -67,6 +67,7 @@ class Diffusion2GAN(pl.LightningModule):
         if self.teacher is not None:
             return
         self.teacher = Teacher.from_pretrained(self.teacher_path)
+        self.teacher_digest = weights_digest(self.teacher)
         self.regression.check_space(self.teacher.space)
         self._check_pairs()
         self.generator = OneStepGenerator(copy.deepcopy(self.teacher.unet).requires_grad_(True), self.teacher.scheduler)
@@ -80,7 +81,7 @@ class Diffusion2GAN(pl.LightningModule):
         if self._trainer is None:  # built outside a run: there are no pairs
             return
         manifest = self.trainer.datamodule.pairs.manifest
-        if manifest.teacher_digest != weights_digest(self.teacher):
+        if manifest.teacher_digest != self.teacher_digest:
             raise UserError(
                 f"{self.trainer.datamodule.folder}: the pairs are of another teacher (made with {manifest.teacher}, "
                 f"whose weights differ from those of {self.teacher_path}); name that teacher, or make new pairs"
@@ -170,7 +171,7 @@ class Diffusion2GAN(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         weights = checkpoint["state_dict"]
         checkpoint["images_seen"] = self.images_seen
-        checkpoint["teacher_digest"] = weights_digest(self.teacher)
+        checkpoint["teacher_digest"] = self.teacher_digest
         checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -182,7 +183,7 @@ class Diffusion2GAN(pl.LightningModule):
                     f"the checkpoint is of another model: {name} has shape {_text(found.get(name))} there and "
                     f"{_text(expected.get(name))} in the model of teacher {self.teacher_path}"
                 )
-        if checkpoint["teacher_digest"] != weights_digest(self.teacher):
+        if checkpoint["teacher_digest"] != self.teacher_digest:
             raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
         self.images_seen = checkpoint["images_seen"]
 

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from diffgan.metrics.judge import GlyphJudge
@@ -12,8 +13,8 @@ from diffgan.teacher import Teacher, resolve
 
 
 def judge(
+    pipeline: str,
     output: Path,
-    pipeline: str = "glyphs",
     name: str = "teacher",
     protocol: str = "glyphs-500",
     steps: int = 50,
@@ -24,8 +25,8 @@ def judge(
     """Judge a pipeline directory (a teacher, or an exported student with 1 step and guidance 1) on a glyph protocol.
 
     Args:
-        output: the JSON file with the figures.
         pipeline: directory, hub id or "glyphs".
+        output: the JSON file with the figures.
         name: what the tables call it.
         protocol: "glyphs-500" or "glyphs-2k".
         steps: network calls of the solver.
@@ -33,13 +34,16 @@ def judge(
         cache: folder that keeps features of the real pictures between calls.
         device: e.g. "cuda".
     """
-    teacher = Teacher.from_pretrained(pipeline).to(device)
+    teacher, latents = Teacher.from_pretrained(pipeline).to(device), []
 
     def generate(noise: Tensor, prompts: list[str]) -> Tensor:
-        return teacher.decode(teacher.solve(noise.to(device), teacher.encode(prompts), steps, guidance))
+        latents.append(teacher.solve(noise.to(device), teacher.encode(prompts), steps, guidance))
+        return teacher.decode(latents[-1])
 
     started = time.monotonic()
-    figures = GlyphJudge(glyph_protocol(protocol), cache=cache).evaluate(generate, teacher.latent_shape)
+    judge = GlyphJudge(glyph_protocol(protocol), cache=cache)
+    figures = judge.evaluate(generate, teacher.latent_shape)
+    figures |= judge.reconstruction(teacher) | judge.noise_share(teacher, torch.cat(latents))
     metrics = {f"judge/{key}": value for key, value in figures.items() if not isinstance(value, str)}
     path = Path(resolve(pipeline))
     record = {

@@ -14,7 +14,6 @@ and, in the safetensors header, the number of the shard and what the manifest co
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -29,11 +28,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.files import write_whole
 from diffgan.noise import draw_noise
 from diffgan.teacher import Teacher
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"
 LIBRARIES = ("torch", "diffusers", "transformers")
 RECORDED = ("teacher", "batch_size", "versions")  # told, not compared: they say how a set was made, not which set it is
 NOISE_HEAD = 4
@@ -145,24 +144,6 @@ def weights_digest(teacher: Teacher) -> str:
         for _, tensor in sorted(network.state_dict().items()):
             digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file that is there in whole or not at all, after a crash too.
-
-    Raises:
-        UserError: the system refuses (disk full, no permission); nothing is left behind.
-    """
-    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with open(partial, "wb") as target:
-            target.write(data)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(partial, file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written: {error.strerror}; mend it and run the same command") from error
 
 
 def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from diffgan.files import write_whole
+
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "numpy")
 
 
@@ -34,7 +36,4 @@ def digest(path: Path) -> str:
 
 def write_json(record: dict[str, Any], path: Path) -> None:
     """Write a record, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())

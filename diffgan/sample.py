@@ -25,7 +25,7 @@ def sample(
     """Draw pictures of the prompts and write them as `<output>/<number>-<prompt>.png`.
 
     Args:
-        prompts: what to draw, e.g. '["a bold serif capital A in dark red on cream"]'.
+        prompts: what to draw, e.g. "a bold serif capital A in dark red on cream".
         student: pipeline directory (an exported student, or any teacher with more steps), hub id or "glyphs".
         output: folder of the pictures.
         steps: network calls; 1 for a student.

@@ -1,4 +1,4 @@
-"""The verb `table`: Markdown from stored metrics.json files."""
+"""The verb `tables`: Markdown from stored metrics.json files."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ FLOORS = {"FD (EfficientNet)": "judge/fd_efficientnet_floor", "KID x 1000": "jud
 REAL = {"reading": "judge/reading_real", "colours": "judge/colour_real"}
 
 
-def table(records: list[Path], output: Path | None = None) -> None:
+def tables(records: list[Path], output: Path | None = None) -> None:
     """Print a Markdown table, one row a record; the last row is what real pictures score under the same protocol.
 
     Args:
@@ -27,7 +27,7 @@ def table(records: list[Path], output: Path | None = None) -> None:
         output: file that gets the table too.
     """
     if not records:
-        raise UserError("table: name at least one metrics.json")
+        raise UserError("tables: name at least one metrics.json")
     rows = [_read(path) for path in records]
     for path, row in zip(records, rows, strict=True):
         if row.get("protocol_digest") != rows[0].get("protocol_digest"):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -11,18 +10,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.errors import UserError
+from diffgan.files import EMBEDDED, embedded
 from diffgan.latents import LatentSpace
 
 # One set of scheduler settings for teacher, student and export, so that "one step" means the last training timestep.
 SCHEDULER = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
 
-# Short names of the pipelines that ship with the package.
-EMBEDDED = {"glyphs": "weights/teacher"}
-
 
 def resolve(path: str) -> str:
     """The directory of an embedded pipeline ("glyphs"); any other path or hub id as it is."""
-    return str(files(f"diffgan.{path}").joinpath(EMBEDDED[path])) if path in EMBEDDED else path
+    return str(embedded("teacher")) if path == EMBEDDED else path
 
 
 def _check_class(path: str) -> None:
@@ -142,6 +139,12 @@ class Teacher(nn.Module):
             if on_step is not None:
                 on_step()
         return latent
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each."""
+        inputs = images.to(self.device, self.vae.dtype, memory_format=torch.channels_last)
+        return self.space.to_model(self.vae.encode(inputs).latent_dist.mode())
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:

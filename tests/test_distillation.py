@@ -2,7 +2,6 @@
 
 import copy
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -15,10 +14,7 @@ from diffusers import StableDiffusionPipeline
 from diffgan.__main__ import main
 from diffgan.noise import draw_noise
 from diffgan.teacher import Teacher
-
-# Children are forked from a server that has imported everything once.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["diffgan.distillation", "callbacks.sample_grid", "callbacks.run_report"])
+from tests.processes import run_on_two_processes, start
 
 
 def write(path, config):
@@ -142,6 +138,32 @@ def test_interrupted_fit_equals_the_unbroken_one(config, tmp_path):
         assert torch.equal(weight, resumed["state_dict"][name]), name
 
 
+def test_another_experiment_in_the_same_folder_is_refused(config, tmp_path, capsys):
+    path = write(tmp_path / "fit.yaml", config)
+    main(["fit", "-c", path])
+    config["model"]["init_args"]["regression"]["class_path"] = "diffgan.regression.MSE"
+    other = write(tmp_path / "other.yaml", config)
+    refusal = refused(capsys, "fit", "-c", other)
+    assert "model.regression.class_path was 'diffgan.regression.PseudoHuber'" in refusal.replace("init_args.", "")
+    assert "PseudoHuber" in (tmp_path / "run" / "fit.yaml").read_text()
+    main(["fit", "-c", other, "--ckpt_path", "last", "--model.init_args.images", "56"])
+    assert checkpoint(tmp_path / "run")["images_seen"] == 56
+
+
+def test_two_processes_train_as_one(config, tmp_path):
+    """Shares of the same global batches, averaged gradients: the weights of one process, but for rounding."""
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    together = named(config, "together")
+    together["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    assert run_on_two_processes(["fit", "-c", write(tmp_path / "together.yaml", together)]) == [0, 0]
+    one, two = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "together")
+    assert one["images_seen"] == two["images_seen"] == 48
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=2e-4, rtol=1e-3)
+    held_out = [json.loads((tmp_path / n / "metrics.json").read_text())["metrics"] for n in ("run", "together")]
+    assert held_out[1]["validation/mse"] == pytest.approx(held_out[0]["validation/mse"], rel=1e-3)
+
+
 def test_finished_fit_changes_nothing(config, tmp_path):
     for _ in range(2):
         main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
@@ -158,18 +180,22 @@ def test_checkpoint_holds_the_trained_networks_only(config, tmp_path):
     assert {name.split(".")[0] for name in kept["state_dict"]} == {"generator", "generator_ema"}
 
 
-def test_moving_average_follows_at_its_half_life(config, tmp_path):
-    config["trainer"]["callbacks"][0]["init_args"]["half_life_images"] = 0
+@pytest.mark.parametrize(("half_life", "kept"), [(0, 0.0), (5, 2 ** (-8 / 5)), (1000, 2 ** (-8 / 10))])
+def test_moving_average_follows_at_its_half_life(config, tmp_path, half_life, kept):
+    """From 40 images to 48; a half-life is at most a quarter of what was seen, here 10."""
+    config["trainer"]["callbacks"][0]["init_args"]["half_life_images"] = half_life
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
-    weights = checkpoint(tmp_path / "run")["state_dict"]
-    for name in [n for n in weights if n.startswith("generator.")]:
-        assert torch.equal(weights[name], weights[name.replace("generator.", "generator_ema.", 1)])
+    now = checkpoint(tmp_path / "run")["state_dict"]
+    before = torch.load(tmp_path / "run" / "checkpoints" / "previous.ckpt", weights_only=True)["state_dict"]
+    for name in [n for n in now if n.startswith("generator_ema.unet")]:
+        value = now[name.replace("generator_ema", "generator")]
+        torch.testing.assert_close(now[name], kept * before[name] + (1 - kept) * value, atol=1e-6, rtol=1e-5)
 
 
 def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, tiny_pipeline):
     config["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 3e-2
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
-    main(["export", "--run", str(tmp_path / "run"), "--output", str(tmp_path / "student")])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "student", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     teacher = Teacher.from_pretrained(str(tiny_pipeline))
@@ -190,17 +216,7 @@ def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, ti
 
 
 def test_sample_writes_pictures(tiny_pipeline, tmp_path):
-    main(
-        [
-            "sample",
-            "--prompts",
-            '["digit 7", "a / b"]',
-            "--student",
-            str(tiny_pipeline),
-            "--output",
-            str(tmp_path / "out"),
-        ]
-    )
+    main(["sample", "digit 7", "a / b", "--student", str(tiny_pipeline), "--output", str(tmp_path / "out")])
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["000-digit-7.png", "001-a-b.png"]
 
 
@@ -225,7 +241,7 @@ def test_user_mistakes_are_one_line(config, tmp_path, capsys):
     assert "model_index.json" in refused(capsys, "fit", "-c", good, "--model.init_args.teacher", tmp_path)
     assert "16-true" in refused(capsys, "fit", "-c", good, "--trainer.precision", "16-true")
     assert not (tmp_path / "run" / "checkpoints").exists()
-    assert "fit.yaml" in refused(capsys, "export", "--run", tmp_path / "nothing", "--output", tmp_path / "o")
+    assert "fit.yaml" in refused(capsys, "export", tmp_path / "nothing", tmp_path / "o")
 
 
 def test_checkpoint_of_another_model_is_refused(config, tmp_path, capsys):
@@ -241,19 +257,13 @@ def test_checkpoint_of_another_model_is_refused(config, tmp_path, capsys):
     assert torch.load(path, weights_only=True)["images_seen"] == 48
 
 
-def fit_in_a_child(path: str) -> multiprocessing.Process:
-    child = SERVER.Process(target=main, args=(["fit", "-c", path],))
-    child.start()
-    return child
-
-
 def test_killed_fit_goes_on_from_its_last_checkpoint(config, tmp_path):
     """kill -9 at a moment that nobody chose; the same command then ends where the unbroken run ends, to the bit."""
     config["model"]["init_args"]["images"] = 240
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     whole = checkpoint(tmp_path / "run")
     path = write(tmp_path / "killed.yaml", named(config, "killed"))
-    child = fit_in_a_child(path)
+    child = start(["fit", "-c", path])
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     while not last.exists() and child.is_alive():
         time.sleep(0.01)

@@ -1,11 +1,9 @@
 """Pair generation through the command, up to and including its violent ends."""
 
 import fcntl
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -17,13 +15,9 @@ from diffgan.__main__ import main
 from diffgan.errors import UserError
 from diffgan.pairs import PairSet, verify
 from diffgan.teacher import Teacher
+from tests.processes import SERVER, run_on_two_processes
 
 PAIRS, SHARD, BATCH = 44, 8, 3
-# Children are forked from a server that has imported everything once and computed nothing.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["diffgan.generation", "callbacks.pair_writer", "callbacks.pair_progress", "torch._dynamo"]
-)
 
 
 @pytest.fixture(scope="module")
@@ -187,30 +181,18 @@ def test_two_runs_on_one_set_are_kept_apart(whole, command, capsys):
     main(command(whole))
 
 
-def as_rank(words: list[str], rank: int, port: int) -> None:
-    """Run the command as one of two processes that a launcher (torchrun) has started."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in (place | address).items()})
-    main(words)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_two_processes_make_the_same_bytes(unbroken, command, tmp_path):
-    port, together = free_port(), tmp_path / "together"
-    words = command(together, "--trainer.devices=2", "--trainer.strategy=ddp")
-    ranks = [SERVER.Process(target=as_rank, args=(words, rank, port)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    together = tmp_path / "together"
+    assert run_on_two_processes(command(together, "--trainer.devices=2", "--trainer.strategy=ddp")) == [0, 0]
     assert contents(together) == contents(unbroken)
+
+
+def test_a_refusal_stops_every_process(command, tmp_path):
+    main(command(tmp_path / "set"))
+    before = contents(tmp_path / "set")
+    words = command(tmp_path / "set", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.init_args.guidance=9")
+    assert run_on_two_processes(words) == [1, 1]
+    assert contents(tmp_path / "set") == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from diffgan.errors import UserError
-from diffgan.tables import table
+from diffgan.tables import tables
 
 
 def record(path, name, protocol="p", **metrics):
@@ -15,7 +15,7 @@ def test_table_has_a_row_a_record_and_the_real_pictures(tmp_path, capsys):
     figures = {"judge/fd_efficientnet": 60.04, "judge/fd_efficientnet_floor": 50.0, "judge/kid_efficientnet": 0.0123}
     figures |= {"judge/reading": 0.8, "judge/reading_real": 0.9}
     records = [record(tmp_path / "a.json", "teacher", **figures), record(tmp_path / "b.json", "student", **figures)]
-    table(records, tmp_path / "deep" / "table.md")
+    tables(records, tmp_path / "deep" / "table.md")
     text = capsys.readouterr().out
     assert text == (tmp_path / "deep" / "table.md").read_text()
     heads, _, first, second, real = text.splitlines()[:5]
@@ -29,4 +29,4 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     (tmp_path / "c.json").write_text("{}")
     for records, message in (([], "at least one"), ([a, b], "b.json and"), ([tmp_path / "c.json"], "c.json")):
         with pytest.raises(UserError, match=message):
-            table(records)
+            tables(records)

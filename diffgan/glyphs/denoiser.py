@@ -17,7 +17,7 @@ from diffgan.errors import UserError
 from diffgan.export import as_pipeline
 from diffgan.nets.build import from_config
 from diffgan.schedules import warmup_cooldown
-from diffgan.teacher import SCHEDULER, Teacher, resolve
+from diffgan.teacher import SCHEDULER, Teacher
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
@@ -45,7 +45,6 @@ class DenoiserTraining(pl.LightningModule):
         steps, warmup, cooldown: length of the learning-rate schedule, of its rise and of its fall to zero, in steps.
         caption_dropout: share of the captions replaced by "", for classifier-free guidance.
         ema_half_life_images: half-life of the moving average of the weights, in images.
-        start: a pipeline directory whose UNet the training starts from, instead of a random one.
     """
 
     def __init__(
@@ -59,24 +58,17 @@ class DenoiserTraining(pl.LightningModule):
         cooldown: int = 0,
         caption_dropout: float = 0.1,
         ema_half_life_images: float = 8000,
-        start: str | None = None,
     ):
         super().__init__()
         self.pipeline, self.optimizer = pipeline, optimizer
         self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
-        self.caption_dropout, self.ema_half_life_images, self.start = caption_dropout, ema_half_life_images, start
+        self.caption_dropout, self.ema_half_life_images = caption_dropout, ema_half_life_images
         self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER)
         self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder").requires_grad_(False).eval()
         _check_channels(unet, pipeline / "vae")
         self.unet = from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last)
         self.average = ema.frozen_copy(self.unet)
-
-    def setup(self, stage: str) -> None:
-        if self.start is not None:
-            weights = UNet2DConditionModel.from_pretrained(Path(resolve(self.start)) / "unet").state_dict()
-            self.unet.load_state_dict(weights)
-            self.average.load_state_dict(weights)
 
     def on_train_start(self) -> None:
         torch.manual_seed(torch.initial_seed() + self.global_rank)  # or every process draws the same noise

@@ -1,7 +1,6 @@
 """The reader: a small network that names the character of a glyph picture. It judges, so it never meets the teacher."""
 
 import copy
-from importlib.resources import files
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,16 +8,15 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.errors import UserError
+from diffgan.files import embedded, write_tensors
 from diffgan.glyphs.attributes import coverage
 from diffgan.glyphs.typefaces import CHARACTERS
 from diffgan.schedules import warmup_cosine
 
-SHIPPED = "weights/reader.safetensors"
 HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}
 
 
@@ -52,12 +50,8 @@ class GlyphReader(nn.Module):
         return self(images).argmax(1)
 
     def save(self, path: Path) -> None:
-        """Write the weights as float16, under a temporary name until they are whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        state = {name: value.contiguous() for name, value in copy.deepcopy(self).half().state_dict().items()}
-        save_file(state, partial, HEADER)
-        partial.replace(path)
+        """Write the weights as float16, whole or not at all."""
+        write_tensors(path, copy.deepcopy(self).half().state_dict(), HEADER)
 
 
 def load_reader(path: Path | None = None) -> GlyphReader:
@@ -66,7 +60,7 @@ def load_reader(path: Path | None = None) -> GlyphReader:
     Raises:
         UserError: `path` does not hold the weights of a reader.
     """
-    source = files("diffgan.glyphs").joinpath(SHIPPED) if path is None else path
+    source = embedded("reader.safetensors") if path is None else path
     try:
         with safe_open(str(source), "pt") as weights:
             known = (weights.metadata() or {}).get("format") == HEADER["format"]

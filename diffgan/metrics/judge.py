@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from diffgan.errors import UserError
+from diffgan.files import write_tensors
 from diffgan.glyphs import recipe
 from diffgan.glyphs.attributes import asked, read_colours
 from diffgan.glyphs.reader import GlyphReader, load_reader
@@ -20,10 +21,11 @@ from diffgan.glyphs.recipe import COLOURS, Glyph
 from diffgan.glyphs.typefaces import CHARACTERS, SIDE
 from diffgan.latents import to_uint8
 from diffgan.metrics.distances import FeatureStatistics, frechet_distance, kernel_distance
-from diffgan.metrics.diversity import mean_pairwise_distance
+from diffgan.metrics.diversity import mean_pairwise_distance, share_within_prompts
 from diffgan.metrics.extractors import EfficientNetFeatures, FeatureExtractor
 from diffgan.metrics.protocols import POPULATION, SPLIT, GlyphProtocol
 from diffgan.noise import draw_noise
+from diffgan.teacher import Teacher
 
 # (noise (N, C, H, W), N prompts) -> images (N, 3, 64, 64) in [-1, 1], on any device
 Generate = Callable[[Tensor, list[str]], Tensor]
@@ -129,6 +131,30 @@ class GlyphJudge:
         real = mean_pairwise_distance(self.real.population)
         return {"diversity": made, "diversity_real": real, "diversity_ratio": made / real}
 
+    # ---- figures of a pipeline, not of its pictures alone ----
+
+    def reconstruction(self, teacher: Teacher) -> dict[str, float]:
+        """reading_reconstruction, colour_reconstruction: of the real pictures through the autoencoder, a bound."""
+        pictures = recipe.paint(SPLIT, self.protocol.reference)
+        rows = self._batches(len(pictures), "judge: reconstructing")
+        images = torch.cat([to_uint8(teacher.decode(teacher.encode_images(pictures[r]))).cpu() for r in rows])
+        figures = alignment(self.reader, images, [glyph.caption for glyph in self.protocol.reference])
+        return {f"{name}_reconstruction": value for name, value in figures.items()}
+
+    def noise_share(self, teacher: Teacher, latents: Tensor) -> dict[str, float]:
+        """noise_share, noise_share_real: share of the latents' variance that the prompt leaves open.
+
+        Args:
+            latents: (N, C, H, W), one for each of the protocol's prompts.
+        """
+        population = recipe.paint(POPULATION, list(chain(*self.protocol.population)))
+        real = torch.cat([teacher.encode_images(part) for part in population.split(self.batch_size)])
+        shape = (-1, self.protocol.images_per_prompt)
+        return {
+            "noise_share": share_within_prompts(latents[self.protocol.images :].unflatten(0, shape)),
+            "noise_share_real": share_within_prompts(real.unflatten(0, shape)),
+        }
+
     # ---- the real pictures ----
 
     @property
@@ -141,7 +167,7 @@ class GlyphJudge:
             else:
                 self._real = self._look_at_real()
                 if file is not None:
-                    _save(self._real, file)
+                    write_tensors(file, self._real._asdict())
         return self._real
 
     def _look_at_real(self) -> RealFeatures:
@@ -159,13 +185,6 @@ class GlyphJudge:
 
 def _pictures(split: str, glyphs: list[Glyph]) -> Tensor:
     return to_uint8(recipe.paint(split, glyphs))
-
-
-def _save(real: RealFeatures, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file({name: value.contiguous().clone() for name, value in real._asdict().items()}, partial)
-    partial.replace(file)
 
 
 def alignment(reader: GlyphReader, images: Tensor, captions: list[str]) -> dict[str, float]:

@@ -1,15 +1,14 @@
 """VGG16 on latents: the features that the latent perceptual distance compares."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffgan.errors import UserError
+from diffgan.files import EMBEDDED, embedded, write_tensors
 from diffgan.latents import LatentSpace
 
 # Width and number of convolutions of VGG16's five stages (Simonyan and Zisserman 2015, configuration D).
@@ -51,31 +50,16 @@ class LatentVGG16(nn.Module):
 def save_vgg(network: LatentVGG16, space: LatentSpace, path: Path) -> None:
     """Write the weights with the latent space they belong to in the header, whole or not at all."""
     header = {"kind": "LatentVGG16", "width": str(network.width), "latent_space": json.dumps(space.as_dict())}
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, header)
-    partial.rename(path)
-
-
-# Short names of the weights that ship with the package.
-EMBEDDED = {"glyphs": ("diffgan.glyphs", "weights/latent_vgg.safetensors")}
-
-
-def resolve(path: Path) -> Path:
-    """The file of embedded weights ("glyphs"); any other path as it is."""
-    if str(path) not in EMBEDDED:
-        return path
-    package, name = EMBEDDED[str(path)]
-    return Path(str(files(package).joinpath(name)))
+    write_tensors(path, network.state_dict(), header)
 
 
 def load_vgg(path: Path) -> tuple[LatentVGG16, LatentSpace]:
-    """Read what `save_vgg` wrote: a frozen network in eval mode, and its latent space.
+    """Read what `save_vgg` wrote ("glyphs": the weights that ship): a frozen network in eval mode, its latent space.
 
     Raises:
         UserError: the file is missing, broken, or no LatentVGG16.
     """
-    path = resolve(path)
+    path = embedded("latent_vgg.safetensors") if str(path) == EMBEDDED else path
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -11,9 +11,11 @@ from callbacks.glyph_judge import GlyphJudge as GlyphJudgeCallback
 from diffgan.errors import UserError
 from diffgan.glyphs import recipe
 from diffgan.metrics import protocols
-from diffgan.metrics.diversity import mean_pairwise_distance
+from diffgan.metrics.diversity import mean_pairwise_distance, share_within_prompts
 from diffgan.metrics.judge import GlyphJudge
 from diffgan.metrics.protocols import GlyphProtocol
+from diffgan.noise import draw_noise
+from diffgan.teacher import Teacher
 
 LATENT = (4, 16, 16)
 
@@ -83,6 +85,24 @@ def test_mean_pairwise_distance():
     assert mean_pairwise_distance(features) == pytest.approx(3)
     with pytest.raises(ValueError, match="two or more"):
         mean_pairwise_distance(features[:, :1])
+
+
+def test_share_within_prompts():
+    drawn = torch.Generator().manual_seed(0)
+    prompt, noise = torch.randn(400, 1, 6, generator=drawn), torch.randn(400, 5, 6, generator=drawn)
+    assert share_within_prompts(noise) == pytest.approx(1, abs=0.02)
+    assert share_within_prompts(2 * prompt + noise) == pytest.approx(1 / 5, abs=0.02)
+    assert share_within_prompts(prompt.expand(-1, 5, -1)) == 0
+
+
+def test_figures_of_the_embedded_pipeline(protocol):
+    judge, teacher = GlyphJudge(protocol, Averages()), Teacher.from_pretrained("glyphs")
+    figures = judge.reconstruction(teacher)
+    assert figures["reading_reconstruction"] > 0.7 and figures["colour_reconstruction"] > 0.98
+    latents = draw_noise(range(len(protocol.prompts)), teacher.latent_shape)
+    share = judge.noise_share(teacher, latents)
+    assert share["noise_share"] > 0.95  # noise hears no prompt
+    assert 0.1 < share["noise_share_real"] < 0.95
 
 
 class Student(pl.LightningModule):

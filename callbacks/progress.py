@@ -1,0 +1,73 @@
+"""Progress of a pair set and of a distillation: how many, how fast, how long still."""
+
+import sys
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}\n"
+LINE_SECONDS = 10
+
+
+class _Bar(ProgressBar):
+    """One bar on the first process; a line every ten seconds where there is no terminal.
+
+    It watches the first process and takes the others to keep pace.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bar = None
+
+    def _open(self, what: str, total: int, initial: int, unit: str) -> None:
+        style = {} if sys.stderr.isatty() else {"bar_format": LINE, "mininterval": LINE_SECONDS}
+        self.bar = tqdm(desc=what, total=total, initial=initial, unit=unit, smoothing=0, miniters=1, **style)
+
+    def _advance_to(self, count: int) -> bool:
+        """Move the bar; true when it has just been drawn anew."""
+        return bool(self.bar is not None and self.bar.update(min(count, self.bar.total) - self.bar.n))
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def disable(self) -> None:
+        """Lightning asks this of processes that show nothing; they have no bar anyway."""
+
+
+class PairProgress(_Bar):
+    """Pairs of the whole set, those of earlier runs included."""
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._made = trainer.datamodule.finished
+            self._open("pairs", trainer.datamodule.pairs, self._made, " pairs")
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.bar is not None:
+            self._made += len(batch.seed) * trainer.world_size
+            self._advance_to(self._made)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+
+class ImageProgress(_Bar):
+    """Images of the distillation's whole budget, those before a resumption included, and the loss of now."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and pl_module.images_seen < pl_module.images:
+            self._open("distilling", pl_module.images, pl_module.images_seen, " images")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self._advance_to(pl_module.images_seen):  # reading the loss waits for the device: only when it is shown
+            loss = trainer.callback_metrics["g/regression"].item()
+            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()

@@ -1,0 +1,52 @@
+"""The command in other processes."""
+
+import multiprocessing
+import os
+import socket
+
+from diffgan.__main__ import main
+
+# Children are forked from a server that has imported everything once and computed nothing.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "diffgan.generation",
+        "diffgan.distillation",
+        "callbacks.pair_writer",
+        "callbacks.progress",
+        "callbacks.sample_grid",
+        "callbacks.run_report",
+        "torch._dynamo",
+    ]
+)
+
+
+def start(words: list[str]):
+    """The command `diffgan words ...` in a process of its own."""
+    process = SERVER.Process(target=main, args=(words,))
+    process.start()
+    return process
+
+
+def run_on_two_processes(words: list[str]) -> list[int]:
+    """Run the command as two processes that a launcher (torchrun) has started; their exit codes."""
+    port = _free_port()
+    ranks = [SERVER.Process(target=_as_rank, args=(words, rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    return [process.exitcode for process in ranks]
+
+
+def _as_rank(words: list[str], rank: int, port: int) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in (place | address).items()})
+    main(words)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
