@@ -65,7 +65,8 @@ class DenoiserTraining(pl.LightningModule):
         self.caption_dropout, self.ema_half_life_images = caption_dropout, ema_half_life_images
         self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER)
         self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder").requires_grad_(False).eval()
+        self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder", dtype=torch.float32)
+        self.text_encoder.requires_grad_(False).eval()
         _check_channels(unet, pipeline / "vae")
         self.unet = from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last)
         self.average = ema.frozen_copy(self.unet)
