@@ -36,7 +36,7 @@ class PseudoHuber(RegressionLoss):
 
 
 class Perceptual(RegressionLoss):
-    """A latent perceptual distance: E-LatentLPIPS, or LatentLPIPS where its ensemble is empty."""
+    """A latent perceptual distance: `LatentLPIPS` or `ELatentLPIPS`."""
 
     def __init__(self, distance: LatentLPIPS):
         super().__init__()
@@ -46,4 +46,4 @@ class Perceptual(RegressionLoss):
         self.distance.check_space(space)
 
     def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.distance(generated, target, generator)
+        return self.distance(generated, target, generator=generator)

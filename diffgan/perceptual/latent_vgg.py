@@ -1,110 +1,89 @@
 """VGG16 on latents: the features that the latent perceptual distance compares."""
 
-import json
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from diffgan.errors import UserError
-from diffgan.files import EMBEDDED, embedded, write_tensors
-from diffgan.latents import LatentSpace
 
 # Width and number of convolutions of VGG16's five stages (Simonyan and Zisserman 2015, configuration D).
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-POOLED_BEFORE = (4,)  # the first three max-pools are left out: a latent is already small (paper, section 3.2)
+POOLED_AFTER = (3, 4)  # the first three max-pools are left out: a latent is already small (paper, section 3.2)
+NORMS = ("batch", "group", "none")
+TAPS = ("relu", "pool")
+GROUPS = 8
 
 
 class LatentVGG16(nn.Module):
-    """VGG16 with batch norm on latents, its first three max-pools left out; five taps, one after each stage.
+    """VGG16 on latents, its first three max-pools left out; five taps, one at the end of each stage.
 
     Args:
         channels: channels of the latent.
         width: factor on VGG16's channel counts.
+        norm: "batch" (VGG16-BN), "group" (for small batches and many processes), or "none": what batch norm folded
+            into the convolutions leaves, see `folded`.
+        taps: "relu", as LPIPS taps VGG; or "pool": the last two after their max-pool, as the authors' package does.
     """
 
-    def __init__(self, channels: int, width: float = 1.0):
+    def __init__(self, channels: int, width: float = 1.0, norm: str = "batch", taps: str = "relu"):
         super().__init__()
-        self.channels, self.width = channels, width
+        if norm not in NORMS or taps not in TAPS:
+            raise UserError(f"LatentVGG16: norm {norm!r} is none of {NORMS} or taps {taps!r} none of {TAPS}")
+        self.channels, self.width, self.norm, self.taps = channels, width, norm, taps
+        self.pool = nn.MaxPool2d(2)
         self.stages = nn.ModuleList()
-        before = channels
-        for index, (full, convolutions) in enumerate(STAGES):
-            after = max(1, round(full * width))
-            layers: list[nn.Module] = [nn.MaxPool2d(2)] if index in POOLED_BEFORE else []
-            for _ in range(convolutions):
-                layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-                before = after
-            self.stages.append(nn.Sequential(*layers))
-        self.features = before
+        for full, convolutions in STAGES:
+            after = self._channels(full)
+            before = [channels, *[after] * (convolutions - 1)]
+            self.stages.append(nn.Sequential(*(layer for n in before for layer in self._convolution(n, after))))
+            channels = after
+
+    @property
+    def tap_channels(self) -> list[int]:
+        """Channels of the five taps."""
+        return [self._channels(full) for full, _ in STAGES]
+
+    def _channels(self, full: int) -> int:
+        unit = GROUPS if self.norm == "group" else 1
+        return max(1, round(full * self.width / unit)) * unit
+
+    def _convolution(self, before: int, after: int) -> list[nn.Module]:
+        norms = {"batch": lambda: [nn.BatchNorm2d(after)], "group": lambda: [nn.GroupNorm(GROUPS, after)]}
+        normalise = norms.get(self.norm, list)()
+        return [nn.Conv2d(before, after, 3, padding=1, bias=not normalise), *normalise, nn.ReLU(inplace=True)]
 
     def forward(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> five feature maps, the last at half the resolution."""
+        """latent: (N, C, H, W) -> five feature maps of full, full, full, full and half resolution ("relu")."""
         taps = []
-        for stage in self.stages:
-            latent = stage(latent)
-            taps.append(latent)
+        for index, stage in enumerate(self.stages):
+            latent = tap = stage(latent)
+            if index in POOLED_AFTER and (self.taps == "pool" or index + 1 < len(self.stages)):
+                latent = self.pool(latent)
+            taps.append(latent if self.taps == "pool" else tap)
         return taps
 
 
-def save_vgg(network: LatentVGG16, space: LatentSpace, path: Path) -> None:
-    """Write the weights with the latent space they belong to in the header, whole or not at all."""
-    header = {"kind": "LatentVGG16", "width": str(network.width), "latent_space": json.dumps(space.as_dict())}
-    write_tensors(path, network.state_dict(), header)
-
-
-def load_vgg(path: Path) -> tuple[LatentVGG16, LatentSpace]:
-    """Read what `save_vgg` wrote ("glyphs": the weights that ship): a frozen network in eval mode, its latent space.
-
-    Raises:
-        UserError: the file is missing, broken, or no LatentVGG16.
-    """
-    path = embedded("latent_vgg.safetensors") if str(path) == EMBEDDED else path
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read as LatentVGG16 weights ({error}); make it with latent_vgg.yaml"
-        ) from error
-    if header.get("kind") != "LatentVGG16":
-        raise UserError(f"{path}: is not a LatentVGG16 file")
-    space = LatentSpace(**json.loads(header["latent_space"]))
-    network = LatentVGG16(space.channels, float(header["width"]))
-    network.load_state_dict(weights)
-    return network.requires_grad_(False).eval(), space
-
-
-class LatentClassifier(nn.Module):
-    """`LatentVGG16` with a linear head for each question asked of the latent.
-
-    Args:
-        network: the features.
-        classes: number of answers of each question.
-    """
-
-    def __init__(self, network: LatentVGG16, classes: list[int]):
-        super().__init__()
-        self.network = network
-        self.heads = nn.ModuleList(nn.Linear(network.features, count) for count in classes)
-        self.dropout = nn.Dropout(0.2)
-
-    def forward(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> logits (N, classes[q]) of every question q."""
-        pooled = self.dropout(self.network(latent)[-1].mean((-2, -1)))  # (N, features)
-        return [head(pooled) for head in self.heads]
-
-
-def initialise(network: nn.Module) -> None:
-    """He initialisation of every convolution, as the VGG recipe with batch norm uses."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 @torch.no_grad()
-def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of the rows with a known answer (target >= 0) whose largest logit is it: () float32."""
-    known = target >= 0
-    return (logits[known].argmax(-1) == target[known]).float().mean()
+def folded(network: LatentVGG16) -> LatentVGG16:
+    """The same function in eval mode with batch norm folded into the convolutions; others are returned as they are."""
+    if network.norm != "batch":
+        return network
+    plain = LatentVGG16(network.channels, network.width, "none", network.taps)
+    for source, target in zip(network.stages, plain.stages, strict=True):
+        convolutions = [layer for layer in target if isinstance(layer, nn.Conv2d)]
+        for convolution, (conv, norm) in zip(convolutions, _pairs(source), strict=True):
+            _fold(conv, norm, convolution)
+    return plain.eval()
+
+
+def _pairs(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    return [(a, b) for a, b in zip(stage, stage[1:], strict=False) if isinstance(b, nn.BatchNorm2d)]
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, target: nn.Conv2d) -> None:
+    """Writes into `target` the convolution that equals `norm` after `conv`, computed in float64."""
+    bias = None if conv.bias is None else conv.bias.double()
+    statistics = (norm.running_mean.double(), norm.running_var.double(), norm.eps)
+    weight, bias = fuse_conv_bn_weights(conv.weight.double(), bias, *statistics, norm.weight.double(), norm.bias.double())
+    target.weight.copy_(weight)
+    target.bias.copy_(bias)

@@ -8,31 +8,34 @@ from torch import Tensor, nn
 from diffgan.errors import UserError
 from diffgan.latents import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
-from diffgan.perceptual.latent_vgg import load_vgg
+from diffgan.perceptual.weights import load_weights
+
+EPS = 1e-10  # LPIPS adds it to the norm
 
 
-def unit(features: Tensor, eps: float = 1e-10) -> Tensor:
-    """Features (N, C, H, W) divided by their norm over the channels at every position."""
+def unit(features: Tensor) -> Tensor:
+    """Features (N, C, H, W) divided by their norm over the channels at every position; float32."""
     features = features.float()  # the squares of bf16 features would lose the differences
-    return features / (features.square().sum(1, keepdim=True) + eps).sqrt()
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPS)
 
 
 class LatentLPIPS(nn.Module):
-    """Perceptual distance of latents: squared differences of channel-normalised VGG features, uniform heads.
+    """Perceptual distance of latents: squared differences of channel-normalised VGG features (paper, eq. 6).
 
-    d(x, y) = sum over the five taps of mean over positions of |unit(f(x)) - unit(f(y))|^2  (Zhang et al. 2018, eq. 1).
+    d(x, y) = sum over the five taps k of mean over positions of sum_c h_kc (unit(f_k(x)) - unit(f_k(y)))_c^2
+    (Zhang et al. 2018, eq. 1), with heads h >= 0; a file without heads has h = 1.
 
     Args:
-        weights: a file written by the `latent_vgg` stage; it carries the latent space it belongs to.
-        ensemble: letters of the transform groups of `Ensemble`, e.g. "bgo" for E-LatentLPIPS; "" for LatentLPIPS.
+        weights: a file written by the stages `latent_vgg` or `calibration`, or "glyphs"; it carries its latent space.
     """
 
-    def __init__(self, weights: Path, ensemble: str = "bgo"):
+    def __init__(self, weights: Path):
         super().__init__()
         self.weights = weights
-        self.network, self.space = load_vgg(weights)
+        self.network, self.space, heads = load_weights(weights)
         self.network.to(memory_format=torch.channels_last)
-        self.ensemble = Ensemble(ensemble)
+        heads = heads or [torch.ones(channels) for channels in self.network.tap_channels]
+        self.heads = nn.ParameterList(nn.Parameter(head.clamp_min(0), requires_grad=False) for head in heads)
 
     def train(self, mode: bool = True) -> "LatentLPIPS":
         return super().train(False)
@@ -42,14 +45,46 @@ class LatentLPIPS(nn.Module):
         if space != self.space:
             raise UserError(f"{self.weights}: trained on {self.space}, but the teacher's latents are {space}")
 
-    def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """generated, target: (N, C, H, W) latents -> distances (N,), zero for equal inputs; no gradient to target."""
-        generated, target = self.ensemble(generated, target.detach(), generator)
-        distances = torch.zeros(len(generated), device=generated.device)
+    def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """generated, target: (N, C, H, W) latents -> distances (N,) >= 0, 0 for equal inputs; no gradient to target."""
         with torch.no_grad():
-            goals = self.network(target.contiguous(memory_format=torch.channels_last))
-        for feature, goal in zip(
-            self.network(generated.contiguous(memory_format=torch.channels_last)), goals, strict=True
-        ):
-            distances = distances + (unit(feature) - unit(goal)).square().sum(1).mean((-2, -1))
-        return distances
+            goals = [unit(tap) for tap in self.features(target.detach())]
+        taps = zip(self.features(generated), goals, self.heads, strict=True)
+        return sum(head_distance(unit(tap), goal, head) for tap, goal, head in taps)
+
+    def features(self, latent: Tensor) -> list[Tensor]:
+        """The five taps of latents (N, C, H, W)."""
+        return self.network(latent.contiguous(memory_format=torch.channels_last))
+
+
+def head_distance(first: Tensor, second: Tensor, head: Tensor) -> Tensor:
+    """Mean over the positions of sum_c head_c (first - second)_c^2: (N, C, H, W) twice, (C,) -> (N,)."""
+    difference = first - second
+    return torch.einsum("nchw,nchw,c->n", difference, difference, head) / difference[0, 0].numel()
+
+
+class ELatentLPIPS(LatentLPIPS):
+    """LatentLPIPS under a random transform of both latents, another one for each sample and call (paper, eq. 7).
+
+    Args:
+        weights: as `LatentLPIPS`.
+        ensemble: letters of the transform groups of `Ensemble`.
+        transforms: draws that are averaged in one call; more make a steadier metric.
+        l1_weight: weight of the mean absolute difference of the latents themselves, which the authors' package adds
+            with weight 1 unless told otherwise.
+    """
+
+    def __init__(self, weights: Path, ensemble: str = "bgo", transforms: int = 1, l1_weight: float = 0.0):
+        super().__init__(weights)
+        if transforms < 1 or l1_weight < 0:
+            raise UserError(f"ELatentLPIPS: transforms {transforms} must be 1 or more, l1_weight {l1_weight} 0 or more")
+        self.ensemble, self.transforms, self.l1_weight = Ensemble(ensemble), transforms, l1_weight
+
+    def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """As `LatentLPIPS`; `generator` (on the CPU) makes the draws of a call repeatable."""
+        target = target.detach()
+        draws = [self.ensemble(generated, target, generator) for _ in range(self.transforms)]
+        distance = sum(super(ELatentLPIPS, self).forward(*draw) for draw in draws) / self.transforms
+        if self.l1_weight:
+            distance = distance + self.l1_weight * (generated - target).abs().flatten(1).mean(1)
+        return distance

@@ -7,12 +7,47 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.latents import LatentSpace
-from diffgan.perceptual.latent_vgg import LatentClassifier, LatentVGG16, accuracy, initialise, save_vgg
+from diffgan.perceptual.latent_vgg import LatentVGG16
+from diffgan.perceptual.weights import save_weights
 from diffgan.schedules import warmup_cosine
+
+
+class LatentClassifier(nn.Module):
+    """`LatentVGG16` with a linear head for each question asked of the latent.
+
+    Args:
+        network: the features.
+        classes: number of answers of each question.
+    """
+
+    def __init__(self, network: LatentVGG16, classes: list[int]):
+        super().__init__()
+        self.network = network
+        self.heads = nn.ModuleList(nn.Linear(network.tap_channels[-1], count) for count in classes)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, latent: Tensor) -> list[Tensor]:
+        """latent: (N, C, H, W) -> logits (N, classes[q]) of every question q."""
+        pooled = self.dropout(self.network(latent)[-1].mean((-2, -1)))  # (N, features)
+        return [head(pooled) for head in self.heads]
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation of every convolution, as the VGG recipe with batch norm uses."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of the rows with a known answer (target >= 0) whose largest logit is it: () float32."""
+    known = target >= 0
+    return (logits[known].argmax(-1) == target[known]).float().mean()
 
 
 class LatentVGGTraining(pl.LightningModule):
@@ -65,4 +100,4 @@ class LatentVGGTraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            save_vgg(self.classifier.network, self.space, self.target)
+            save_weights(self.target, self.classifier.network, self.space)

@@ -16,7 +16,7 @@ from datamodules.latent_pairs import LatentPairs
 from datamodules.prompts import Prompts
 from diffgan.distillation import Diffusion2GAN
 from diffgan.generation import PairGeneration
-from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.lpips import ELatentLPIPS
 from diffgan.regression import Perceptual
 
 PROMPTS, STEPS, GUIDANCE, BATCH, PAIRS = Path("configs/glyphs/prompts.txt"), 10, 3.0, 50, 200
@@ -113,7 +113,7 @@ def distillation(images: int) -> Diffusion2GAN:
     def optimizer(parameters):
         return torch.optim.AdamW(parameters, 1e-4, fused=True)
 
-    return Diffusion2GAN("glyphs", Perceptual(LatentLPIPS(Path("glyphs"))), optimizer, images)
+    return Diffusion2GAN("glyphs", Perceptual(ELatentLPIPS(Path("glyphs"))), optimizer, images)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from diffgan.__main__ import main
 from diffgan.glyphs.autoencoder import carry_colours, psnr, whiten
 from diffgan.glyphs.denoiser import stratified_timesteps
 from diffgan.glyphs.tokenizer import train_tokenizer
-from diffgan.perceptual.latent_vgg import load_vgg
+from diffgan.perceptual.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_the_stages_make_a_stock_pipeline_and_its_perceptual_network(tmp_path):
     assert pipe("capital A", num_inference_steps=2).images[0].size == (64, 64)
     target = tmp_path / "vgg.safetensors"
     main(stage("latent_vgg", tmp_path, 2, model={"vae": str(pipeline / "vae"), "target": str(target)}, data=latents))
-    network, space = load_vgg(target)
+    network, space, _ = load_weights(target)
     assert space.channels == channels and not network.training
 
 

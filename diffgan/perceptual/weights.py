@@ -1,0 +1,56 @@
+"""Files of LatentVGG16, with or without the heads of LatentLPIPS: safetensors that name their latent space."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffgan.errors import UserError
+from diffgan.files import EMBEDDED, embedded, write_tensors
+from diffgan.latents import LatentSpace
+from diffgan.perceptual.latent_vgg import LatentVGG16, folded
+
+KIND = "diffgan LatentVGG16 2"
+HEAD = "heads."
+
+
+class PerceptualWeights(NamedTuple):
+    """network: frozen, in eval mode.  space: the latents it was trained on.  heads: five (C_k,) tensors, or None."""
+
+    network: LatentVGG16
+    space: LatentSpace
+    heads: list[Tensor] | None
+
+
+def save_weights(path: Path, network: LatentVGG16, space: LatentSpace, heads: list[Tensor] | None = None) -> None:
+    """Write a network as it runs in eval mode (batch norm folded) and its heads, whole or not at all."""
+    network = folded(network)
+    shape = {"width": str(network.width), "norm": network.norm, "taps": network.taps}
+    header = {"kind": KIND, **shape, "latent_space": json.dumps(space.as_dict())}
+    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    tensors |= {f"{HEAD}{k}": head.detach() for k, head in enumerate(heads or [])}
+    write_tensors(path, tensors, header)
+
+
+def load_weights(path: Path | str) -> PerceptualWeights:
+    """Read what `save_weights` wrote; "glyphs" names the weights that ship with the package.
+
+    Raises:
+        UserError: the file is missing, broken, or not such a file.
+    """
+    path = embedded("latent_lpips.safetensors") if str(path) == EMBEDDED else Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as weights of LatentVGG16 ({error}); make them with `fit`") from error
+    if header.get("kind") != KIND:
+        raise UserError(f"{path}: is not a LatentVGG16 file of this version")
+    space = LatentSpace(**json.loads(header["latent_space"]))
+    heads = [tensors.pop(name) for name in sorted(tensors) if name.startswith(HEAD)]
+    network = LatentVGG16(space.channels, float(header["width"]), header["norm"], header["taps"])
+    network.load_state_dict(tensors)
+    return PerceptualWeights(network.requires_grad_(False).eval(), space, heads or None)
