@@ -1,5 +1,7 @@
 """VGG16 on latents: the features that the latent perceptual distance compares."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -77,13 +79,15 @@ def folded(network: LatentVGG16) -> LatentVGG16:
 
 
 def _pairs(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    return [(a, b) for a, b in zip(stage, stage[1:], strict=False) if isinstance(b, nn.BatchNorm2d)]
+    return [(a, b) for a, b in pairwise(stage) if isinstance(b, nn.BatchNorm2d)]
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, target: nn.Conv2d) -> None:
     """Writes into `target` the convolution that equals `norm` after `conv`, computed in float64."""
     bias = None if conv.bias is None else conv.bias.double()
     statistics = (norm.running_mean.double(), norm.running_var.double(), norm.eps)
-    weight, bias = fuse_conv_bn_weights(conv.weight.double(), bias, *statistics, norm.weight.double(), norm.bias.double())
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight.double(), bias, *statistics, norm.weight.double(), norm.bias.double()
+    )
     target.weight.copy_(weight)
     target.bias.copy_(bias)
