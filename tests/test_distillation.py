@@ -6,13 +6,19 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from diffgan.__main__ import main
+from diffgan.latents import to_uint8
+from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
+from diffgan.record import digest
+from diffgan.sheet import save_sheet
 from diffgan.teacher import Teacher
 from tests.processes import run_on_two_processes, start
 
@@ -192,6 +198,35 @@ def test_moving_average_follows_at_its_half_life(config, tmp_path, half_life, ke
         torch.testing.assert_close(now[name], kept * before[name] + (1 - kept) * value, atol=1e-6, rtol=1e-5)
 
 
+def test_grid_and_record_say_what_the_run_holds(config, tmp_path, tiny_pipeline):
+    path = write(tmp_path / "fit.yaml", config)
+    main(["fit", "-c", path])
+    main(["test", "-c", path])
+    run, prompts = tmp_path / "run", ["digit 7", ""]
+    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    noise = draw_noise(range(3_500_000_000, 3_500_000_002), teacher.latent_shape)
+    generator = averaged(run, teacher)
+    with torch.no_grad():
+        taught = teacher.decode(teacher.solve(noise, teacher.encode(prompts), 2, 3.0))
+        learnt = teacher.decode(generator(noise, teacher.encode(prompts)))
+    rows = {"teacher, 2 steps": to_uint8(taught), "student, 1 step": to_uint8(learnt)}
+    expected = save_sheet(tmp_path / "expected.png", rows, prompts).astype(int)
+    drawn = np.asarray(Image.open(run / "samples" / "images-00000048.png")).astype(int)
+    assert np.abs(drawn - expected).max() <= 1 and drawn.std() > 10
+    report = json.loads((run / "metrics.json").read_text())
+    assert report["stage"] == "test" and report["images_seen"] == 48
+    assert report["checkpoint"]["digest"] == digest(run / "checkpoints" / "last.ckpt")
+
+
+def averaged(run, teacher):
+    """The averaged generator of a run's last checkpoint."""
+    generator = OneStepGenerator(copy.deepcopy(teacher.unet), teacher.scheduler)
+    weights = checkpoint(run)["state_dict"]
+    prefix = "generator_ema."
+    generator.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
+    return generator
+
+
 def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, tiny_pipeline):
     config["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 3e-2
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
@@ -202,15 +237,9 @@ def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, ti
     noise = draw_noise([5, 6], teacher.latent_shape)
     prompts = ["digit 7", "a bold capital A"]
     stock = pipe(prompts, num_inference_steps=1, guidance_scale=1.0, latents=noise, output_type="latent").images
-    from diffgan.nets.generator import OneStepGenerator
-
-    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
-    weights = checkpoint(tmp_path / "run")["state_dict"]
-    prefix = "generator_ema."
-    before = generator(noise, teacher.encode(prompts)).detach()
-    generator.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
     with torch.no_grad():
-        trained = generator(noise, teacher.encode(prompts))
+        before = OneStepGenerator(teacher.unet, teacher.scheduler)(noise, teacher.encode(prompts))
+        trained = averaged(tmp_path / "run", teacher)(noise, teacher.encode(prompts))
     torch.testing.assert_close(stock, trained, atol=1e-5, rtol=0)
     assert (before - trained).abs().max() > 1e-3  # the average has moved away from the teacher
 
