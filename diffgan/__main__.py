@@ -25,6 +25,10 @@ PLAIN = {
     "export": ("diffgan.export:export", "a run's student as a diffusers pipeline directory"),
     "judge": ("diffgan.judging:judge", "figures of a pipeline on a named protocol"),
     "tables": ("diffgan.tables:tables", "a Markdown table of metrics.json files"),
+    "convert": (
+        "diffgan.perceptual.official:convert",
+        "the authors' weights of E-LatentLPIPS as a file of this project",
+    ),
 }
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is

@@ -3,12 +3,13 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffgan.errors import UserError
+from diffgan.perceptual.resample import resample
 
-GROUPS = "bgo"
+GROUPS = "bgcno"
+DEFAULT = "bgo"
 
 
 class Ensemble(nn.Module):
@@ -17,15 +18,17 @@ class Ensemble(nn.Module):
     b: horizontal flip, quarter turns, integer shift up to 1/8 of the side.
     g: isotropic scale 2^N(0, 0.2), rotation on the whole circle before and after the anisotropic scale 2^N(0, 0.2),
        fractional shift N(0, 1/8) of the side.
+    c: brightness + U(-0.5, 0.5), contrast x U(0.5, 1.5) about the mean, saturation x U(0, 2) about the channels' mean.
+    n: the same Gaussian noise on both, its deviation |N(0, 0.1)|.
     o: cutout of a square of half the side.
     The geometric ones compose to one affine map and one bilinear resampling, with reflection at the border.
-    (Ranges: ADA, Karras et al. 2020, as E-LatentLPIPS takes them over.)
+    (Ranges of b, g, n and o: ADA, Karras et al. 2020; of c: DiffAugment, Zhao et al. 2020; as E-LatentLPIPS has them.)
 
     Args:
         groups: letters of the groups in use, e.g. "bgo"; "" changes nothing.
     """
 
-    def __init__(self, groups: str = GROUPS):
+    def __init__(self, groups: str = DEFAULT):
         super().__init__()
         if unknown := set(groups) - set(GROUPS):
             raise UserError(f"ensemble group {sorted(unknown)[0]!r} is none of {', '.join(GROUPS)}")
@@ -35,9 +38,13 @@ class Ensemble(nn.Module):
         """Two inputs (N, C, H, W) -> the same transform of both, another one for each of the N samples."""
         both = torch.cat([first, second], dim=1)  # (N, 2C, H, W)
         if set(self.groups) & set("bg"):
-            theta = self._affine(len(both), both.shape[-1], generator).to(both)
-            grid = F.affine_grid(theta, list(both.shape), align_corners=False)
-            both = F.grid_sample(both, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+            both = resample(both, self._affine(len(both), both.shape[-1], generator).to(both.device))
+        if "c" in self.groups:
+            changes = colour_changes(len(both), generator).to(both)
+            both = torch.cat([change_colours(one, changes) for one in both.chunk(2, dim=1)], dim=1)
+        if "n" in self.groups:
+            noise = shared_noise(first.shape, generator).to(both)
+            both = both + torch.cat([noise, noise], dim=1)
         if "o" in self.groups:
             both = both * cutout_mask(len(both), both.shape[-2:], generator).to(both)
         return both.chunk(2, dim=1)
@@ -97,6 +104,28 @@ def _geometry(count: int, generator: torch.Generator | None) -> Tensor:
     return (
         _linear(scale, zero, zero, scale) @ before @ _linear(stretch, zero, zero, 1 / stretch) @ after @ _shift(*shift)
     )
+
+
+def colour_changes(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """(N, 3) brightness that is added, factors of contrast and of saturation."""
+    ranges = ((-0.5, 0.5), (0.5, 1.5), (0.0, 2.0))
+    return torch.stack([_uniform(count, low, high, generator) for low, high in ranges], dim=1)
+
+
+def change_colours(images: Tensor, changes: Tensor) -> Tensor:
+    """images: (N, C, H, W), changes: (N, 3) as `colour_changes` draws them -> (N, C, H, W)."""
+    brightness, contrast, saturation = changes[:, :, None, None, None].unbind(1)
+    images = images + brightness
+    grey = images.mean(1, keepdim=True)
+    images = grey + saturation * (images - grey)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + contrast * (images - mean)
+
+
+def shared_noise(shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+    """(N, C, H, W) Gaussian noise, its deviation |N(0, 0.1)| for each sample."""
+    deviation = _normal(shape[0], 0.1, generator).abs()[:, None, None, None]
+    return deviation * torch.randn(shape, generator=generator)
 
 
 def cutout_mask(count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:

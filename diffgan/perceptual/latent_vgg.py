@@ -73,12 +73,13 @@ def folded(network: LatentVGG16) -> LatentVGG16:
     plain = LatentVGG16(network.channels, network.width, "none", network.taps)
     for source, target in zip(network.stages, plain.stages, strict=True):
         convolutions = [layer for layer in target if isinstance(layer, nn.Conv2d)]
-        for convolution, (conv, norm) in zip(convolutions, _pairs(source), strict=True):
+        for convolution, (conv, norm) in zip(convolutions, normed_convolutions(source), strict=True):
             _fold(conv, norm, convolution)
     return plain.eval()
 
 
-def _pairs(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def normed_convolutions(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """The convolutions of a stage, each with the batch norm that follows it."""
     return [(a, b) for a, b in pairwise(stage) if isinstance(b, nn.BatchNorm2d)]
 
 

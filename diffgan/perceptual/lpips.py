@@ -10,13 +10,11 @@ from diffgan.latents import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
 from diffgan.perceptual.weights import load_weights
 
-EPS = 1e-10  # LPIPS adds it to the norm
 
-
-def unit(features: Tensor) -> Tensor:
-    """Features (N, C, H, W) divided by their norm over the channels at every position; float32."""
-    features = features.float()  # the squares of bf16 features would lose the differences
-    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPS)
+def unit(features: Tensor, eps: float) -> Tensor:
+    """Features (N, C, H, W) divided by sqrt(sum over the channels of their squares + eps); fp32 or fp64."""
+    features = features if features.dtype == torch.float64 else features.float()  # bf16 squares lose the differences
+    return features * (features.square().sum(1, keepdim=True) + eps).rsqrt()
 
 
 class LatentLPIPS(nn.Module):
@@ -32,7 +30,7 @@ class LatentLPIPS(nn.Module):
     def __init__(self, weights: Path):
         super().__init__()
         self.weights = weights
-        self.network, self.space, heads = load_weights(weights)
+        self.network, self.space, heads, self.eps = load_weights(weights)
         self.network.to(memory_format=torch.channels_last)
         heads = heads or [torch.ones(channels) for channels in self.network.tap_channels]
         self.heads = nn.ParameterList(nn.Parameter(head.clamp_min(0), requires_grad=False) for head in heads)
@@ -48,9 +46,9 @@ class LatentLPIPS(nn.Module):
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """generated, target: (N, C, H, W) latents -> distances (N,) >= 0, 0 for equal inputs; no gradient to target."""
         with torch.no_grad():
-            goals = [unit(tap) for tap in self.features(target.detach())]
+            goals = [unit(tap, self.eps) for tap in self.features(target.detach())]
         taps = zip(self.features(generated), goals, self.heads, strict=True)
-        return sum(head_distance(unit(tap), goal, head) for tap, goal, head in taps)
+        return sum(head_distance(unit(tap, self.eps), goal, head) for tap, goal, head in taps)
 
     def features(self, latent: Tensor) -> list[Tensor]:
         """The five taps of latents (N, C, H, W)."""
@@ -59,8 +57,7 @@ class LatentLPIPS(nn.Module):
 
 def head_distance(first: Tensor, second: Tensor, head: Tensor) -> Tensor:
     """Mean over the positions of sum_c head_c (first - second)_c^2: (N, C, H, W) twice, (C,) -> (N,)."""
-    difference = first - second
-    return torch.einsum("nchw,nchw,c->n", difference, difference, head) / difference[0, 0].numel()
+    return ((first - second).square().mean((2, 3)) * head).sum(1)  # no matrix product: autocast would round it
 
 
 class ELatentLPIPS(LatentLPIPS):

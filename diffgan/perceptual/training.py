@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.latents import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16
-from diffgan.perceptual.weights import save_weights
+from diffgan.perceptual.weights import PerceptualWeights, save_weights
 from diffgan.schedules import warmup_cosine
 
 
@@ -100,4 +100,4 @@ class LatentVGGTraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            save_weights(self.target, self.classifier.network, self.space)
+            save_weights(self.target, PerceptualWeights(self.classifier.network, self.space))

@@ -14,20 +14,24 @@ from diffgan.perceptual.latent_vgg import LatentVGG16, folded
 
 KIND = "diffgan LatentVGG16 2"
 HEAD = "heads."
+LPIPS_EPS = 1e-20  # LPIPS adds 1e-10 to the norm of the features; the authors' package 1e-8 to its square
 
 
 class PerceptualWeights(NamedTuple):
-    """network: frozen, in eval mode.  space: the latents it was trained on.  heads: five (C_k,) tensors, or None."""
+    """network: frozen, in eval mode.  space: the latents it was trained on.  heads: five (C_k,) tensors, or None.
+    eps: what is added to the squared norm of the features."""
 
     network: LatentVGG16
     space: LatentSpace
-    heads: list[Tensor] | None
+    heads: list[Tensor] | None = None
+    eps: float = LPIPS_EPS
 
 
-def save_weights(path: Path, network: LatentVGG16, space: LatentSpace, heads: list[Tensor] | None = None) -> None:
+def save_weights(path: Path, weights: PerceptualWeights) -> None:
     """Write a network as it runs in eval mode (batch norm folded) and its heads, whole or not at all."""
+    network, space, heads, eps = weights
     network = folded(network)
-    shape = {"width": str(network.width), "norm": network.norm, "taps": network.taps}
+    shape = {"width": str(network.width), "norm": network.norm, "taps": network.taps, "eps": str(eps)}
     header = {"kind": KIND, **shape, "latent_space": json.dumps(space.as_dict())}
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     tensors |= {f"{HEAD}{k}": head.detach() for k, head in enumerate(heads or [])}
@@ -53,4 +57,4 @@ def load_weights(path: Path | str) -> PerceptualWeights:
     heads = [tensors.pop(name) for name in sorted(tensors) if name.startswith(HEAD)]
     network = LatentVGG16(space.channels, float(header["width"]), header["norm"], header["taps"])
     network.load_state_dict(tensors)
-    return PerceptualWeights(network.requires_grad_(False).eval(), space, heads or None)
+    return PerceptualWeights(network.requires_grad_(False).eval(), space, heads or None, float(header["eps"]))

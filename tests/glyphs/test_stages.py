@@ -96,7 +96,7 @@ def test_the_stages_make_a_stock_pipeline_and_its_perceptual_network(tmp_path):
     assert pipe("capital A", num_inference_steps=2).images[0].size == (64, 64)
     target = tmp_path / "vgg.safetensors"
     main(stage("latent_vgg", tmp_path, 2, model={"vae": str(pipeline / "vae"), "target": str(target)}, data=latents))
-    network, space, _ = load_weights(target)
+    network, space, *_ = load_weights(target)
     assert space.channels == channels and not network.training
 
 

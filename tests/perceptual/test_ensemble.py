@@ -1,18 +1,23 @@
+"""The ensemble: one transform for both inputs, another for each sample; ranges and derivatives of its groups."""
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from diffgan.perceptual.ensemble import Ensemble, cutout_mask
+from diffgan.perceptual.ensemble import Ensemble, change_colours, colour_changes, cutout_mask, shared_noise
+from diffgan.perceptual.resample import resample
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("groups", ["", "b", "g", "o", "bg", "bgo"])
+@pytest.mark.parametrize("groups", ["", "b", "g", "c", "n", "o", "bg", "bgo", "bgcno"])
 def test_both_inputs_get_the_same_transform(groups):
     x = torch.randn(4, 3, 16, 16)
     first, second = Ensemble(groups)(x, x.clone(), seeded())
     assert torch.equal(first, second)
+    assert torch.equal(first, x) == (groups == "")
 
 
 def test_samples_get_different_transforms_and_seeds_repeat_them():
@@ -47,10 +52,44 @@ def test_rotation_keeps_a_centred_disc():
     assert 0.8 < area.median() < 1.25 and area.std() > 0.1  # scale varies about 1
 
 
-def test_gradient_reaches_the_first_input():
+@pytest.mark.parametrize("groups", ["b", "g", "c", "n", "o", "bgcno"])
+def test_derivatives_of_the_transforms(groups):
     x, y = torch.randn(2, 2, 3, 8, 8, dtype=torch.float64)
     x.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda t: Ensemble("bg")(t, y, seeded())[0], x)
+    assert torch.autograd.gradcheck(lambda t: Ensemble(groups)(t, y, seeded())[0], x)
+    assert torch.autograd.gradgradcheck(lambda t: Ensemble(groups)(t, y, seeded())[0] ** 2, x)
+
+
+def test_resampling_is_grid_sample_and_has_its_derivative():
+    x = torch.randn(3, 2, 9, 9, dtype=torch.float64, requires_grad=True)
+    theta = torch.eye(2, 3, dtype=torch.float64) + 0.4 * torch.randn(3, 2, 3, dtype=torch.float64)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    stock = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    torch.testing.assert_close(resample(x, theta), stock)
+    weights = torch.randn_like(stock)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (resample(x, theta), stock))
+    torch.testing.assert_close(ours, theirs)
+    assert resample(x.bfloat16(), theta).dtype == torch.float32
+
+
+def test_colours_keep_the_mean_they_turn_about():
+    x = torch.randn(5, 4, 8, 8, dtype=torch.float64)
+    same = change_colours(x, torch.tensor([[0.0, 1.0, 1.0]]).double())
+    torch.testing.assert_close(same, x)
+    grey = change_colours(x, torch.tensor([[0.25, 1.0, 0.0]]).double())
+    torch.testing.assert_close(grey, (x.mean(1, keepdim=True) + 0.25).expand_as(x))
+    half = change_colours(x, torch.tensor([[0.0, 0.5, 1.0]]).double())
+    torch.testing.assert_close(half.std((1, 2, 3)), 0.5 * x.std((1, 2, 3)))
+    torch.testing.assert_close(half.mean((1, 2, 3)), x.mean((1, 2, 3)))
+
+
+def test_draws_stay_in_their_ranges():
+    draws = colour_changes(4000, seeded())
+    low, high = torch.tensor([-0.5, 0.5, 0.0]), torch.tensor([0.5, 1.5, 2.0])
+    assert (draws >= low).all() and (draws <= high).all()
+    torch.testing.assert_close(draws.mean(0), (low + high) / 2, atol=0.05, rtol=0)
+    noise = shared_noise(torch.Size([4000, 1, 8, 8]), seeded())
+    torch.testing.assert_close(noise.square().mean(), torch.tensor(0.01), atol=1e-3, rtol=0)
 
 
 def test_cutout_removes_at_most_a_quarter():

@@ -1,11 +1,16 @@
+"""LatentLPIPS and ELatentLPIPS as anyone would use them: values, derivatives, files."""
+
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from diffgan import ELatentLPIPS, LatentLPIPS
 from diffgan.errors import UserError
 from diffgan.latents import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16, folded
-from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
-from diffgan.perceptual.weights import load_weights, save_weights
+from diffgan.perceptual.weights import PerceptualWeights, load_weights, save_weights
 from diffgan.teacher import Teacher
 
 SPACE = LatentSpace(channels=3, factor=4, scale=1.0)
@@ -25,7 +30,7 @@ def lived_in(network):
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    save_weights(tmp_path / "vgg.safetensors", lived_in(LatentVGG16(3, width=0.125)), SPACE)
+    save_weights(tmp_path / "vgg.safetensors", PerceptualWeights(lived_in(LatentVGG16(3, width=0.125)), SPACE))
     return tmp_path / "vgg.safetensors"
 
 
@@ -51,11 +56,12 @@ def test_the_file_keeps_the_function(norm, tmp_path):
     torch.manual_seed(2)
     network = lived_in(LatentVGG16(3, width=0.125, norm=norm, taps="pool")).eval()
     heads = [torch.rand(channels) for channels in network.tap_channels]
-    save_weights(tmp_path / "file.safetensors", network, SPACE, heads)
+    save_weights(tmp_path / "file.safetensors", PerceptualWeights(network, SPACE, heads, 1e-8))
     loaded = load_weights(tmp_path / "file.safetensors")
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(loaded.network(x), network(x), rtol=1e-4, atol=1e-5)
-    assert loaded.space == SPACE and all(torch.equal(a, b) for a, b in zip(loaded.heads, heads, strict=True))
+    assert (loaded.space, loaded.eps) == (SPACE, 1e-8)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.heads, heads, strict=True))
 
 
 def test_the_package_ships_weights_of_its_own_latents():
@@ -102,3 +108,93 @@ def test_other_latent_space_and_broken_files_are_refused(weights, tmp_path):
     for bad in (tmp_path / "cut.safetensors", tmp_path / "missing.safetensors"):
         with pytest.raises(UserError, match=bad.name):
             LatentLPIPS(bad)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_generator_makes_the_draws_repeatable(weights):
+    loss = ELatentLPIPS(weights)
+    x, y = torch.randn(2, 4, 3, 16, 16)
+    assert torch.equal(loss(x, y, generator=seeded(1)), loss(x, y, generator=seeded(1)))
+    assert not torch.equal(loss(x, y, generator=seeded(1)), loss(x, y, generator=seeded(2)))
+    assert not torch.equal(loss(x, y), loss(x, y))
+
+
+def test_transforms_averages_as_many_draws(weights):
+    x, y = torch.randn(2, 2, 3, 16, 16)
+    one, three, stream = ELatentLPIPS(weights), ELatentLPIPS(weights, transforms=3), seeded()
+    mean = sum(one(x, y, generator=stream) for _ in range(3)) / 3
+    torch.testing.assert_close(three(x, y, generator=seeded()), mean)
+
+
+def test_l1_is_added_only_when_asked_for(weights):
+    x, y = torch.randn(2, 2, 3, 16, 16)
+    plain, mixed = ELatentLPIPS(weights), ELatentLPIPS(weights, l1_weight=0.5)
+    difference = mixed(x, y, generator=seeded()) - plain(x, y, generator=seeded())
+    torch.testing.assert_close(difference, 0.5 * (x - y).abs().mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [LatentLPIPS, ELatentLPIPS])
+def test_symmetric(kind, weights):
+    loss = kind(weights)
+    x, y = torch.randn(2, 4, 3, 16, 16)
+    torch.testing.assert_close(loss(x, y, generator=seeded()), loss(y, x, generator=seeded()))
+
+
+def test_descent_never_gets_below_zero(weights):
+    """200 steps down from random starts: a distance that can be fooled into negative values would be found out."""
+    loss = LatentLPIPS(weights)
+    x, y = torch.randn(4, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 8, 8)
+    optimizer, start = torch.optim.Adam([x], lr=0.05), loss(x, y).detach()
+    for _ in range(200):
+        distance = loss(x, y)
+        assert distance.min() >= 0
+        optimizer.zero_grad()
+        distance.sum().backward()
+        optimizer.step()
+    assert (loss(x, y) < 0.3 * start).all()
+
+
+def test_second_derivatives(weights):
+    loss = ELatentLPIPS(weights).double()
+    x, y = torch.randn(2, 1, 3, 8, 8, dtype=torch.float64)
+    x.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(x, y, generator=seeded()).sum(), x, create_graph=True)
+    direction = torch.randn_like(x)
+    (product,) = torch.autograd.grad((gradient * direction).sum(), x)
+    step, slopes = 1e-6, []
+    for sign in (1, -1):
+        moved = (x.detach() + sign * step * direction).requires_grad_(True)
+        slopes.append(torch.autograd.grad(loss(moved, y, generator=seeded()).sum(), moved)[0])
+    torch.testing.assert_close(product, (slopes[0] - slopes[1]) / (2 * step), rtol=1e-3, atol=1e-6)
+
+
+def test_under_autocast_it_stays_close_and_in_fp32(weights):
+    loss = ELatentLPIPS(weights)
+    x, y = torch.randn(2, 2, 3, 16, 16)
+    exact = loss(x, y, generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = loss(x.bfloat16(), y.bfloat16(), generator=seeded())
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
+
+
+def test_compiled_it_has_the_same_gradient(weights):
+    loss = LatentLPIPS(weights)
+    compiled = torch.compile(loss, backend="aot_eager")  # the graph of a compiler, without a C++ compiler's minutes
+    x, y = torch.randn(2, 2, 3, 8, 8)
+    gradients = []
+    for distance in (loss, compiled):
+        start = x.clone().requires_grad_(True)
+        distance(start, y).sum().backward()
+        gradients.append(start.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_it_needs_no_lightning():
+    blocked = "import sys; sys.modules['lightning'] = sys.modules['diffusers'] = None; "
+    use = "from diffgan import ELatentLPIPS; print(ELatentLPIPS('glyphs').space.channels)"
+    done = subprocess.run([sys.executable, "-c", blocked + use], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"
