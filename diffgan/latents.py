@@ -47,6 +47,9 @@ class LatentSpace:
         return asdict(self)
 
 
+PIXELS = LatentSpace(channels=3, factor=1, scale=1.0)  # images (N, 3, H, W) in [-1, 1], as latents of no autoencoder
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Images (..., H, W) in [-1, 1] -> uint8 in [0, 255], rounded to the nearest level, clipped outside."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -13,8 +13,11 @@ PROMPT_SEED = 7
 
 
 def ship_pipeline(source: str, target: Path) -> None:
-    """Write a float16 copy of a pipeline directory."""
-    as_pipeline(Teacher.from_pretrained(source, torch.float16)).save_pretrained(target)
+    """Write a float16 copy of a pipeline directory that does not say where it lay."""
+    teacher = Teacher.from_pretrained(source, torch.float16)
+    for name in ("vae", "unet"):
+        getattr(teacher, name).register_to_config(_name_or_path=f"diffgan/glyphs/{name}")
+    as_pipeline(teacher).save_pretrained(target)
 
 
 def ship_captions(count: int, target: Path) -> None:

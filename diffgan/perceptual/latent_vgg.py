@@ -10,28 +10,31 @@ from diffgan.errors import UserError
 
 # Width and number of convolutions of VGG16's five stages (Simonyan and Zisserman 2015, configuration D).
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-POOLED_AFTER = (3, 4)  # the first three max-pools are left out: a latent is already small (paper, section 3.2)
+LEFT_OUT = 3  # max-pools: a latent is already 8 times smaller than its image (paper, section 3.2)
 NORMS = ("batch", "group", "none")
 TAPS = ("relu", "pool")
 GROUPS = 8
 
 
 class LatentVGG16(nn.Module):
-    """VGG16 on latents, its first three max-pools left out; five taps, one at the end of each stage.
+    """VGG16 on latents, its first max-pools left out; five taps, one at the end of each stage.
 
     Args:
         channels: channels of the latent.
         width: factor on VGG16's channel counts.
         norm: "batch" (VGG16-BN), "group" (for small batches and many processes), or "none": what batch norm folded
             into the convolutions leaves, see `folded`.
-        taps: "relu", as LPIPS taps VGG; or "pool": the last two after their max-pool, as the authors' package does.
+        taps: "relu", as LPIPS taps VGG; or "pool": after the max-pools that are left, as the authors' package does.
+        left_out: how many of the five max-pools are left out, from the first; 0 for pixels.
     """
 
-    def __init__(self, channels: int, width: float = 1.0, norm: str = "batch", taps: str = "relu"):
+    def __init__(
+        self, channels: int, width: float = 1.0, norm: str = "batch", taps: str = "relu", left_out: int = LEFT_OUT
+    ):
         super().__init__()
         if norm not in NORMS or taps not in TAPS:
             raise UserError(f"LatentVGG16: norm {norm!r} is none of {NORMS} or taps {taps!r} none of {TAPS}")
-        self.channels, self.width, self.norm, self.taps = channels, width, norm, taps
+        self.channels, self.width, self.norm, self.taps, self.left_out = channels, width, norm, taps, left_out
         self.pool = nn.MaxPool2d(2)
         self.stages = nn.ModuleList()
         for full, convolutions in STAGES:
@@ -55,11 +58,11 @@ class LatentVGG16(nn.Module):
         return [nn.Conv2d(before, after, 3, padding=1, bias=not normalise), *normalise, nn.ReLU(inplace=True)]
 
     def forward(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> five feature maps of full, full, full, full and half resolution ("relu")."""
+        """latent: (N, C, H, W) -> five feature maps; with three pools left out only the last is smaller, half."""
         taps = []
         for index, stage in enumerate(self.stages):
             latent = tap = stage(latent)
-            if index in POOLED_AFTER and (self.taps == "pool" or index + 1 < len(self.stages)):
+            if index >= self.left_out and (self.taps == "pool" or index + 1 < len(self.stages)):
                 latent = self.pool(latent)
             taps.append(latent if self.taps == "pool" else tap)
         return taps
@@ -70,7 +73,7 @@ def folded(network: LatentVGG16) -> LatentVGG16:
     """The same function in eval mode with batch norm folded into the convolutions; others are returned as they are."""
     if network.norm != "batch":
         return network
-    plain = LatentVGG16(network.channels, network.width, "none", network.taps)
+    plain = LatentVGG16(network.channels, network.width, "none", network.taps, network.left_out)
     for source, target in zip(network.stages, plain.stages, strict=True):
         convolutions = [layer for layer in target if isinstance(layer, nn.Conv2d)]
         for convolution, (conv, norm) in zip(convolutions, normed_convolutions(source), strict=True):

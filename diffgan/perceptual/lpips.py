@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffgan.errors import UserError
 from diffgan.latents import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
-from diffgan.perceptual.weights import load_weights
+from diffgan.perceptual.weights import PerceptualWeights, load_weights
 
 
 def unit(features: Tensor, eps: float) -> Tensor:
@@ -46,18 +46,22 @@ class LatentLPIPS(nn.Module):
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """generated, target: (N, C, H, W) latents -> distances (N,) >= 0, 0 for equal inputs; no gradient to target."""
         with torch.no_grad():
-            goals = [unit(tap, self.eps) for tap in self.features(target.detach())]
-        taps = zip(self.features(generated), goals, self.heads, strict=True)
-        return sum(head_distance(unit(tap, self.eps), goal, head) for tap, goal, head in taps)
+            goals = self.unit_taps(target.detach())
+        taps = zip(self.unit_taps(generated), goals, self.heads, strict=True)
+        return sum(head_distance((tap - goal).square(), head) for tap, goal, head in taps)
 
-    def features(self, latent: Tensor) -> list[Tensor]:
-        """The five taps of latents (N, C, H, W)."""
-        return self.network(latent.contiguous(memory_format=torch.channels_last))
+    def unit_taps(self, latent: Tensor) -> list[Tensor]:
+        """latent: (N, C, H, W) -> the five feature maps, channel-normalised."""
+        return [unit(tap, self.eps) for tap in self.network(latent.contiguous(memory_format=torch.channels_last))]
+
+    def as_weights(self) -> PerceptualWeights:
+        """What `save_weights` writes: this network and these heads."""
+        return PerceptualWeights(self.network, self.space, list(self.heads), self.eps)
 
 
-def head_distance(first: Tensor, second: Tensor, head: Tensor) -> Tensor:
-    """Mean over the positions of sum_c head_c (first - second)_c^2: (N, C, H, W) twice, (C,) -> (N,)."""
-    return ((first - second).square().mean((2, 3)) * head).sum(1)  # no matrix product: autocast would round it
+def head_distance(squares: Tensor, head: Tensor) -> Tensor:
+    """Mean over the positions of sum_c head_c squares_c: (N, C, H, W) and (C,) -> (N,)."""
+    return (squares.mean((2, 3)) * head).sum(1)  # no matrix product: autocast would round it
 
 
 class ELatentLPIPS(LatentLPIPS):

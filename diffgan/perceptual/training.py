@@ -5,13 +5,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffgan.latents import LatentSpace
-from diffgan.perceptual.latent_vgg import LatentVGG16
+from diffgan.autoencoders import latent_space
+from diffgan.perceptual.latent_vgg import LEFT_OUT, LatentVGG16
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
 from diffgan.schedules import warmup_cosine
 
@@ -44,37 +43,47 @@ def initialise(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of the rows with a known answer (target >= 0) whose largest logit is it: () float32."""
+def accuracy(logits: Tensor, target: Tensor, best: int = 1) -> Tensor:
+    """Share of the rows with a known answer (target >= 0) that is among their `best` largest logits: () float32."""
     known = target >= 0
-    return (logits[known].argmax(-1) == target[known]).float().mean()
+    top = logits[known].topk(min(best, logits.shape[1])).indices
+    return (top == target[known, None]).any(1).float().mean()
+
+
+def known_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of the rows with a known answer (target >= 0), 0 where there is none."""
+    known = (target >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / known
 
 
 class LatentVGGTraining(pl.LightningModule):
     """Train LatentVGG16 to answer the questions of the labels; write its weights at every validation.
 
     Args:
-        vae: directory of the autoencoder whose latents are classified; names the latent space of the weights.
+        vae: autoencoder whose latents are classified (a directory, or "owner/model/vae" on the hub); none for pixels.
         target: file that the weights are written to (safetensors).
         classes: number of answers of each question: column q of the batch's label is in [0, classes[q]), or -1.
         optimizer: called with the parameters.
         steps, warmup: length of the cosine schedule and of its linear rise, in steps.
-        width: factor on VGG16's channel counts.
+        width, norm, left_out: of `LatentVGG16`.
     """
 
     def __init__(
         self,
-        vae: Path,
+        vae: str | None,
         target: Path,
         classes: list[int],
         optimizer: OptimizerCallable,
         steps: int,
         warmup: int = 100,
         width: float = 1.0,
+        norm: str = "batch",
+        left_out: int = LEFT_OUT,
     ):
         super().__init__()
-        self.space = LatentSpace.of_config(AutoencoderKL.load_config(vae))
-        self.classifier = LatentClassifier(LatentVGG16(self.space.channels, width), classes)
+        self.space = latent_space(vae)
+        network = LatentVGG16(self.space.channels, width, norm, left_out=left_out)
+        self.classifier = LatentClassifier(network, classes)
         initialise(self.classifier)
         self.classifier.to(memory_format=torch.channels_last)
         self.target, self.optimizer, self.steps, self.warmup = target, optimizer, steps, warmup
@@ -86,8 +95,7 @@ class LatentVGGTraining(pl.LightningModule):
 
     def training_step(self, batch, _) -> Tensor:
         logits = self.classifier(batch.latent.to(memory_format=torch.channels_last))
-        losses = [F.cross_entropy(a, y, ignore_index=-1) for a, y in zip(logits, batch.label.unbind(1), strict=True)]
-        loss = torch.stack(losses).nansum()  # a question without one known answer in the batch has no loss
+        loss = sum(known_cross_entropy(a, y) for a, y in zip(logits, batch.label.unbind(1), strict=True))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -95,8 +103,9 @@ class LatentVGGTraining(pl.LightningModule):
         logits = self.classifier(batch.latent)
         for question, (answer, target) in enumerate(zip(logits, batch.label.unbind(1), strict=True)):
             known = int((target >= 0).sum())
-            if known:
-                self.log(f"validation/top1_{question}", accuracy(answer, target), prog_bar=True, batch_size=known)
+            for best in (1, 5) if known else ():
+                name, share = f"validation/top{best}_{question}", accuracy(answer, target, best)
+                self.log(name, share, prog_bar=best == 1, batch_size=known, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:

@@ -31,7 +31,8 @@ def save_weights(path: Path, weights: PerceptualWeights) -> None:
     """Write a network as it runs in eval mode (batch norm folded) and its heads, whole or not at all."""
     network, space, heads, eps = weights
     network = folded(network)
-    shape = {"width": str(network.width), "norm": network.norm, "taps": network.taps, "eps": str(eps)}
+    shape = {"width": str(network.width), "norm": network.norm, "taps": network.taps}
+    shape |= {"left_out": str(network.left_out), "eps": str(eps)}
     header = {"kind": KIND, **shape, "latent_space": json.dumps(space.as_dict())}
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     tensors |= {f"{HEAD}{k}": head.detach() for k, head in enumerate(heads or [])}
@@ -55,6 +56,8 @@ def load_weights(path: Path | str) -> PerceptualWeights:
         raise UserError(f"{path}: is not a LatentVGG16 file of this version")
     space = LatentSpace(**json.loads(header["latent_space"]))
     heads = [tensors.pop(name) for name in sorted(tensors) if name.startswith(HEAD)]
-    network = LatentVGG16(space.channels, float(header["width"]), header["norm"], header["taps"])
+    network = LatentVGG16(
+        space.channels, float(header["width"]), header["norm"], header["taps"], int(header["left_out"])
+    )
     network.load_state_dict(tensors)
     return PerceptualWeights(network.requires_grad_(False).eval(), space, heads or None, float(header["eps"]))

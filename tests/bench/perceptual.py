@@ -1,9 +1,9 @@
-"""E-LatentLPIPS against a plain transcription of it, in turn in one process: time and peak memory, forward + backward.
+"""E-LatentLPIPS against a plain transcription of it, in turn in one process: time and peak memory of both passes.
 
-Both run VGG16-BN's full width with seeded weights on batches of 4 latents of 64x64, 4 and 16 channels. The transcription
-does what the formula says and no more: each input is augmented on its own (upsampled, warped, downsampled), goes through
-the network on its own with its batch norms, and is normalised on its own. The floor is the network's convolutions alone:
-forward for the target, forward and backward for the generated latents.
+Both run VGG16-BN's full width with seeded weights on batches of 4 latents of 64x64, 4 and 16 channels. The
+transcription does what the formula says and no more: each input is augmented on its own (upsampled, warped,
+downsampled), goes through the network on its own with its batch norms, and is normalised on its own. The floor is the
+network's convolutions alone: forward for the target, forward and backward for the generated latents.
 """
 
 import statistics
@@ -95,11 +95,14 @@ def compare(channels: int, device: str) -> None:
     plain = Transcription(network).to(device)
     generated = torch.randn(BATCH, channels, SIDE, SIDE, device=device, requires_grad=True)
     target = torch.randn(BATCH, channels, SIDE, SIDE, device=device)
-    fast = generated.detach().to(memory_format=torch.channels_last).requires_grad_(True)
+    last = {"memory_format": torch.channels_last}
+    fast = generated.detach().to(**last).requires_grad_(True)
     runs = {
         "plain transcription": partial(step, plain, generated, target),
         "ELatentLPIPS": partial(step, ours, generated, target),
-        "its convolutions alone": partial(convolutions, ours.network, fast, target.to(memory_format=torch.channels_last)),
+        "its convolutions alone": partial(
+            convolutions, ours.network, fast, target.to(memory_format=torch.channels_last)
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(ROUNDS + 1):
@@ -111,7 +114,9 @@ def compare(channels: int, device: str) -> None:
 
 
 def report(channels: int, measured: dict[str, tuple[float, int]]) -> None:
-    print(f"{channels}x{SIDE}x{SIDE}, batch {BATCH}, forward + backward   seconds      peak MB   plain/this time   memory")
+    print(
+        f"{channels}x{SIDE}x{SIDE}, batch {BATCH}, forward + backward   seconds      peak MB   plain/this time   memory"
+    )
     time, memory = next(iter(measured.values()))
     for name, (its_time, its_memory) in measured.items():
         ratios = f"{time / its_time:17.2f} {memory / its_memory:8.2f}"
