@@ -42,7 +42,7 @@ class RunReport(pl.Callback):
             "stage": trainer.state.fn.value,
             "name": self.name or getattr(trainer.logger, "name", None) or "student",
             "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
-            "images_seen": pl_module.images_seen,
+            "images_seen": getattr(pl_module, "images_seen", None),
             "checkpoint": _checkpoint(trainer),
             "seconds": round(time.monotonic() - self._started, 1),
             **_protocol(trainer),

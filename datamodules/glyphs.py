@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from diffgan.autoencoders import Encoder
 from diffgan.files import write_tensors
 from diffgan.glyphs import recipe
-from diffgan.latents import LatentSpace
+from diffgan.record import digest
 
 
 class CaptionedImages(NamedTuple):
@@ -117,7 +117,7 @@ class GlyphLatents(pl.LightningDataModule):
     """Latents of glyph pictures under an autoencoder, encoded once and kept in memory as float16.
 
     Args:
-        vae: directory of the `AutoencoderKL`.
+        vae: directory of the `AutoencoderKL`; none for pixels.
         cache: directory where the encoded latents are kept between runs.
         batch_size: latents a batch and process.
         train_images, validation_images: pictures encoded of each split.
@@ -126,7 +126,7 @@ class GlyphLatents(pl.LightningDataModule):
 
     def __init__(
         self,
-        vae: Path,
+        vae: Path | None,
         cache: Path,
         batch_size: int = 32,
         train_images: int = 60_000,
@@ -149,17 +149,15 @@ class GlyphLatents(pl.LightningDataModule):
         return self._loader("validation", shuffle=False)
 
     def _file(self, split: str) -> Path:
-        weights = (self.vae / "diffusion_pytorch_model.safetensors").read_bytes()
-        key = hashlib.blake2b(weights + f"{split} {self.seed} {self.images[split]}".encode(), digest_size=6)
+        weights = digest(self.vae) if self.vae else "pixels"
+        key = hashlib.blake2b(f"{weights} {split} {self.seed} {self.images[split]}".encode(), digest_size=6)
         return self.cache / f"latents-{split}-{key.hexdigest()}.safetensors"
 
-    @torch.no_grad()
     def _encode(self, split: str) -> None:
-        vae = AutoencoderKL.from_pretrained(self.vae).eval().to(memory_format=torch.channels_last)
-        space, pictures = LatentSpace.of(vae), GlyphDataset(split, self.images[split], self.seed)
+        encoder, pictures = Encoder(self.vae), GlyphDataset(split, self.images[split], self.seed)
         loader = DataLoader(pictures, batch_size=64, collate_fn=_whole)
         latents = [
-            space.to_model(vae.encode(batch.image).latent_dist.mode()).half()
+            encoder(batch.image).half()
             for batch in tqdm(loader, desc=f"encoding {split} pictures", unit_scale=64, unit="image")
         ]
         write_tensors(self._file(split), {"latent": torch.cat(latents)})

@@ -65,7 +65,7 @@ class DiffganCLI(LightningCLI):
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        if self._find_checkpoint() is None:
+        if self._find_checkpoint() is None and not getattr(self.model, "complete_as_built", False):
             folder = run_folder(self.trainer)
             raise UserError(f"{self.subcommand}: no checkpoint in {folder}; run fit first, or give --ckpt_path")
 

@@ -17,6 +17,8 @@ from diffgan.schedules import warmup_cooldown
 class Calibration(pl.LightningModule):
     """Fit non-negative heads to judgements with the network frozen (Zhang et al. 2018, section 4.2, "lin").
 
+    `validate` and `test` score the file `weights` as it is, by the share of judges it agrees with.
+
     Args:
         weights: a file of the stage `latent_vgg`; names the latent space.
         target: file that network and heads are written to (safetensors).
@@ -24,6 +26,8 @@ class Calibration(pl.LightningModule):
         steps, cooldown: length of the training and of its final linear fall of the learning rate.
         dropout: share of the squared differences left out in training.
     """
+
+    complete_as_built = True  # to be tested it needs no checkpoint
 
     def __init__(
         self,

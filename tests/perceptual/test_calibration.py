@@ -1,0 +1,132 @@
+"""Judgements, 2AFC score, and the calibration stage through the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from datamodules.judgements import SyntheticGlyphDataset
+from diffgan.__main__ import main
+from diffgan.glyphs.distortions import FAMILIES, distort
+from diffgan.perceptual.judgements import RankingLoss, two_afc
+from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.weights import load_weights
+
+
+def test_two_afc_by_hand():
+    first, second = torch.tensor([1.0, 2.0, 2.0, 1.0]), torch.tensor([2.0, 1.0, 1.0, 1.0])
+    judge = torch.tensor([0.25, 0.25, 1.0, 0.9])
+    torch.testing.assert_close(two_afc(first, second, judge), torch.tensor([0.75, 0.25, 1.0, 0.5]))
+
+
+def test_ranking_loss_learns_which_is_smaller():
+    torch.manual_seed(0)
+    ranking = RankingLoss()
+    optimizer = torch.optim.Adam(ranking.parameters(), 1e-2)
+    for _ in range(300):
+        first, second = torch.rand(2, 64)
+        loss = ranking(first, second, (first > second).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2 < RankingLoss()(first, second, (first > second).float())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_distortions_grow_with_their_strength(family):
+    images = SyntheticGlyphDataset("train", 100, 3).__getitems__(range(24)).reference
+    generator = torch.Generator().manual_seed(0)
+    distances = [
+        (distort(images, family, torch.full((24,), strength), generator) - images).square().mean()
+        for strength in (0.0, 0.5, 1.0)
+    ]
+    assert 0 < 1.5 * distances[0] < distances[1] < distances[2] / 1.5
+
+
+def test_a_judgement_is_a_function_of_its_index():
+    dataset = SyntheticGlyphDataset("train", 100, 7)
+    many, few = dataset.__getitems__(range(12)), dataset.__getitems__([11, 4])
+    for column in ("reference", "first", "second", "judge"):
+        assert torch.equal(getattr(few, column), getattr(many, column)[[11, 4]])
+    assert few.family == [many.family[11], many.family[4]] and set(many.family) == set(FAMILIES)
+    assert set(many.judge.tolist()) == {0.0, 1.0}
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = yaml.safe_load(Path("configs/glyphs/calibration.yaml").read_text())
+    config["trainer"] |= {"max_steps": 12, "val_check_interval": 12, "enable_progress_bar": False, "accelerator": "cpu"}
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
+    target = str(tmp_path / "out.safetensors")
+    config["model"]["init_args"] |= {"weights": "glyphs", "target": target, "steps": 12, "cooldown": 4}
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1.0
+    config["data"]["init_args"] |= {"batch_size": 12, "train": 144, "validation": 24, "test": 24, "workers": 0}
+    return config
+
+
+def write(path, config):
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def test_calibration_writes_heads_that_are_not_negative(config, tmp_path):
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    before, after = load_weights("glyphs"), load_weights(tmp_path / "out.safetensors")
+    assert after.space == before.space
+    assert all((head >= 0).all() for head in after.heads) and any((head == 0).any() for head in after.heads)
+    for name, weight in before.network.state_dict().items():
+        assert torch.equal(weight, after.network.state_dict()[name])
+    x, y = torch.randn(2, 2, 3, 16, 16)
+    assert not torch.allclose(LatentLPIPS("glyphs")(x, y), LatentLPIPS(tmp_path / "out.safetensors")(x, y))
+    config["model"]["init_args"]["weights"] = str(tmp_path / "out.safetensors")
+    main(["test", "-c", write(tmp_path / "test.yaml", config)])
+    metrics = json.loads((tmp_path / "calibration" / "metrics.json").read_text())["metrics"]
+    assert {f"test/2afc_{family}" for family in FAMILIES} < set(metrics) and metrics["test/2afc"] > 0.6
+
+
+@pytest.fixture
+def bapps(tmp_path):
+    """Two families in the published layout: p1 is the reference itself, p0 is not; judges say so."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for family in ("cnn", "traditional"):
+            folder = tmp_path / "2afc" / split / family
+            for part in ("ref", "p0", "p1", "judge"):
+                (folder / part).mkdir(parents=True)
+            for i in range(4):
+                reference, other = rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+                for part, pixels in (("ref", reference), ("p0", other), ("p1", reference)):
+                    Image.fromarray(pixels).save(folder / part / f"{i:06}.png")
+                np.save(folder / "judge" / f"{i:06}.npy", np.array([0.9], dtype=np.float32))
+    return tmp_path / "2afc"
+
+
+def test_bapps_folders_are_scored(bapps, config, tmp_path):
+    vae = "diffgan/glyphs/weights/teacher/vae"
+    options = {"folder": str(bapps), "vae": vae, "resolution": 64, "batch_size": 3, "workers": 0}
+    config["data"] = {"class_path": "datamodules.judgements.BAPPS", "init_args": options}
+    main(["test", "-c", write(tmp_path / "test.yaml", config)])
+    metrics = json.loads((tmp_path / "calibration" / "metrics.json").read_text())["metrics"]
+    assert metrics["test/2afc"] == metrics["test/2afc_cnn"] == metrics["test/2afc_traditional"] == pytest.approx(0.9)
+
+
+def test_broken_bapps_folders_are_one_line(bapps, config, tmp_path, capsys):
+    options = {"folder": str(bapps), "vae": None, "batch_size": 3, "workers": 0, "families": ["cnn"]}
+    config["data"] = {"class_path": "datamodules.judgements.BAPPS", "init_args": options}
+
+    def refusal(**changes):
+        options.update(changes)
+        with pytest.raises(SystemExit):
+            main(["test", "-c", write(tmp_path / "test.yaml", config)])
+        return capsys.readouterr().err
+
+    assert "missing" in refusal(folder=str(tmp_path / "missing"))
+    assert "'video'" in refusal(folder=str(bapps), families=["video"])
+    (bapps / "val" / "cnn" / "judge" / "000001.npy").write_bytes(b"no")
+    assert "000001.npy" in refusal(families=["cnn"])
+    (bapps / "val" / "cnn" / "p0" / "000001.png").write_bytes(b"no")
+    assert "000001.png" in refusal(families=["cnn"])
