@@ -25,6 +25,10 @@ PLAIN = {
     "export": ("diffgan.export:export", "a run's student as a diffusers pipeline directory"),
     "judge": ("diffgan.judging:judge", "figures of a pipeline on a named protocol"),
     "tables": ("diffgan.tables:tables", "a Markdown table of metrics.json files"),
+    "reconstruct": (
+        "diffgan.perceptual.reconstruction:reconstruct",
+        "how far each perceptual distance leads from noise",
+    ),
     "convert": (
         "diffgan.perceptual.official:convert",
         "the authors' weights of E-LatentLPIPS as a file of this project",

@@ -56,7 +56,7 @@ def test_loss_table_differs_in_the_loss_alone(capsys, loss):
     assert row == base
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "text_encoder", "denoiser", "latent_vgg", "reader"])
+@pytest.mark.parametrize("stage", ["autoencoder", "text_encoder", "denoiser", "latent_vgg", "calibration", "reader"])
 def test_schedules_end_with_the_training_and_weights_are_saved_then(capsys, stage):
     config = merged(capsys, "fit", [f"configs/glyphs/{stage}.yaml"])
     trainer, model = config["trainer"], config["model"]["init_args"]

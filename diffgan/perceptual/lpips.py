@@ -41,7 +41,7 @@ class LatentLPIPS(nn.Module):
     def check_space(self, space: LatentSpace) -> None:
         """Raises UserError if the weights were trained on another latent space than `space`."""
         if space != self.space:
-            raise UserError(f"{self.weights}: trained on {self.space}, but the teacher's latents are {space}")
+            raise UserError(f"{self.weights}: trained on {self.space}, but these latents are {space}")
 
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """generated, target: (N, C, H, W) latents -> distances (N,) >= 0, 0 for equal inputs; no gradient to target."""
