@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual clean
+.PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -79,7 +79,19 @@ glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours)
 glyph-reader: runs/glyphs/reader.done ## train the reader of characters anew
 	cp runs/glyphs/reader/reader.safetensors diffgan/glyphs/weights/reader.safetensors
 
-glyph-perceptual: runs/glyphs/latent_vgg.done ## train the perceptual network of the glyph latents anew
+runs/glyphs/calibration.done: runs/glyphs/latent_vgg.done
+
+glyph-perceptual: runs/glyphs/calibration.done ## train LatentLPIPS of the glyph latents anew: network, then heads
+	$(RUN) test -c configs/glyphs/calibration.yaml --model.init_args.weights glyphs
+
+# ---- figures of the paper, on the miniature ----
+
+runs/glyphs/pixel_lpips.safetensors: configs/glyphs/latent_vgg.yaml configs/glyphs/calibration.yaml | $(INSTALLED)
+	$(RUN) fit -c configs/glyphs/latent_vgg.yaml -c configs/glyphs/pixels.yaml
+	$(RUN) fit -c configs/glyphs/calibration.yaml -c configs/glyphs/pixels-calibration.yaml
+
+figure-reconstruction: runs/glyphs/pixel_lpips.safetensors ## from noise to an image under each perceptual distance
+	$(RUN) reconstruct runs/figures/reconstruction --pixels $<
 
 # ---- the developer's desk ----
 
@@ -91,6 +103,7 @@ test-all: $(INSTALLED) ## the test suite with the long checks
 
 bench: $(INSTALLED) ## speed as ratios: pair generation and training step against their bare network passes
 	$(VENV)/bin/python -m tests.bench.overhead
+	$(VENV)/bin/python -m tests.bench.perceptual
 
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

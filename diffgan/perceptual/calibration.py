@@ -8,8 +8,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffgan.perceptual.heads import head_distance, unit
 from diffgan.perceptual.judgements import Judgements, RankingLoss, two_afc
-from diffgan.perceptual.lpips import LatentLPIPS, head_distance
+from diffgan.perceptual.lpips import LatentLPIPS
 from diffgan.perceptual.weights import save_weights
 from diffgan.schedules import warmup_cooldown
 
@@ -65,7 +66,8 @@ class Calibration(pl.LightningModule):
         """Distances (N,) of the two alternatives from the reference; the heads carry the gradient."""
         with torch.no_grad():
             reference, first, second = (
-                self.distance.unit_taps(x) for x in (batch.reference, batch.first, batch.second)
+                [unit(tap, self.distance.eps) for tap in self.distance.taps(x)]
+                for x in (batch.reference, batch.first, batch.second)
             )
         return self._headed(reference, first), self._headed(reference, second)
 

@@ -8,13 +8,8 @@ from torch import Tensor, nn
 from diffgan.errors import UserError
 from diffgan.latents import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
+from diffgan.perceptual.heads import tap_distance
 from diffgan.perceptual.weights import PerceptualWeights, load_weights
-
-
-def unit(features: Tensor, eps: float) -> Tensor:
-    """Features (N, C, H, W) divided by sqrt(sum over the channels of their squares + eps); fp32 or fp64."""
-    features = features if features.dtype == torch.float64 else features.float()  # bf16 squares lose the differences
-    return features * (features.square().sum(1, keepdim=True) + eps).rsqrt()
 
 
 class LatentLPIPS(nn.Module):
@@ -46,22 +41,17 @@ class LatentLPIPS(nn.Module):
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """generated, target: (N, C, H, W) latents -> distances (N,) >= 0, 0 for equal inputs; no gradient to target."""
         with torch.no_grad():
-            goals = self.unit_taps(target.detach())
-        taps = zip(self.unit_taps(generated), goals, self.heads, strict=True)
-        return sum(head_distance((tap - goal).square(), head) for tap, goal, head in taps)
+            goals = self.taps(target.detach())
+        maps = zip(self.taps(generated), goals, self.heads, strict=True)
+        return sum(tap_distance(features, goal, head, self.eps) for features, goal, head in maps)
 
-    def unit_taps(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> the five feature maps, channel-normalised."""
-        return [unit(tap, self.eps) for tap in self.network(latent.contiguous(memory_format=torch.channels_last))]
+    def taps(self, latent: Tensor) -> list[Tensor]:
+        """latent: (N, C, H, W) -> the five feature maps."""
+        return self.network(latent.contiguous(memory_format=torch.channels_last))
 
     def as_weights(self) -> PerceptualWeights:
         """What `save_weights` writes: this network and these heads."""
         return PerceptualWeights(self.network, self.space, list(self.heads), self.eps)
-
-
-def head_distance(squares: Tensor, head: Tensor) -> Tensor:
-    """Mean over the positions of sum_c head_c squares_c: (N, C, H, W) and (C,) -> (N,)."""
-    return (squares.mean((2, 3)) * head).sum(1)  # no matrix product: autocast would round it
 
 
 class ELatentLPIPS(LatentLPIPS):
