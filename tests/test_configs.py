@@ -62,3 +62,22 @@ def test_schedules_end_with_the_training_and_weights_are_saved_then(capsys, stag
     trainer, model = config["trainer"], config["model"]["init_args"]
     assert trainer["max_steps"] == model["steps"] > model.get("warmup", 0)
     assert stage == "autoencoder" or trainer["max_steps"] % trainer["val_check_interval"] == 0
+
+
+@pytest.mark.parametrize("file", sorted(map(str, Path("configs/sd15").glob("*.yaml"))))
+def test_recipes_for_stable_diffusion_parse(capsys, file):
+    config = merged(capsys, "fit", [file])
+    assert config["trainer"]["accelerator"] == "gpu"
+    assert config["trainer"]["max_steps"] == config["model"]["init_args"]["steps"]
+
+
+def test_pixels_and_latents_have_one_recipe(capsys):
+    for stage, difference in (("latent_vgg", "pixels"), ("calibration", "pixels-calibration")):
+        latent = merged(capsys, "fit", [f"configs/glyphs/{stage}.yaml"])
+        pixel = merged(capsys, "fit", [f"configs/glyphs/{stage}.yaml", f"configs/glyphs/{difference}.yaml"])
+        for config in (latent, pixel):
+            config["trainer"]["logger"]["init_args"].pop("name")
+            config["data"]["init_args"].pop("vae")
+            for name in ("vae", "left_out", "target", "weights"):
+                config["model"]["init_args"].pop(name, None)
+        assert latent == pixel
