@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.checkpoint import checkpoint
 
 from diffgan.errors import UserError
 
@@ -35,6 +36,7 @@ class LatentVGG16(nn.Module):
         if norm not in NORMS or taps not in TAPS:
             raise UserError(f"LatentVGG16: norm {norm!r} is none of {NORMS} or taps {taps!r} none of {TAPS}")
         self.channels, self.width, self.norm, self.taps, self.left_out = channels, width, norm, taps, left_out
+        self.recompute = False  # activations of a stage are computed again in the backward pass instead of kept
         self.pool = nn.MaxPool2d(2)
         self.stages = nn.ModuleList()
         for full, convolutions in STAGES:
@@ -61,7 +63,7 @@ class LatentVGG16(nn.Module):
         """latent: (N, C, H, W) -> five feature maps; with three pools left out only the last is smaller, half."""
         taps = []
         for index, stage in enumerate(self.stages):
-            latent = tap = stage(latent)
+            latent = tap = checkpoint(stage, latent, use_reentrant=False) if self.recompute else stage(latent)
             if index >= self.left_out and (self.taps == "pool" or index + 1 < len(self.stages)):
                 latent = self.pool(latent)
             taps.append(latent if self.taps == "pool" else tap)

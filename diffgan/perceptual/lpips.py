@@ -20,13 +20,15 @@ class LatentLPIPS(nn.Module):
 
     Args:
         weights: a file written by the stages `latent_vgg` or `calibration`, or "glyphs"; it carries its latent space.
+        checkpointing: keep the activations of the taps alone and compute the others again in the backward pass.
     """
 
-    def __init__(self, weights: Path):
+    def __init__(self, weights: Path, checkpointing: bool = False):
         super().__init__()
         self.weights = weights
         self.network, self.space, heads, self.eps = load_weights(weights)
         self.network.to(memory_format=torch.channels_last)
+        self.network.recompute = checkpointing
         heads = heads or [torch.ones(channels) for channels in self.network.tap_channels]
         self.heads = nn.ParameterList(nn.Parameter(head.clamp_min(0), requires_grad=False) for head in heads)
 
@@ -63,10 +65,18 @@ class ELatentLPIPS(LatentLPIPS):
         transforms: draws that are averaged in one call; more make a steadier metric.
         l1_weight: weight of the mean absolute difference of the latents themselves, which the authors' package adds
             with weight 1 unless told otherwise.
+        checkpointing: as `LatentLPIPS`.
     """
 
-    def __init__(self, weights: Path, ensemble: str = "bgo", transforms: int = 1, l1_weight: float = 0.0):
-        super().__init__(weights)
+    def __init__(
+        self,
+        weights: Path,
+        ensemble: str = "bgo",
+        transforms: int = 1,
+        l1_weight: float = 0.0,
+        checkpointing: bool = False,
+    ):
+        super().__init__(weights, checkpointing)
         if transforms < 1 or l1_weight < 0:
             raise UserError(f"ELatentLPIPS: transforms {transforms} must be 1 or more, l1_weight {l1_weight} 0 or more")
         self.ensemble, self.transforms, self.l1_weight = Ensemble(ensemble), transforms, l1_weight

@@ -193,6 +193,26 @@ def test_compiled_it_has_the_same_gradient(weights):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
+def test_checkpointing_keeps_less_and_has_the_same_gradient(weights):
+    x, y = torch.randn(2, 2, 3, 16, 16)
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        start, sizes = x.clone().requires_grad_(True), {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        loss = LatentLPIPS(weights, checkpointing=checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            value = loss(start, y).sum()
+        value.backward()
+        gradients.append(start.grad)
+        kept.append(sum(sizes.values()))
+    torch.testing.assert_close(*gradients)
+    assert kept[1] < 0.7 * kept[0]
+
+
 def test_it_needs_no_lightning():
     blocked = "import sys; sys.modules['lightning'] = sys.modules['diffusers'] = None; "
     use = "from diffgan import ELatentLPIPS; print(ELatentLPIPS('glyphs').space.channels)"
