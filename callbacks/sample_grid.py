@@ -1,4 +1,4 @@
-"""Pictures of fixed noises and prompts: teacher above, student below."""
+"""Pictures of fixed noises and prompts: teacher above, student below, and what the student began as."""
 
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from diffgan.sheet import save_sheet
 class SampleGrid(pl.Callback):
     """Draw the same noises and prompts with the teacher (once) and the student (at every validation and test).
 
+    The last row is the student before its training: the teacher's network called once.
+
     Writes `samples/images-<images seen>.png` in the run's folder and the TensorBoard image `samples`.
 
     Args:
@@ -27,7 +29,7 @@ class SampleGrid(pl.Callback):
     def __init__(self, prompts: list[str], seed: int = 3_500_000_000, steps: int = 50, guidance: float = 3.0):
         self.prompts, self.seed = prompts, seed
         self.steps, self.guidance = steps, guidance
-        self._teacher_images: Tensor | None = None
+        self._teacher_rows: dict[str, Tensor] = {}
         self.folder = Path()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -46,11 +48,14 @@ class SampleGrid(pl.Callback):
         seeds = range(self.seed, self.seed + len(self.prompts))
         noise = draw_noise(seeds, teacher.latent_shape).to(pl_module.device)
         conditioning = teacher.encode(self.prompts)
-        if self._teacher_images is None:
-            self._teacher_images = teacher.decode(teacher.solve(noise, conditioning, self.steps, self.guidance))
+        if not self._teacher_rows:
+            for steps, guidance in ((self.steps, self.guidance), (1, 1.0)):
+                latent = teacher.solve(noise, conditioning, steps, guidance)
+                self._teacher_rows[f"teacher, {steps} step{'s' * (steps > 1)}"] = teacher.decode(latent)
+        (many, taught), (one, untrained) = self._teacher_rows.items()
         student = teacher.decode(pl_module.generator_ema(noise, conditioning))
         path = self.folder / f"images-{pl_module.images_seen:08d}.png"
-        rows = {f"teacher, {self.steps} steps": self._teacher_images, "student, 1 step": student}
+        rows = {many: taught, "student, 1 step": student, one: untrained}
         sheet = save_sheet(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image("samples", sheet, pl_module.images_seen, dataformats="HWC")

@@ -209,7 +209,9 @@ def test_grid_and_record_say_what_the_run_holds(config, tmp_path, tiny_pipeline)
     with torch.no_grad():
         taught = teacher.decode(teacher.solve(noise, teacher.encode(prompts), 2, 3.0))
         learnt = teacher.decode(generator(noise, teacher.encode(prompts)))
-    rows = {"teacher, 2 steps": to_uint8(taught), "student, 1 step": to_uint8(learnt)}
+        untrained = teacher.decode(OneStepGenerator(teacher.unet, teacher.scheduler)(noise, teacher.encode(prompts)))
+    rows = {"teacher, 2 steps": taught, "student, 1 step": learnt, "teacher, 1 step": untrained}
+    rows = {name: to_uint8(images) for name, images in rows.items()}
     expected = save_sheet(tmp_path / "expected.png", rows, prompts).astype(int)
     drawn = np.asarray(Image.open(run / "samples" / "images-00000048.png")).astype(int)
     assert np.abs(drawn - expected).max() <= 1 and drawn.std() > 10
