@@ -112,19 +112,19 @@ class GlyphJudge:
     # ---- figures ----
 
     def _distances(self, features: Tensor) -> dict[str, float]:
-        reference, floor, name = self.real.reference, self.real.floor, self.extractor.name
-        reference_statistics = FeatureStatistics.of(reference)
-        figures = {}
-        for suffix, other in (("", features), ("_floor", floor)):
-            statistics = FeatureStatistics.of(other)
-            figures[f"fd_{name}{suffix}"] = frechet_distance(statistics, reference_statistics)
-            figures[f"kid_{name}{suffix}"] = kernel_distance(other, reference)
-        return figures
+        reference, floor = self.real.reference, self.real.floor
+        return self._between(features, reference) | _suffixed(self._between(floor, reference), "_floor")
+
+    def _between(self, features: Tensor, others: Tensor) -> dict[str, float]:
+        """Both distances of two sets of features (N, D)."""
+        statistics = FeatureStatistics.of(features), FeatureStatistics.of(others)
+        name = self.extractor.name
+        return {f"fd_{name}": frechet_distance(*statistics), f"kid_{name}": kernel_distance(features, others)}
 
     def _alignment(self, images: Tensor) -> dict[str, float]:
         captions = [glyph.caption for glyph in self.protocol.reference]
         real = alignment(self.reader, _pictures(SPLIT, self.protocol.reference), captions)
-        return {**alignment(self.reader, images, captions), **{f"{name}_real": value for name, value in real.items()}}
+        return alignment(self.reader, images, captions) | _suffixed(real, "_real")
 
     def _diversity(self, features: Tensor) -> dict[str, float]:
         made = mean_pairwise_distance(features.unflatten(0, self.real.population.shape[:2]))
@@ -134,12 +134,16 @@ class GlyphJudge:
     # ---- figures of a pipeline, not of its pictures alone ----
 
     def reconstruction(self, teacher: Teacher) -> dict[str, float]:
-        """reading_reconstruction, colour_reconstruction: of the real pictures through the autoencoder, a bound."""
+        """Reading, colours, FD and KID (`..._reconstruction`) of real pictures through the autoencoder: a bound.
+
+        Their distances are those to the other real pictures, which the floor is measured with.
+        """
         pictures = recipe.paint(SPLIT, self.protocol.reference)
         rows = self._batches(len(pictures), "judge: reconstructing")
         images = torch.cat([to_uint8(teacher.decode(teacher.encode_images(pictures[r]))).cpu() for r in rows])
         figures = alignment(self.reader, images, [glyph.caption for glyph in self.protocol.reference])
-        return {f"{name}_reconstruction": value for name, value in figures.items()}
+        figures |= self._between(self._features(images, "judge: looking at reconstructions"), self.real.floor)
+        return _suffixed(figures, "_reconstruction")
 
     def noise_share(self, teacher: Teacher, latents: Tensor) -> dict[str, float]:
         """noise_share, noise_share_real: share of the latents' variance that the prompt leaves open.
@@ -201,3 +205,7 @@ def alignment(reader: GlyphReader, images: Tensor, captions: list[str]) -> dict[
     inks = [names[seen[0]] == wish.ink for seen, wish in zip(colours, wishes, strict=True) if wish.ink]
     grounds = [names[seen[1]] == wish.ground for seen, wish in zip(colours, wishes, strict=True) if wish.ground]
     return {"reading": sum(read) / max(1, len(read)), "colour": sum(inks + grounds) / max(1, len(inks + grounds))}
+
+
+def _suffixed(figures: dict[str, float], suffix: str) -> dict[str, float]:
+    return {f"{name}{suffix}": value for name, value in figures.items()}

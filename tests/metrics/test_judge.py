@@ -1,5 +1,6 @@
 """The judge on real pictures and on noise; its cache; the callback around it."""
 
+import math
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -99,6 +100,7 @@ def test_figures_of_the_embedded_pipeline(protocol):
     judge, teacher = GlyphJudge(protocol, Averages()), Teacher.from_pretrained("glyphs")
     figures = judge.reconstruction(teacher)
     assert figures["reading_reconstruction"] > 0.7 and figures["colour_reconstruction"] > 0.98
+    assert math.isfinite(figures[f"fd_{judge.extractor.name}_reconstruction"])
     latents = draw_noise(range(len(protocol.prompts)), teacher.latent_shape)
     share = judge.noise_share(teacher, latents)
     assert share["noise_share"] > 0.95  # noise hears no prompt
