@@ -52,7 +52,7 @@ def config(folder, tmp_path, **data):
                 "warmup": 2,
                 "width": 0.125,
                 "norm": "group",
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-4}},
             },
         },
         "data": {
