@@ -10,7 +10,7 @@ LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
 .PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## virtual environment with everything
 

@@ -29,7 +29,7 @@ class SampleGrid(pl.Callback):
     def __init__(self, prompts: list[str], seed: int = 3_500_000_000, steps: int = 50, guidance: float = 3.0):
         self.prompts, self.seed = prompts, seed
         self.steps, self.guidance = steps, guidance
-        self._teacher_rows: dict[str, Tensor] = {}
+        self._teacher_images: tuple[Tensor, Tensor] | None = None  # after all steps, after one
         self.folder = Path()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -48,14 +48,13 @@ class SampleGrid(pl.Callback):
         seeds = range(self.seed, self.seed + len(self.prompts))
         noise = draw_noise(seeds, teacher.latent_shape).to(pl_module.device)
         conditioning = teacher.encode(self.prompts)
-        if not self._teacher_rows:
-            for steps, guidance in ((self.steps, self.guidance), (1, 1.0)):
-                latent = teacher.solve(noise, conditioning, steps, guidance)
-                self._teacher_rows[f"teacher, {steps} step{'s' * (steps > 1)}"] = teacher.decode(latent)
-        (many, taught), (one, untrained) = self._teacher_rows.items()
+        if self._teacher_images is None:
+            latents = (teacher.solve(noise, conditioning, *how) for how in ((self.steps, self.guidance), (1, 1.0)))
+            self._teacher_images = tuple(teacher.decode(latent) for latent in latents)
+        taught, untrained = self._teacher_images
         student = teacher.decode(pl_module.generator_ema(noise, conditioning))
         path = self.folder / f"images-{pl_module.images_seen:08d}.png"
-        rows = {many: taught, "student, 1 step": student, one: untrained}
+        rows = {f"teacher, {self.steps} steps": taught, "student, 1 step": student, "teacher, 1 step": untrained}
         sheet = save_sheet(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image("samples", sheet, pl_module.images_seen, dataformats="HWC")

@@ -81,14 +81,15 @@ class ImageFolderLatents(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self._encoder = self._encoder or Encoder(self.vae)
+        self.data = {split: self._images(split) for split in SPLITS}
         if self.cache is None:
-            self.data = {split: self._images(split) for split in SPLITS}
             return
-        device, strategy = self.trainer.strategy.root_device, self.trainer.strategy
+        rows = {split: self._cached_rows(split) for split in SPLITS}
+        files = {split: self._files(split, len(rows[split])) for split in SPLITS}
         for split in SPLITS:
-            self._fill_cache(split, self._encoder.to(device), device)
-        strategy.barrier()
-        self.data = {split: CachedLatents(self._files(split)) for split in SPLITS}
+            self._fill_cache(self.data[split], rows[split], files[split])
+        self.trainer.strategy.barrier()
+        self.data = {split: CachedLatents(files[split]) for split in SPLITS}
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", shuffle=True)
@@ -123,9 +124,12 @@ class ImageFolderLatents(pl.LightningDataModule):
 
     # ---- the cache ----
 
-    def _files(self, split: str) -> list[Path]:
-        """The shards of a split: as many as its images and crops need, named by what their content depends on."""
-        count = len(self._images(split)) * (self.crops if split == "train" else 1)
+    def _cached_rows(self, split: str) -> list[int]:
+        """The image of every row of a split's cache: training images once for each of their crops."""
+        return list(range(len(self.data[split]))) * (self.crops if split == "train" else 1)
+
+    def _files(self, split: str, count: int) -> list[Path]:
+        """The shards of a split of `count` rows, named by what their content depends on."""
         weights = hashlib.blake2b(digest_size=8)
         for tensor in self._encoder.state_dict().values():
             weights.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -134,16 +138,15 @@ class ImageFolderLatents(pl.LightningDataModule):
         shards = -(-count // self.shard_size)
         return [self.cache / f"{split}-{key}-{i:05}-of-{shards:05}.safetensors" for i in range(shards)]
 
-    def _fill_cache(self, split: str, encoder: Encoder, device: torch.device) -> None:
+    def _fill_cache(self, images: Dataset, rows: list[int], files: list[Path]) -> None:
         """Encode the shards that are missing, every process its own; a broken run goes on with the next shard."""
-        images = self._images(split)
-        for i, file in enumerate(self._files(split)):
+        device = self.trainer.strategy.root_device
+        encoder = self._encoder.to(device)
+        for i, file in enumerate(files):
             if i % self.trainer.world_size != self.trainer.global_rank or file.is_file():
                 continue
             torch.manual_seed(i)  # of the crops
-            rows = range(i * self.shard_size, (i + 1) * self.shard_size)
-            total = len(images) * (self.crops if split == "train" else 1)
-            part = Subset(images, [row % len(images) for row in rows if row < total])
+            part = Subset(images, rows[i * self.shard_size : (i + 1) * self.shard_size])
             loader = DataLoader(part, self.batch_size, num_workers=self.workers)
             batches = [
                 LabelledLatents(encoder(batch.latent.to(device)).half().cpu(), batch.label)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import trange
 
-from diffgan.autoencoders import Encoder, load_autoencoder
+from diffgan.autoencoders import Encoder
 from diffgan.curves import Curve, save_curves
 from diffgan.errors import UserError
 from diffgan.files import EMBEDDED, embedded
 from diffgan.glyphs.recipe import describe, paint
 from diffgan.latents import PIXELS, LatentSpace, to_uint8
 from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
+from diffgan.perceptual.weights import weights_file
 from diffgan.record import digest, environment, write_json
 from diffgan.sheet import save_sheet
 
@@ -131,17 +132,16 @@ def reconstruct(
     """
     torch.manual_seed(seed)
     vae = str(embedded("teacher/vae")) if vae == EMBEDDED else vae
-    autoencoder = load_autoencoder(vae).to(device)
-    space = LatentSpace.of(autoencoder)
-    target = Encoder(vae).to(device)(_load_images(images, count).to(device))
+    encoder = Encoder(vae).to(device)
+    target = encoder(_load_images(images, count).to(device))
     start = torch.randn(target.shape).to(target)
 
     def decode(latent: Tensor) -> Tensor:
-        return autoencoder.decode(space.to_autoencoder(latent), return_dict=False)[0]
+        return encoder.vae.decode(encoder.space.to_autoencoder(latent), return_dict=False)[0]
 
     with torch.no_grad():
         rows, curves, figures = {"target": decode(target)}, {}, {}
-    for name, distance in distances(weights, pixels, space, decode).items():
+    for name, distance in distances(weights, pixels, encoder.space, decode).items():
         began = time.monotonic()
         latent, curves[name] = descend(distance.to(device), start, target, steps, learning_rate, name)
         with torch.no_grad():
@@ -161,8 +161,5 @@ def _figures(curve: Curve, images: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def _digests(weights: str, pixels: str) -> dict[str, str]:
-    files = {
-        "latents": embedded("latent_lpips.safetensors") if weights == EMBEDDED else Path(weights),
-        "pixels": Path(pixels),
-    }
+    files = {"latents": weights_file(weights), "pixels": Path(pixels)}
     return {name: digest(file) for name, file in files.items() if file.is_file()}

@@ -39,13 +39,18 @@ def save_weights(path: Path, weights: PerceptualWeights) -> None:
     write_tensors(path, tensors, header)
 
 
+def weights_file(name: Path | str) -> Path:
+    """The file of a name: "glyphs" for the weights that ship with the package, else the path itself."""
+    return embedded("latent_lpips.safetensors") if str(name) == EMBEDDED else Path(name)
+
+
 def load_weights(path: Path | str) -> PerceptualWeights:
     """Read what `save_weights` wrote; "glyphs" names the weights that ship with the package.
 
     Raises:
         UserError: the file is missing, broken, or not such a file.
     """
-    path = embedded("latent_lpips.safetensors") if str(path) == EMBEDDED else Path(path)
+    path = weights_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

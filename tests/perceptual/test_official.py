@@ -9,7 +9,6 @@ from diffgan import LatentLPIPS
 from diffgan.__main__ import main
 
 ENDS = (6, 13, 23, 33, 43)  # torchvision's layer numbers at which the five slices end
-POOLS = (33, 43)  # the pools that are left
 
 
 class Reference(nn.Module):
