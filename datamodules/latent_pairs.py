@@ -22,14 +22,15 @@ def shuffled(pairs: int, block: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _Batches(Dataset):
-    """Item p is this process's share of the global batch that begins at position p of the stream."""
+    """Item p is this process's contiguous share of the global batch that begins at position p of the stream."""
 
     def __init__(self, pairs: PairSet, training_pairs: int, batch_size: int, seed: int, rank: int, world_size: int):
         self.pairs, self.training_pairs, self.batch_size, self.seed = pairs, training_pairs, batch_size, seed
         self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, position: int) -> PairBatch:
-        return self.pairs.read(self.numbers(position)[self.rank :: self.world_size])
+        share = self.batch_size // self.world_size
+        return self.pairs.read(self.numbers(position)[self.rank * share : (self.rank + 1) * share])
 
     def numbers(self, position: int) -> np.ndarray:
         """(batch_size,) numbers of the pairs of a global batch; the stream is one shuffled epoch after the other."""

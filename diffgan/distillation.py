@@ -1,13 +1,22 @@
 """Diffusion2GAN: who moves when. Formulas live in `regression`, networks in `nets`, observation in callbacks."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from diffgan import ema
+from diffgan import ema, losses
+from diffgan.adversary import Adversary
+from diffgan.conditioning import Conditioning
+from diffgan.distributed import gathered, shard, synchronized
 from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import PairBatch, weights_digest
@@ -19,12 +28,23 @@ FROZEN = ("teacher.", "regression.")  # rebuilt from the configuration, never in
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
+class Part(NamedTuple):
+    """Part of a batch: noise z, teacher's latent x, another pair's x', all (N, C, H, W); replaced (N,) bool; c."""
+
+    noise: Tensor
+    latent: Tensor
+    other: Tensor
+    replaced: Tensor
+    conditioning: Conditioning
+
+
 class Diffusion2GAN(pl.LightningModule):
-    """Distil the teacher into a one-step generator from its noise-latent pairs (paper, algorithm of section 3).
+    """Distil the teacher into a one-step generator from its noise-latent pairs (paper, section 3).
 
     One batch:
-        x^ = G(z, c)                          one generator pass
-        G moves down  L_reg(x^, x)            the adversarial player joins between these two lines
+        x^ = G(z, c)                                          one generator pass
+        D moves down  L_D(x, x^, z, c), and lazily R1         if there is an adversary and it has begun
+        G moves down  L_reg(x^, x) + lambda_GAN softplus(-D(x^, z, c))
         G_ema follows G
 
     The clock counts images: `images_seen` is global over processes and saved with the weights.
@@ -34,9 +54,13 @@ class Diffusion2GAN(pl.LightningModule):
         regression: distance of the generated latent to the teacher's.
         generator_optimizer: called with the generator's parameters.
         images: length of the training, in images.
-        warmup_images, cooldown_images: linear rise and final linear fall of the learning rate.
+        adversary: the discriminator and its rules; without it the training is regression alone.
+        warmup_images, cooldown_images: linear rise and final linear fall of the learning rates.
         clip_norm: largest norm of the generator's gradient.
-        channels_last: memory layout of the generator (faster on CPUs and tensor cores).
+        accumulate: parts in which a process takes its share of the batch, one after the other.
+        gradient_checkpointing: compute the networks' activations again in the backward pass instead of keeping them.
+        compile: torch.compile both networks; the gradient penalty stays eager.
+        channels_last: memory layout of the networks (faster on CPUs and tensor cores).
     """
 
     def __init__(
@@ -45,18 +69,26 @@ class Diffusion2GAN(pl.LightningModule):
         regression: RegressionLoss,
         generator_optimizer: OptimizerCallable,
         images: int,
+        adversary: Adversary | None = None,
         warmup_images: int = 1000,
         cooldown_images: int = 0,
         clip_norm: float = 1.0,
+        accumulate: int = 1,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
         channels_last: bool = True,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # frozen networks are left out; `on_load_checkpoint` checks the rest
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
-        self.generator_optimizer, self.images = generator_optimizer, images
-        self.learning_rate_factor = warmup_cooldown(warmup_images, cooldown_images, images)
-        self.clip_norm, self.channels_last = clip_norm, channels_last
+        self.generator_optimizer, self.images, self.adversary = generator_optimizer, images, adversary
+        self.rates = {"g": warmup_cooldown(warmup_images, cooldown_images, images)}
+        if adversary is not None:
+            self.rates["d"] = adversary.learning_rate_factor(cooldown_images, images)
+        self.clip_norm, self.accumulate = clip_norm, accumulate
+        self.gradient_checkpointing, self.compile_networks = gradient_checkpointing, compile
+        self.channels_last = channels_last
         self.ema_half_life_images = 0.0  # set by the EMA callback
         self.teacher: Teacher | None = None
         self.images_seen = 0
@@ -71,10 +103,27 @@ class Diffusion2GAN(pl.LightningModule):
         self.regression.check_space(self.teacher.space)
         self._check_pairs()
         self.generator = OneStepGenerator(copy.deepcopy(self.teacher.unet).requires_grad_(True), self.teacher.scheduler)
-        if self.channels_last:
-            self.generator.to(memory_format=torch.channels_last)
         self.generator_ema = ema.frozen_copy(self.generator)
-        self.generator.train()
+        self.discriminator = None if self.adversary is None else self.adversary.build(self.teacher.unet)
+        for network in self._networks().values():
+            self._prepare(network)
+        self.generator_ema.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        if self.device_mesh is not None:
+            for network in (*self._networks().values(), self.generator_ema):
+                shard(network, self.device_mesh["data_parallel"])
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """The players by the letter their curves are filed under."""
+        return {"g": self.generator} | ({} if self.discriminator is None else {"d": self.discriminator})
+
+    def _prepare(self, network: nn.Module) -> None:
+        network.train()
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if self.gradient_checkpointing:
+            network.unet.enable_gradient_checkpointing()
+        if self.compile_networks:
+            network.compile()
 
     def _check_pairs(self) -> None:
         """Refuse pairs that another teacher made."""
@@ -92,11 +141,23 @@ class Diffusion2GAN(pl.LightningModule):
             raise UserError("FSDPStrategy trains two players wrongly; use ModelParallelStrategy (FSDP2) or DDPStrategy")
         if self.trainer.precision not in PRECISIONS:
             raise UserError(f"precision {self.trainer.precision} is not supported; use one of {', '.join(PRECISIONS)}")
+        if stage == "fit":
+            self._check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
-    def configure_optimizers(self):
-        optimizer = self.generator_optimizer(self.generator.parameters())
-        self._learning_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint brings those it had
-        return optimizer
+    def _check_batch(self, share: int) -> None:
+        if self.accumulate < 1 or share % self.accumulate:
+            raise UserError(f"accumulate: {share} pairs per process do not divide into {self.accumulate} equal parts")
+        if self.adversary is not None:
+            self.adversary.check_batch(share)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        makers = {"g": self.generator_optimizer, "d": self.adversary and self.adversary.optimizer}
+        players = {name: makers[name](network.parameters()) for name, network in self._networks().items()}
+        self._player = {id(optimizer): name for name, optimizer in players.items()}
+        self._learning_rates = {  # a checkpoint brings those it had
+            name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in players.items()
+        }
+        return list(players.values())
 
     def train(self, mode: bool = True) -> "Diffusion2GAN":
         super().train(mode)
@@ -108,24 +169,124 @@ class Diffusion2GAN(pl.LightningModule):
     # ---- the algorithm ----
 
     def training_step(self, batch: PairBatch, _) -> None:
-        conditioning = self.teacher.encode(batch.prompt)
-        optimizer = self.optimizers()
-        self._set_learning_rate(optimizer)
-        with self.toggled_optimizer(optimizer):
-            generated = self.generator(batch.noise, conditioning)
-            loss = self.regression(generated, batch.latent, self._random()).mean()
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
+        parts = self._parts(batch)
+        generated = self._generate(parts)
+        if self.adversary_plays:
+            self._move_discriminator(parts, generated)
+        self._move_generator(parts, generated)
         self._advance(len(batch.prompt) * self.trainer.world_size)
-        self.log("g/regression", loss.detach(), prog_bar=True)
+
+    def _generate(self, parts: list[Part]) -> list[Tensor]:
+        """x^ = G(z, c), with its graph for the generator's own move if there is one part only."""
+        with self._moving("g"), torch.set_grad_enabled(len(parts) == 1):
+            return [self.generator(part.noise, part.conditioning) for part in parts]
+
+    def _move_discriminator(self, parts: list[Part], generated: list[Tensor]) -> None:
+        """D moves down L_D, and in its turn down the gradient penalty."""
+        with self._moving("d") as optimizer:
+            for i, (part, fake) in enumerate(zip(parts, generated, strict=True)):
+                with synchronized(self, self.discriminator, i == len(parts) - 1):
+                    self.manual_backward(self._discriminator_loss(part, fake.detach()) / len(parts))
+            self._penalize_gradient(parts)
+            optimizer.step()
+
+    def _discriminator_loss(self, part: Part, generated: Tensor) -> Tensor:
+        """L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), x^ in part replaced by x'."""
+        fakes = losses.mix_and_match(generated, part.other, part.replaced)
+        real, fake = self.adversary.judge(self.discriminator, part.latent, fakes, part.noise, part.conditioning)
+        loss = (losses.non_saturating(real, +1) + losses.non_saturating(fake, -1)).mean()
+        self._log_opinions(loss, losses.score(real), losses.score(fake), part.replaced)
+        return loss
+
+    def _penalize_gradient(self, parts: list[Part]) -> None:
+        """(gamma / 2) |grad_x D(x, z, c)|^2 on a rotating sample, every `r1_every` steps."""
+        share = sum(len(part.noise) for part in parts)
+        turn = self.adversary.r1_turn(self.images_seen, share * self.trainer.world_size)
+        if turn is None:
+            return
+        samples = max(1, self.adversary.r1_samples // self.trainer.world_size)
+        rows = list(losses.rotating_rows(share, samples, turn))
+        latent, noise = (torch.cat(tensors)[rows] for tensors in ([p.latent for p in parts], [p.noise for p in parts]))
+        conditioning = Conditioning.cat([part.conditioning for part in parts]).map(lambda tensor: tensor[rows])
+        with losses.second_derivatives(self.device), gathered(self.discriminator):
+            loss = self.adversary.r1_loss(self.discriminator, latent, noise, conditioning)
+            self.manual_backward(loss)
+        self.log("d/r1", loss.detach())
+
+    def _move_generator(self, parts: list[Part], generated: list[Tensor]) -> None:
+        """G moves down L_reg + lambda_GAN L_GAN, through the gradient at x^."""
+        random = self._random()
+        with self._moving("g") as optimizer:
+            for i, (part, latent) in enumerate(zip(parts, generated, strict=True)):
+                if len(parts) > 1:
+                    latent = self.generator(part.noise, part.conditioning)
+                gradient = self._gradient_at(latent.detach().requires_grad_(True), part, random)
+                with synchronized(self, self.generator, i == len(parts) - 1):
+                    self.manual_backward(latent, gradient=gradient / len(parts))
+            optimizer.step()
+
+    def _gradient_at(self, latent: Tensor, part: Part, random: torch.Generator) -> Tensor:
+        """Gradient of L_G at the generated latent: each loss lets its graph go before the next, D's weights get none."""
+        regression = self.regression(latent, part.latent, random).mean()
+        self.log("g/regression", regression.detach(), prog_bar=True)
+        (gradient,) = torch.autograd.grad(regression, latent)
+        if not self.adversary_plays:
+            return gradient
+        adversarial = losses.non_saturating(self.discriminator(latent, part.noise, part.conditioning), +1).mean()
+        self.log("g/adversarial", adversarial.detach())
+        (push,) = torch.autograd.grad(adversarial, latent)
+        ratio = losses.balance(*(self._mean(g.float().square().sum()) for g in (gradient, push)))
+        self.log("g/gradient_ratio", ratio)
+        return gradient + self.adversary.weight * (ratio if self.adversary.balanced else 1.0) * push
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip_norm)
+        name = self._player[id(optimizer)]
+        limit = self.clip_norm if name == "g" else self.adversary.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self._networks()[name].parameters(), limit)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not norm.isfinite():
             seen = self.images_seen
-            raise UserError(f"the gradient's norm is {norm.item()} after {seen} images; lower the learning rate")
-        self.log("g/gradient_norm", norm)
+            raise UserError(f"{name}: the gradient's norm is {norm.item()} after {seen} images; lower the learning rate")
+        self.log(f"{name}/gradient_norm", norm)
+
+    # ---- parts of the algorithm ----
+
+    @property
+    def adversary_plays(self) -> bool:
+        return self.adversary is not None and self.images_seen >= self.adversary.starts_at_images
+
+    def _parts(self, batch: PairBatch) -> list[Part]:
+        """This process's share of the batch, in as many parts as gradients are accumulated over."""
+        count, share = self.accumulate, self.adversary.mismatch_share if self.adversary_plays else 0.0
+        other = losses.neighbours(batch.latent) if share else batch.latent
+        replaced = losses.mismatched(len(batch.latent), share, self.device)
+        conditioning = self.teacher.encode(batch.prompt)
+        conditionings = [conditioning.map(lambda tensor, i=i: tensor.chunk(count)[i]) for i in range(count)]
+        tensors = (tensor.chunk(count) for tensor in (batch.noise, batch.latent, other, replaced))
+        return [Part(*of) for of in zip(*tensors, conditionings, strict=True)]
+
+    @contextlib.contextmanager
+    def _moving(self, name: str) -> Iterator[LightningOptimizer]:
+        """One player moves: the others' parameters are constants, its gradients begin at none."""
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        optimizer = optimizers[list(self._networks()).index(name)]
+        for group, learning_rate in zip(optimizer.param_groups, self._learning_rates[name], strict=True):
+            group["lr"] = self.rates[name](self.images_seen) * learning_rate
+        with self.toggled_optimizer(optimizer):
+            optimizer.zero_grad()
+            yield optimizer
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean over processes."""
+        return self.trainer.strategy.reduce(value, reduce_op="mean")
+
+    def _log_opinions(self, loss: Tensor, real: Tensor, fake: Tensor, replaced: Tensor) -> None:
+        """D's loss, its mean logits, and how often their sign is right."""
+        self.log_dict({"d/loss": loss.detach(), "d/real": real.mean().detach(), "d/right_about_real": _share(real > 0)})
+        for name, those in (("fake", fake[~replaced]), ("mismatched", fake[replaced])):
+            if len(those):
+                self.log_dict({f"d/{name}": those.mean().detach(), f"d/right_about_{name}": _share(those < 0)})
 
     def _advance(self, images: int) -> None:
         """G_ema follows G; the clock moves; the budget ends the training."""
@@ -141,11 +302,6 @@ class Diffusion2GAN(pl.LightningModule):
     def _stop_at_budget(self) -> None:
         if self.images_seen >= self.images:
             self.trainer.should_stop = True
-
-    def _set_learning_rate(self, optimizer) -> None:
-        factor = self.learning_rate_factor(self.images_seen)
-        for group, learning_rate in zip(optimizer.param_groups, self._learning_rates, strict=True):
-            group["lr"] = factor * learning_rate
 
     def _random(self) -> torch.Generator:
         """Randomness as a function of (seed, images seen, rank): resuming needs no stored generator."""
@@ -177,6 +333,8 @@ class Diffusion2GAN(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         expected = {name: w.shape for name, w in self.state_dict().items() if not name.startswith(FROZEN)}
         found = {name: w.shape for name, w in checkpoint["state_dict"].items()}
+        if not any(name.startswith("discriminator.") for name in found):  # regression until now: D begins here
+            expected = {name: shape for name, shape in expected.items() if not name.startswith("discriminator.")}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise UserError(
@@ -186,6 +344,10 @@ class Diffusion2GAN(pl.LightningModule):
         if checkpoint["teacher_digest"] != self.teacher_digest:
             raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
         self.images_seen = checkpoint["images_seen"]
+
+
+def _share(where: Tensor) -> Tensor:
+    return where.float().mean()
 
 
 def _text(shape: torch.Size | None) -> str:

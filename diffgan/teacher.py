@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.files import EMBEDDED, embedded
 from diffgan.latents import LatentSpace
@@ -32,7 +33,7 @@ def _check_class(path: str) -> None:
 class Teacher(nn.Module):
     """The parts of a `StableDiffusionPipeline`, frozen.
 
-    Latents here are the diffusion model's: (N, C, H, W), noise N(0, I). Conditioning is (N, L, D).
+    Latents here are the diffusion model's: (N, C, H, W), noise N(0, I).
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class Teacher(nn.Module):
         return self.unet.device
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> conditioning (N, L, D); equal prompts are encoded once, too long ones are cut."""
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts -> N rows of conditioning; equal prompts are encoded once, too long ones are cut."""
         unique = list(dict.fromkeys(prompts))
         tokens = self.tokenizer(
             unique,
@@ -98,13 +99,13 @@ class Teacher(nn.Module):
         )
         embedded = self.text_encoder(tokens.input_ids.to(self.device))[0]  # (unique, L, D)
         row = {prompt: i for i, prompt in enumerate(unique)}
-        return embedded[torch.tensor([row[prompt] for prompt in prompts], device=self.device)]
+        return Conditioning(embedded[torch.tensor([row[prompt] for prompt in prompts], device=self.device)])
 
     @torch.no_grad()
     def solve(
         self,
         noise: Tensor,
-        conditioning: Tensor,
+        conditioning: Conditioning,
         steps: int,
         guidance: float,
         on_step: Callable[[], None] | None = None,
@@ -113,7 +114,7 @@ class Teacher(nn.Module):
 
         Args:
             noise: (N, C, H, W), N(0, I).
-            conditioning: (N, L, D) from `encode`.
+            conditioning: N rows, from `encode`.
             steps: network calls; timesteps are spaced `trailing`, so the first is the last training timestep.
             guidance: w of eps = eps(z) + w (eps(z, c) - eps(z)); 1 leaves the unconditional half out.
             on_step: called after every step.
@@ -127,11 +128,11 @@ class Teacher(nn.Module):
         scheduler.set_timesteps(steps, device=noise.device)
         latent = noise.to(self.unet.dtype) * scheduler.init_noise_sigma
         if guidance != 1:
-            empty = self.encode([""]).expand_as(conditioning)
-            conditioning = torch.cat([empty, conditioning])
+            empty = self.encode([""] * len(noise))
+            conditioning = Conditioning.cat([empty, conditioning])
         for t in scheduler.timesteps:
             inputs = latent if guidance == 1 else torch.cat([latent, latent])
-            prediction = self.unet(inputs, t, encoder_hidden_states=conditioning, return_dict=False)[0]
+            prediction = self.unet(inputs, t, **conditioning.arguments(), return_dict=False)[0]
             if guidance != 1:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + guidance * (conditional - unconditional)

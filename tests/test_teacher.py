@@ -30,12 +30,12 @@ def test_ode_equals_the_stock_pipeline(teacher, tiny_pipeline, guidance):
 def test_equal_prompts_are_encoded_once_and_alike(teacher, monkeypatch):
     sizes, forward = [], teacher.text_encoder.forward
     monkeypatch.setattr(teacher.text_encoder, "forward", lambda ids, *a, **k: (sizes.append(len(ids)), forward(ids))[1])
-    both = teacher.encode(["digit 7", "", "digit 7"])
+    both = teacher.encode(["digit 7", "", "digit 7"]).text
     assert sizes == [2] and torch.equal(both[0], both[2]) and not torch.equal(both[0], both[1])
 
 
 def test_too_long_prompts_are_cut(teacher):
-    assert teacher.encode(["word " * 500]).shape == teacher.encode([""]).shape
+    assert teacher.encode(["word " * 500]).text.shape == teacher.encode([""]).text.shape
 
 
 def test_everything_is_frozen_and_in_eval_mode(teacher):

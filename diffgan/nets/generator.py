@@ -4,6 +4,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from diffgan.conditioning import Conditioning
+
 
 def clean_latent(prediction: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
     """x^ from the network's prediction at z = alpha x + sigma eps: all (N, C, H, W), alpha and sigma scalars.
@@ -39,8 +41,8 @@ class OneStepGenerator(nn.Module):
         self.register_buffer("alpha", signal.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - signal).sqrt(), persistent=False)
 
-    def forward(self, noise: Tensor, conditioning: Tensor) -> Tensor:
-        """noise: (N, C, H, W), N(0, I); conditioning: (N, L, D) -> latents (N, C, H, W)."""
+    def forward(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
+        """noise: (N, C, H, W), N(0, I) -> latents (N, C, H, W)."""
         t = torch.full((len(noise),), self.timestep, device=noise.device)
-        prediction = self.unet(noise, t, encoder_hidden_states=conditioning, return_dict=False)[0]
+        prediction = self.unet(noise, t, **conditioning.arguments(), return_dict=False)[0]
         return clean_latent(prediction, noise, self.alpha, self.sigma, self.prediction_type)

@@ -54,7 +54,7 @@ def bare_loop(module: PairGeneration) -> None:
     """Network and scheduler, nothing else."""
     teacher = module.teacher
     latents = torch.randn(PAIRS, *teacher.latent_shape).split(BATCH)
-    conditioning = teacher.encode(["", "digit 7"]).repeat_interleave(BATCH, 0)
+    conditioning = teacher.encode(["", "digit 7"]).text.repeat_interleave(BATCH, 0)
     for latent in latents:
         scheduler = DDIMScheduler.from_config(teacher.scheduler.config)
         scheduler.set_timesteps(STEPS)

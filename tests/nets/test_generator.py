@@ -28,6 +28,6 @@ def test_one_step_equals_stock_ddim(tiny_pipeline, prediction_type, zero_snr):
     scheduler.set_timesteps(1)
     (t,) = scheduler.timesteps
     with torch.no_grad():
-        stock = scheduler.step(teacher.unet(z, t, encoder_hidden_states=c).sample, t, z).prev_sample
+        stock = scheduler.step(teacher.unet(z, t, **c.arguments()).sample, t, z).prev_sample
         torch.testing.assert_close(OneStepGenerator(teacher.unet, scheduler)(z, c), stock, rtol=1e-5, atol=1e-5)
     assert t == scheduler.config.num_train_timesteps - 1

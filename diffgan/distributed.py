@@ -1,0 +1,48 @@
+"""What two players need of many processes: sharding (FSDP2), gathered weights for double backward, accumulation."""
+
+import contextlib
+from collections.abc import Iterator
+
+import lightning.pytorch as pl
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2: every stage of the network's UNet and its root become shards over `mesh`.
+
+    The root lets its weights go after the forward pass too: it would otherwise keep those of a pass without gradient,
+    and its own weights would silently get no gradient in the next one.
+    """
+    unet = network.unet
+    for module in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, network):
+        if module is not None:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+@contextlib.contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """FSDP2: what is computed of the weights inside outlives a first backward pass, so a second one can follow."""
+    shards = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_backward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.set_reshard_after_backward(True, recurse=False)
+            module.reshard()
+
+
+@contextlib.contextmanager
+def synchronized(module: pl.LightningModule, network: nn.Module, now: bool) -> Iterator[None]:
+    """Gradients of a backward pass inside are shared among processes if `now`, and only added up if not."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(now)
+        yield
+    elif now or not hasattr(module.trainer.strategy, "block_backward_sync"):
+        yield
+    else:
+        with module.trainer.strategy.block_backward_sync():
+            yield
