@@ -30,7 +30,8 @@ class EMA(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         seen, now = len(batch.prompt) * trainer.world_size, pl_module.images_seen
         if now // self.log_every_images > (now - seen) // self.log_every_images:
-            pl_module.log("health/ema_distance", relative_distance(pl_module.generator_ema, pl_module.generator))
+            distance = relative_distance(pl_module.generator_ema, pl_module.generator)
+            pl_module.record("health/ema_distance", distance, now)
 
 
 @torch.no_grad()

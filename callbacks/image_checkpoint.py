@@ -1,5 +1,8 @@
-"""Checkpoints by the clock of images, whole or not at all."""
+"""Checkpoints by the clock of images, whole or not at all; one more when the machine is taken away."""
 
+import signal
+import sys
+import zipfile
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -8,13 +11,27 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.folders import run_folder
 from diffgan.errors import UserError
 
+AGREE_EVERY = 8  # batches: many processes ask one another whether one was told to stop
+
+
+def broken(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be read, if it is cut short or its index is damaged."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            index = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            archive.read(index)
+    except (OSError, StopIteration, zipfile.BadZipFile) as error:
+        return str(error) or "it holds no index"
+    return None
+
 
 class ImageCheckpoint(Checkpoint):
     """Write `checkpoints/last.ckpt` in the run's folder every so many images and at the end of the training.
 
     The one before stays as `previous.ckpt`.
 
-    The file appears under its name only when it is whole. `diffgan fit` continues from it by itself.
+    The file appears under its name only when it is whole. `diffgan fit` continues from it by itself. SIGTERM (a machine
+    that is preempted) writes one at the end of the batch and ends the process with exit code 143.
 
     Args:
         every_images: images between two checkpoints.
@@ -24,7 +41,7 @@ class ImageCheckpoint(Checkpoint):
         if every_images < 1:
             raise UserError(f"every_images: {every_images} must be at least 1")
         self.every_images = every_images
-        self._saved_at = -1
+        self._saved_at, self._terminated, self._handler = -1, False, None
 
     @staticmethod
     def newest(trainer: pl.Trainer) -> Path | None:
@@ -33,18 +50,42 @@ class ImageCheckpoint(Checkpoint):
         return next((file for name in ("last.ckpt", "previous.ckpt") if (file := folder / name).is_file()), None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at = pl_module.images_seen
+        self._saved_at, self._terminated = pl_module.images_seen, False
+        pl_module.last_checkpoint = self.newest(trainer)
+        # Lightning's own handler waits for the other processes inside the signal and may wait for ever.
+        self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_) -> None:
+        self._terminated = True
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         before = pl_module.images_seen - len(batch.prompt) * trainer.world_size
         if pl_module.images_seen // self.every_images > before // self.every_images:
-            self.save(trainer, pl_module.images_seen)
+            self.save(trainer, pl_module)
+        if trainer.world_size == 1 or batch_idx % AGREE_EVERY == 0:
+            self._stop_if_terminated(trainer, pl_module)
+
+    def _stop_if_terminated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save and leave if any process has been told to (collective)."""
+        if not trainer.strategy.reduce_boolean_decision(self._terminated, all=False):
+            return
+        if pl_module.images_seen != self._saved_at:
+            self.save(trainer, pl_module)
+        if trainer.is_global_zero:
+            seen, saved = pl_module.images_seen, pl_module.last_checkpoint
+            print(f"diffgan: terminated after {seen} images; the same command goes on from {saved}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if pl_module.images_seen != self._saved_at:
-            self.save(trainer, pl_module.images_seen)
+            self.save(trainer, pl_module)
 
-    def save(self, trainer: pl.Trainer, images: int) -> None:
+    def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint beside its place, then move it there (collective: every process calls it)."""
         last = run_folder(trainer) / "checkpoints" / "last.ckpt"
         partial = last.with_name("last.ckpt.partial")
@@ -52,9 +93,11 @@ class ImageCheckpoint(Checkpoint):
             trainer.save_checkpoint(partial)
         except OSError as error:
             raise UserError(f"{partial}: the checkpoint cannot be written ({error})") from error
+        for logger in trainer.loggers:
+            logger.save()  # the curves are on disk as far as the weights are
         if trainer.is_global_zero:
             if last.exists():
                 last.replace(last.with_name("previous.ckpt"))
             partial.replace(last)
         trainer.strategy.barrier()
-        self._saved_at = images
+        self._saved_at, pl_module.last_checkpoint = pl_module.images_seen, last

@@ -41,7 +41,7 @@ class RunReport(pl.Callback):
         report = {
             "stage": trainer.state.fn.value,
             "name": self.name or getattr(trainer.logger, "name", None) or "student",
-            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "metrics": {n: float(value) for n, value in sorted(trainer.callback_metrics.items()) if n != "step"},
             "images_seen": getattr(pl_module, "images_seen", None),
             "checkpoint": _checkpoint(trainer),
             "seconds": round(time.monotonic() - self._started, 1),

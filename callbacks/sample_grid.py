@@ -36,14 +36,14 @@ class SampleGrid(pl.Callback):
         self.folder = run_folder(trainer) / "samples"
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
+        if not trainer.sanity_checking:
             self.draw(trainer, pl_module)
 
     on_test_end = on_validation_end
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path:
-        """Write the sheet of now; returns its path."""
+        """Write the sheet of now (collective: weights may be shards); returns its path."""
         teacher = pl_module.teacher
         seeds = range(self.seed, self.seed + len(self.prompts))
         noise = draw_noise(seeds, teacher.latent_shape).to(pl_module.device)
@@ -54,6 +54,8 @@ class SampleGrid(pl.Callback):
         taught, untrained = self._teacher_images
         student = teacher.decode(pl_module.generator_ema(noise, conditioning))
         path = self.folder / f"images-{pl_module.images_seen:08d}.png"
+        if not trainer.is_global_zero:
+            return path
         rows = {f"teacher, {self.steps} steps": taught, "student, 1 step": student, "teacher, 1 step": untrained}
         sheet = save_sheet(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
         if isinstance(trainer.logger, TensorBoardLogger):

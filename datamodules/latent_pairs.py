@@ -70,12 +70,12 @@ class PairStream:
 
 
 class _HeldOut(Dataset):
-    """Item i is this process's share of the i-th global batch of the last pairs of a set."""
+    """Item i is this process's i-th batch of the last pairs of a set; all processes have equally many batches."""
 
     def __init__(self, pairs: PairSet, validation_pairs: int, batch_size: int, rank: int, world_size: int):
-        first = len(pairs) - validation_pairs
-        chunks = [range(i, min(i + batch_size, len(pairs))) for i in range(first, len(pairs), batch_size)]
-        self.pairs, self.shares = pairs, [share for chunk in chunks if (share := chunk[rank::world_size])]
+        share = np.arange(len(pairs) - validation_pairs + rank, len(pairs), world_size)
+        batches = -(-(validation_pairs // world_size) * world_size // batch_size)
+        self.pairs, self.shares = pairs, np.array_split(share, batches) if batches else []
 
     def __len__(self) -> int:
         return len(self.shares)
@@ -85,7 +85,7 @@ class _HeldOut(Dataset):
 
 
 class HeldOutPairs:
-    """The held-out pairs, each once and on one process; processes may differ by one batch."""
+    """The held-out pairs, each once and on one process."""
 
     def __init__(self, batches: _HeldOut, workers: int):
         self.batches, self.workers = batches, workers

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from callbacks.folders import run_folder
-from callbacks.image_checkpoint import ImageCheckpoint
+from callbacks.image_checkpoint import ImageCheckpoint, broken
 from diffgan.errors import UserError
 
 PLAIN = {
@@ -87,9 +87,20 @@ class DiffganCLI(LightningCLI):
                 self._require_same_experiment()
             print(f"diffgan: {self.subcommand} from {newest}", file=sys.stderr)
             options["ckpt_path"] = str(newest)
-        elif not Path(asked).is_file():
-            raise UserError(f"--ckpt_path {asked}: no such file")
-        return Path(options["ckpt_path"])
+        elif asked == "previous":
+            options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
+        else:
+            options["ckpt_path"] = asked
+        found = Path(options["ckpt_path"])
+        if not found.exists():
+            raise UserError(f"--ckpt_path {found}: no such file")
+        if found.is_file() and (reason := broken(found)) is not None:
+            before = found.with_name("previous.ckpt")
+            offer = (
+                f"; {before} is the one before: --ckpt_path previous" if before.is_file() and before != found else ""
+            )
+            raise UserError(f"{found}: the checkpoint is broken ({reason}){offer}")
+        return found
 
     def _require_same_experiment(self) -> None:
         """Raises UserError if the run's folder holds another experiment than the one to be continued."""

@@ -68,8 +68,8 @@ class Adversary:
         """Raises UserError if a process's share of the batch has no place for what is asked."""
         if self.mismatch_share and (batch % 2 or round(batch * self.mismatch_share) < 1):
             raise UserError(
-                f"mismatch_share {self.mismatch_share}: needs an even number of pairs per process, large enough for one "
-                f"of them to be replaced; there are {batch} (choose another batch_size, or mismatch_share: 0.0)"
+                f"mismatch_share {self.mismatch_share}: needs an even number of pairs per process, enough for one of "
+                f"them to be replaced; there are {batch} (choose another batch_size, or mismatch_share: 0.0)"
             )
 
     # ---- L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), x^ in part replaced by x' ----
@@ -78,7 +78,9 @@ class Adversary:
         self, discriminator: MultiScaleDiscriminator, latent: Tensor, fakes: Tensor, noise: Tensor, about: Conditioning
     ) -> tuple[list[ReadOut], list[ReadOut]]:
         """Read-outs of the real latents and of the fakes, from one call of D."""
-        read_outs = discriminator(torch.cat([latent, fakes]), torch.cat([noise, noise]), Conditioning.cat([about, about]))
+        read_outs = discriminator(
+            torch.cat([latent, fakes]), torch.cat([noise, noise]), Conditioning.cat([about, about])
+        )
         return losses.rows(read_outs, slice(None, len(latent))), losses.rows(read_outs, slice(len(latent), None))
 
     # ---- (gamma / 2) |grad_x D(x, z, c)|^2 ----

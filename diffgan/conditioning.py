@@ -26,4 +26,6 @@ class Conditioning(NamedTuple):
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
         """The rows of all parts, one after the other."""
-        return Conditioning(*(None if tensors[0] is None else torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return Conditioning(
+            *(None if tensors[0] is None else torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        )

@@ -3,7 +3,8 @@
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from diffgan import ema, losses
@@ -90,6 +92,7 @@ class Diffusion2GAN(pl.LightningModule):
         self.gradient_checkpointing, self.compile_networks = gradient_checkpointing, compile
         self.channels_last = channels_last
         self.ema_half_life_images = 0.0  # set by the EMA callback
+        self.last_checkpoint: Path | None = None  # set by the ImageCheckpoint callback
         self.teacher: Teacher | None = None
         self.images_seen = 0
 
@@ -103,14 +106,16 @@ class Diffusion2GAN(pl.LightningModule):
         self.regression.check_space(self.teacher.space)
         self._check_pairs()
         self.generator = OneStepGenerator(copy.deepcopy(self.teacher.unet).requires_grad_(True), self.teacher.scheduler)
-        self.generator_ema = ema.frozen_copy(self.generator)
         self.discriminator = None if self.adversary is None else self.adversary.build(self.teacher.unet)
+        self.generator_ema = ema.frozen_copy(self.generator)
+        for network in (*self._networks().values(), self.generator_ema):
+            network.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         for network in self._networks().values():
             self._prepare(network)
-        self.generator_ema.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         if self.device_mesh is not None:
+            everyone = init_device_mesh(self.device.type, (self.trainer.world_size,))  # Lightning's splits the machines
             for network in (*self._networks().values(), self.generator_ema):
-                shard(network, self.device_mesh["data_parallel"])
+                shard(network, everyone)
 
     def _networks(self) -> dict[str, nn.Module]:
         """The players by the letter their curves are filed under."""
@@ -118,8 +123,6 @@ class Diffusion2GAN(pl.LightningModule):
 
     def _prepare(self, network: nn.Module) -> None:
         network.train()
-        if self.channels_last:
-            network.to(memory_format=torch.channels_last)
         if self.gradient_checkpointing:
             network.unet.enable_gradient_checkpointing()
         if self.compile_networks:
@@ -211,7 +214,7 @@ class Diffusion2GAN(pl.LightningModule):
         with losses.second_derivatives(self.device), gathered(self.discriminator):
             loss = self.adversary.r1_loss(self.discriminator, latent, noise, conditioning)
             self.manual_backward(loss)
-        self.log("d/r1", loss.detach())
+        self.record("d/r1", loss, self.images_seen + share * self.trainer.world_size)
 
     def _move_generator(self, parts: list[Part], generated: list[Tensor]) -> None:
         """G moves down L_reg + lambda_GAN L_GAN, through the gradient at x^."""
@@ -226,7 +229,7 @@ class Diffusion2GAN(pl.LightningModule):
             optimizer.step()
 
     def _gradient_at(self, latent: Tensor, part: Part, random: torch.Generator) -> Tensor:
-        """Gradient of L_G at the generated latent: each loss lets its graph go before the next, D's weights get none."""
+        """Gradient of L_G at the generated latent: a loss's graph is gone before the next; D's weights get none."""
         regression = self.regression(latent, part.latent, random).mean()
         self.log("g/regression", regression.detach(), prog_bar=True)
         (gradient,) = torch.autograd.grad(regression, latent)
@@ -245,8 +248,7 @@ class Diffusion2GAN(pl.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self._networks()[name].parameters(), limit)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not norm.isfinite():
-            seen = self.images_seen
-            raise UserError(f"{name}: the gradient's norm is {norm.item()} after {seen} images; lower the learning rate")
+            self.stop(f"{name}: the gradient's norm is {norm.item()}; lower the learning rate")
         self.log(f"{name}/gradient_norm", norm)
 
     # ---- parts of the algorithm ----
@@ -293,10 +295,20 @@ class Diffusion2GAN(pl.LightningModule):
         factor = ema.decay(images, ema.ramped(self.ema_half_life_images, self.images_seen))
         ema.update(self.generator_ema, self.generator, factor)
         self.images_seen += images
-        self.log("images", float(self.images_seen))
+        self.log("step", float(self.images_seen))  # the axis of every curve
         self._stop_at_budget()
 
+    def stop(self, reason: str) -> NoReturn:
+        """End a run that has gone wrong, before its weights do; raises UserError."""
+        raise UserError(f"stopped after {self.images_seen} images: {reason}. Last checkpoint: {self.last_checkpoint}")
+
+    def record(self, name: str, value: Tensor, images_seen: int) -> None:
+        """A point of a curve that is not measured at every batch (`log` would repeat it until the epoch ends)."""
+        for logger in self.loggers:
+            logger.log_metrics({name: value.item()}, step=images_seen)
+
     def on_train_start(self) -> None:
+        self._forget_idle_optimizer()
         self._stop_at_budget()
 
     def _stop_at_budget(self) -> None:
@@ -317,6 +329,7 @@ class Diffusion2GAN(pl.LightningModule):
         distances = {
             "validation/regression": self.regression(generated, batch.latent, fixed).mean(),
             "validation/mse": (generated - batch.latent).square().mean(),
+            "step": float(self.images_seen),
         }
         self.log_dict(distances, prog_bar=True, batch_size=len(batch.prompt), sync_dist=True)
 
@@ -325,10 +338,16 @@ class Diffusion2GAN(pl.LightningModule):
     # ---- checkpoints ----
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self._forget_idle_optimizer()
         weights = checkpoint["state_dict"]
         checkpoint["images_seen"] = self.images_seen
         checkpoint["teacher_digest"] = self.teacher_digest
         checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.startswith(FROZEN)}
+
+    def _forget_idle_optimizer(self) -> None:
+        """To save or load an optimizer that has not moved, FSDP makes it step once at rate 0: a first step too many."""
+        if self.adversary is not None and self.images_seen <= self.adversary.starts_at_images:
+            self.optimizers()[1].state.clear()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         expected = {name: w.shape for name, w in self.state_dict().items() if not name.startswith(FROZEN)}

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -15,6 +16,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     The root lets its weights go after the forward pass too: it would otherwise keep those of a pass without gradient,
     and its own weights would silently get no gradient in the next one.
     """
+    network.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
     unet = network.unet
     for module in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, network):
         if module is not None:

@@ -33,10 +33,10 @@ def rows(read_outs: Sequence[ReadOut], chosen: slice) -> list[ReadOut]:
 
 @contextlib.contextmanager
 def second_derivatives(device: torch.device) -> Iterator[None]:
-    """Around a penalty on gradients and its backward pass: fp32, the attention kernel that has them, nothing compiled."""
-    with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        with torch.compiler.set_stance("force_eager"):
-            yield
+    """Around a penalty on gradients and its backward pass: fp32, attention that can do it, nothing compiled."""
+    single = torch.autocast(device.type, enabled=False)
+    with single, sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def r1_penalty(opinion: Callable[[Tensor, Tensor], Tensor], latent: Tensor, noise: Tensor, with_noise: bool) -> Tensor:

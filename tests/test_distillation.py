@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -21,96 +20,7 @@ from diffgan.record import digest
 from diffgan.sheet import save_sheet
 from diffgan.teacher import Teacher
 from tests.processes import run_on_two_processes, start
-
-
-def write(path, config):
-    path.write_text(yaml.safe_dump(config))
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def pairs(tiny_pipeline, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    (folder / "prompts.txt").write_text("a bold capital A in red on cream\ndigit 7\n")
-    config = {
-        "trainer": {
-            "accelerator": "cpu",
-            "default_root_dir": str(folder),
-            "logger": False,
-            "enable_progress_bar": False,
-            "callbacks": [
-                {
-                    "class_path": "callbacks.pair_writer.PairWriter",
-                    "init_args": {"folder": str(folder / "set"), "shard_size": 16},
-                },
-            ],
-        },
-        "model": {
-            "class_path": "diffgan.generation.PairGeneration",
-            "init_args": {"teacher": str(tiny_pipeline), "steps": 2, "guidance": 2.0},
-        },
-        "data": {
-            "class_path": "datamodules.prompts.Prompts",
-            "init_args": {"prompts": str(folder / "prompts.txt"), "pairs": 40, "seed_base": 0, "batch_size": 8},
-        },
-    }
-    main(["predict", "-c", write(folder / "pairs.yaml", config)])
-    return folder / "set"
-
-
-@pytest.fixture
-def config(tiny_pipeline, pairs, tmp_path):
-    """A distillation of 48 images in batches of 8."""
-    return {
-        "trainer": {
-            "max_epochs": -1,
-            "accelerator": "cpu",
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "check_val_every_n_epoch": None,
-            "val_check_interval": 3,
-            "log_every_n_steps": 1,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": str(tmp_path), "name": "run", "version": ""},
-            },
-            "callbacks": [
-                {"class_path": "callbacks.ema.EMA", "init_args": {"half_life_images": 20, "log_every_images": 8}},
-                {"class_path": "callbacks.image_checkpoint.ImageCheckpoint", "init_args": {"every_images": 8}},
-                {
-                    "class_path": "callbacks.sample_grid.SampleGrid",
-                    "init_args": {"prompts": ["digit 7", ""], "steps": 2},
-                },
-                {"class_path": "callbacks.run_report.RunReport"},
-            ],
-        },
-        "model": {
-            "class_path": "diffgan.distillation.Diffusion2GAN",
-            "init_args": {
-                "teacher": str(tiny_pipeline),
-                "images": 48,
-                "warmup_images": 8,
-                "regression": {"class_path": "diffgan.regression.PseudoHuber"},
-                "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
-            },
-        },
-        "data": {
-            "class_path": "datamodules.latent_pairs.LatentPairs",
-            "init_args": {"folder": str(pairs), "batch_size": 8, "validation_pairs": 8},
-        },
-    }
-
-
-def named(config, name):
-    """The same run in another folder."""
-    other = copy.deepcopy(config)
-    other["trainer"]["logger"]["init_args"]["name"] = name
-    return other
-
-
-def checkpoint(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+from tests.runs import checkpoint, named, refused, write
 
 
 def test_fit_learns_reports_and_draws(config, tmp_path):
@@ -249,16 +159,6 @@ def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, ti
 def test_sample_writes_pictures(tiny_pipeline, tmp_path):
     main(["sample", "digit 7", "a / b", "--student", str(tiny_pipeline), "--output", str(tmp_path / "out")])
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["000-digit-7.png", "001-a-b.png"]
-
-
-def refused(capsys, *args):
-    """The one line on standard error that a command ends with."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    assert stop.value.code not in (0, None)
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error
 
 
 def test_pairs_of_another_teacher_are_refused(config, other_pipeline, tmp_path, capsys):

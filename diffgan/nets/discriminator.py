@@ -24,7 +24,7 @@ class ReadOut(NamedTuple):
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """D(x, z, c): maps of real/fake logits at every scale of a diffusion model's decoder (paper, section 3.3, figure 5).
+    """D(x, z, c): maps of real/fake logits at every scale of a diffusion model's decoder (paper, section 3.3).
 
     The network is called at t = 0. With its zero-initialised parts untrained it computes the features of `unet`:
 
@@ -77,7 +77,7 @@ class MultiScaleDiscriminator(nn.Module):
         ]
 
     def features(self, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> list[tuple[Tensor, ...]]:
-        """For every scale of the decoder, coarsest first, the features before, at and after its skip: (N, width, h, w)."""
+        """By scale of the decoder, coarsest first, the features before, at and after its skip: (N, width, h, w)."""
         embedding, text = self._embed(latent, conditioning)
         hidden = self.unet.conv_in(2 * latent - 1 if self.unet.config.center_input_sample else latent)
         if self.noise_in is not None:
@@ -126,7 +126,9 @@ class MultiScaleDiscriminator(nn.Module):
 def _features_of(unet: UNet2DConditionModel, from_teacher: bool) -> UNet2DConditionModel:
     """A copy of the network without its output layers, with its weights or drawn anew."""
     if odd := [block for block in unet.config.up_block_types if block not in UP_BLOCKS]:
-        raise UserError(f"discriminator: the teacher's network has a {odd[0]}; only {' and '.join(UP_BLOCKS)} are known")
+        raise UserError(
+            f"discriminator: the teacher's network has a {odd[0]}; only {' and '.join(UP_BLOCKS)} are known"
+        )
     copied = copy.deepcopy(unet) if from_teacher else type(unet).from_config(unet.config)
     copied.conv_norm_out = copied.conv_act = copied.conv_out = nn.Identity()
     return copied.to(unet.device, torch.float32)

@@ -148,7 +148,7 @@ def reconstruct(
             rows[name] = decode(latent)
         figures[name] = _figures(curves[name], rows[name], rows["target"]) | {"seconds": time.monotonic() - began}
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures[name].items()))
-    save_sheet(output / "images.png", {name: to_uint8(row) for name, row in rows.items()}, [""] * len(target))
+    save_sheet(output / "images.png", {name: to_uint8(row) for name, row in rows.items()})
     save_curves(output / "curves.png", curves, "step", "mean squared error of the latent")
     record = {"stage": "reconstruct", "metrics": figures, "weights": _digests(weights, pixels), **environment()}
     settings = {"steps": steps, "learning_rate": learning_rate, "images": len(target), "seed": seed}

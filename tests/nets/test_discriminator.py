@@ -41,7 +41,11 @@ def network(config):
 def inputs(config, count=2, size=8):
     torch.manual_seed(1)
     pooled = (torch.randn(count, 16), torch.randn(count, 6)) if "addition_embed_type" in config else (None, None)
-    return torch.randn(count, 4, size, size), torch.randn(count, 4, size, size), Conditioning(torch.randn(count, 5, 16), *pooled)
+    return (
+        torch.randn(count, 4, size, size),
+        torch.randn(count, 4, size, size),
+        Conditioning(torch.randn(count, 5, 16), *pooled),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
