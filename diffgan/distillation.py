@@ -350,8 +350,15 @@ class Diffusion2GAN(pl.LightningModule):
             self.optimizers()[1].state.clear()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "state_dict" in checkpoint:  # else the strategy has loaded it already, shard by shard
+            self._check_weights({name: weight.shape for name, weight in checkpoint["state_dict"].items()})
+        if checkpoint["teacher_digest"] != self.teacher_digest:
+            raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
+        self.images_seen = checkpoint["images_seen"]
+
+    def _check_weights(self, found: dict[str, torch.Size]) -> None:
+        """Raises UserError if the weights of a checkpoint are not this model's."""
         expected = {name: w.shape for name, w in self.state_dict().items() if not name.startswith(FROZEN)}
-        found = {name: w.shape for name, w in checkpoint["state_dict"].items()}
         if not any(name.startswith("discriminator.") for name in found):  # regression until now: D begins here
             expected = {name: shape for name, shape in expected.items() if not name.startswith("discriminator.")}
         for name in sorted(expected.keys() | found.keys()):
@@ -360,9 +367,6 @@ class Diffusion2GAN(pl.LightningModule):
                     f"the checkpoint is of another model: {name} has shape {_text(found.get(name))} there and "
                     f"{_text(expected.get(name))} in the model of teacher {self.teacher_path}"
                 )
-        if checkpoint["teacher_digest"] != self.teacher_digest:
-            raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
-        self.images_seen = checkpoint["images_seen"]
 
 
 def _share(where: Tensor) -> Tensor:
