@@ -28,12 +28,18 @@ def start(words: list[str]):
     return process
 
 
-def run_on_two_processes(words: list[str]) -> list[int]:
-    """Run the command as two processes that a launcher (torchrun) has started; their exit codes."""
+def start_two_processes(words: list[str]) -> list:
+    """The command as two processes, as a launcher (torchrun) starts them."""
     port = _free_port()
     ranks = [SERVER.Process(target=_as_rank, args=(words, rank, port)) for rank in range(2)]
     for process in ranks:
         process.start()
+    return ranks
+
+
+def run_on_two_processes(words: list[str]) -> list[int]:
+    """Run the command as two processes; their exit codes."""
+    ranks = start_two_processes(words)
     for process in ranks:
         process.join(120)
     return [process.exitcode for process in ranks]

@@ -16,7 +16,7 @@ from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import PairSet
 from diffgan.teacher import Teacher
-from tests.processes import run_on_two_processes, start
+from tests.processes import run_on_two_processes, start, start_two_processes
 from tests.runs import checkpoint, named, refused, write
 
 
@@ -195,6 +195,44 @@ def test_killed_three_times_it_ends_as_the_unbroken_run(game, tmp_path):
     expected, found = curves(tmp_path / "run"), curves(tmp_path / "killed")
     assert len(found) > 0.9 * len(expected)  # a kill loses what was logged after a checkpoint and not yet on disk
     assert found == {point: expected[point] for point in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 5)])
+def test_killed_at_random_it_ends_as_the_unbroken_run(game, tmp_path, processes, kills):
+    """To the bit on one process, within float error on two."""
+    game["model"]["init_args"]["images"] = 640
+    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
+        optimizer["init_args"]["eps"] = 1e-3
+    run = (lambda words: main(words) or [0]) if processes == 1 else run_on_two_processes
+    strategy = [] if processes == 1 else ["-c", "configs/strategies/ddp.yaml", "--trainer.devices", "2"]
+    assert run(["fit", "-c", write(tmp_path / "fit.yaml", game), *strategy]) == [0] * processes
+    words = ["fit", "-c", write(tmp_path / "killed.yaml", named(game, "killed")), *strategy]
+    random = torch.Generator().manual_seed(0)
+    for _ in range(kills):
+        seconds = torch.rand((), generator=random).item() * (2 if processes == 1 else 6)
+        if processes == 1:
+            kill_somewhere(words, tmp_path / "killed", seconds)
+        else:
+            kill_both(words, tmp_path / "killed", seconds)
+    assert run(words) == [0] * processes
+    exact = processes == 1
+    same_weights(
+        tmp_path / "run", tmp_path / "killed", exactly=exact, **({} if exact else {"atol": 1e-5, "rtol": 1e-4})
+    )
+
+
+def kill_both(words, folder, seconds):
+    """kill -9 of two processes some time after the first checkpoint."""
+    ranks = start_two_processes(words)
+    last = folder / "checkpoints" / "last.ckpt"
+    while not last.exists() and all(rank.is_alive() for rank in ranks):
+        time.sleep(0.01)
+    time.sleep(seconds)
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.join()
 
 
 def test_regression_goes_on_as_a_game(game, tmp_path, capsys):

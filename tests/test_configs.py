@@ -1,6 +1,8 @@
 """Every combination of configuration files that the Makefile runs, parsed and merged as the command does it."""
 
+import copy
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,40 @@ def test_loss_table_differs_in_the_loss_alone(capsys, loss):
         for name in ("save_dir", "name"):
             config["trainer"]["logger"]["init_args"].pop(name)
     assert row == base
+
+
+PARTS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
+DEFAULTS = {
+    "noise": "noise_conditioning",
+    "multi_scale": "multi_scale",
+    "r1": "r1_gamma",
+    "mix_and_match": "mismatch_share",
+}
+
+
+def test_discriminator_table_adds_one_part_a_row(capsys):
+    """From a discriminator that only begins as the teacher to everything; rows differ in that part alone."""
+    common, rows = [*DISTILL, "configs/tables/discriminator.yaml"], {}
+    for row in PARTS:
+        config = merged(capsys, "fit", [*common, f"configs/tables/discriminator/{row}.yaml"])
+        assert config["trainer"]["logger"]["init_args"].pop("name") == row
+        rows[row] = config
+    for before, row in pairwise(PARTS):
+        one, two = (copy.deepcopy(rows[name]) for name in (before, row))
+        values = []
+        for config in (one, two):
+            given = config["model"]["init_args"]["adversary"]["init_args"]
+            inside = given["discriminator"]["init_args"]
+            values.append((inside if ADDED[row] in inside else given).pop(ADDED[row]))
+        assert not values[0] and values[1] and one == two
+    alone = merged(capsys, "fit", [*common, "configs/tables/discriminator/regression.yaml"])
+    assert alone["model"]["init_args"]["adversary"] is None
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_strategies_parse(capsys, strategy):
+    config = merged(capsys, "fit", [*DISTILL, f"configs/strategies/{strategy}.yaml"])
+    assert config["trainer"]["strategy"]["class_path"].startswith("lightning.pytorch.strategies")
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "text_encoder", "denoiser", "latent_vgg", "calibration", "reader"])

@@ -131,7 +131,7 @@ def _features_of(unet: UNet2DConditionModel, from_teacher: bool) -> UNet2DCondit
         )
     copied = copy.deepcopy(unet) if from_teacher else type(unet).from_config(unet.config)
     copied.conv_norm_out = copied.conv_act = copied.conv_out = nn.Identity()
-    return copied.to(unet.device, torch.float32)
+    return copied.to(unet.device)
 
 
 def _take_upsampler(block: nn.Module) -> nn.Module:

