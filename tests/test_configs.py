@@ -59,12 +59,7 @@ def test_loss_table_differs_in_the_loss_alone(capsys, loss):
 
 
 PARTS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
-DEFAULTS = {
-    "noise": "noise_conditioning",
-    "multi_scale": "multi_scale",
-    "r1": "r1_gamma",
-    "mix_and_match": "mismatch_share",
-}
+ADDED = dict(zip(PARTS[1:], ("noise_conditioning", "r1_gamma", "multi_scale", "mismatch_share"), strict=True))
 
 
 def test_discriminator_table_adds_one_part_a_row(capsys):
