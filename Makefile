@@ -5,9 +5,11 @@ VENV := .venv
 RUN := $(VENV)/bin/diffgan
 INSTALLED := $(VENV)/.installed
 LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
+PARTS := regression diffusion noise r1 multi_scale mix_and_match
+SEEDS := 0 1 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction clean
+.PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -54,14 +56,22 @@ endif
 
 # ---- tables of the paper, on the miniature ----
 
-table-losses: $(INSTALLED) ## regression losses after equal images on the same pairs (hours)
+table-losses: $(INSTALLED) ## regression losses after equal images on the same pairs, three seeds (hours)
 	$(RUN) predict -c configs/glyphs/pairs.yaml
-	@for loss in $(LOSSES); do \
-	  for verb in fit test; do \
-	    $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/losses.yaml -c configs/tables/losses/$$loss.yaml || exit 1; \
-	  done; \
-	done
-	$(RUN) tables $(LOSSES:%=runs/tables/losses/%/metrics.json) --output runs/tables/losses/table.md
+	@for seed in $(SEEDS); do for loss in $(LOSSES); do for verb in fit test; do \
+	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/losses.yaml -c configs/tables/losses/$$loss.yaml \
+	    --seed_everything $$seed --data.init_args.seed $$seed --trainer.logger.init_args.version seed-$$seed || exit 1; \
+	done; done; done
+	$(RUN) tables $(foreach loss,$(LOSSES),$(SEEDS:%=runs/tables/losses/$(loss)/seed-%/metrics.json)) \
+	  --output runs/tables/losses/table.md
+
+table-discriminator: $(INSTALLED) ## parts of the discriminator added one by one, after equal regression (hours)
+	$(RUN) predict -c configs/glyphs/pairs.yaml
+	@for part in $(PARTS); do for verb in fit test; do \
+	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/discriminator.yaml \
+	    -c configs/tables/discriminator/$$part.yaml || exit 1; \
+	done; done
+	$(RUN) tables $(PARTS:%=runs/tables/discriminator/%/metrics.json) --output runs/tables/discriminator/table.md
 
 # ---- what the package ships ----
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 from diffgan.errors import UserError
 
@@ -20,7 +21,9 @@ REAL = {"reading": "judge/reading_real", "colours": "judge/colour_real"}
 
 
 def tables(records: list[Path], output: Path | None = None) -> None:
-    """Print a Markdown table, one row a record; the last row is what real pictures score under the same protocol.
+    """Print a Markdown table, one row a name; the last row is what real pictures score under the same protocol.
+
+    Records of one name are runs that differ in their seed: their mean, and the lowest and highest value.
 
     Args:
         records: metrics.json files of one protocol.
@@ -32,10 +35,15 @@ def tables(records: list[Path], output: Path | None = None) -> None:
     for path, row in zip(records, rows, strict=True):
         if row.get("protocol_digest") != rows[0].get("protocol_digest"):
             raise UserError(f"{path} and {records[0]} were judged by different protocols; judge them by one")
+    named: dict[str, list[dict]] = {}
+    for row in rows:
+        named.setdefault(row["name"], []).append(row)
     heads = [head for head, (key, _) in COLUMNS.items() if any(key in row["metrics"] for row in rows)]
     lines = [_line(["", "network calls", *heads]), _line(["---"] * (len(heads) + 2))]
-    lines += [_line([row["name"], str(row.get("network_calls", 1)), *_cells(row["metrics"], heads)]) for row in rows]
-    real = {**rows[0]["metrics"]}
+    for name, runs in named.items():
+        cells = (_cell([run["metrics"] for run in runs], head, COLUMNS[head][0]) for head in heads)
+        lines.append(_line([name, str(runs[0].get("network_calls", 1)), *cells]))
+    real = [rows[0]["metrics"]]
     lines.append(_line(["real pictures", "", *(_cell(real, head, {**FLOORS, **REAL}.get(head)) for head in heads)]))
     text = "\n".join(lines) + f"\n\nprotocol {rows[0].get('protocol')} ({rows[0].get('protocol_digest')})\n"
     print(text, end="")
@@ -52,14 +60,13 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path}: is no metrics.json ({type(error).__name__}: {error})") from error
 
 
-def _cells(metrics: dict[str, float], heads: list[str]) -> list[str]:
-    return [_cell(metrics, head, COLUMNS[head][0]) for head in heads]
-
-
-def _cell(metrics: dict[str, float], head: str, key: str | None) -> str:
-    if key is None or key not in metrics:
+def _cell(runs: list[dict[str, float]], head: str, key: str | None) -> str:
+    """The metric's value, or the mean of several runs with their range."""
+    if key is None or any(key not in metrics for metrics in runs):
         return "1" if head == "diversity / real" and key is None else ""
-    return f"{metrics[key] * (1000 if head.startswith('KID') else 1):.{COLUMNS[head][1]}f}"
+    values = [metrics[key] * (1000 if head.startswith("KID") else 1) for metrics in runs]
+    shown = [f"{value:.{COLUMNS[head][1]}f}" for value in (fmean(values), min(values), max(values))]
+    return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def _line(cells: list[str]) -> str:

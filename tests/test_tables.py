@@ -24,6 +24,19 @@ def test_table_has_a_row_a_record_and_the_real_pictures(tmp_path, capsys):
     assert real == "| real pictures |  | 50.0 |  | 0.900 |"
 
 
+def test_runs_of_one_name_are_one_row_with_their_range(tmp_path, capsys):
+    values = {"a": (10.0, 20.0, 60.0), "b": (5.0,)}
+    tables(
+        [
+            record(tmp_path / f"{name}{i}.json", name, **{"judge/fd_efficientnet": value})
+            for name in values
+            for i, value in enumerate(values[name])
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == ["| a | 1 | 30.0 (10.0 to 60.0) |", "| b | 1 | 5.0 |"]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     a, b = record(tmp_path / "a.json", "a"), record(tmp_path / "b.json", "b", protocol="q")
     (tmp_path / "c.json").write_text("{}")
