@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,19 +45,23 @@ def judge(
     judge = GlyphJudge(glyph_protocol(protocol), cache=cache)
     figures = judge.evaluate(generate, teacher.latent_shape)
     figures |= judge.reconstruction(teacher) | judge.noise_share(teacher, torch.cat(latents))
-    metrics = {f"judge/{key}": value for key, value in figures.items() if not isinstance(value, str)}
+    record = {"stage": "judge", "name": name, **_measured(figures), **_pipeline(pipeline, steps, guidance)}
+    write_json(record | {"seconds": round(time.monotonic() - started, 1), **environment()}, output)
+    shown = (f"{key.removeprefix('judge/')} {value:.4g}" for key, value in record["metrics"].items())
+    print(f"{output}: " + ", ".join(shown))
+
+
+def _measured(figures: dict[str, float | str]) -> dict[str, Any]:
+    """Numbers under `metrics`, as the callback logs them; the protocol and its digest beside them."""
+    numbers = {f"judge/{key}": value for key, value in figures.items() if not isinstance(value, str)}
+    return {"metrics": numbers} | {key: value for key, value in figures.items() if isinstance(value, str)}
+
+
+def _pipeline(pipeline: str, steps: int, guidance: float) -> dict[str, Any]:
+    """What was judged, and how it was called."""
     path = Path(resolve(pipeline))
-    record = {
-        "stage": "judge",
-        "name": name,
-        "metrics": metrics,
+    return {
         "network_calls": steps,
         "pipeline": {"name": pipeline, "digest": digest(path) if path.is_dir() else None},
-        "seconds": round(time.monotonic() - started, 1),
-        "protocol": figures["protocol"],
-        "protocol_digest": figures["protocol_digest"],
-        **environment(),
         "config": {"steps": steps, "guidance": guidance},
     }
-    write_json(record, output)
-    print(f"{output}: " + ", ".join(f"{key.removeprefix('judge/')} {value:.4g}" for key, value in metrics.items()))

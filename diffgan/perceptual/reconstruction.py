@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,28 +132,29 @@ def reconstruct(
         device: e.g. "cuda".
     """
     torch.manual_seed(seed)
-    vae = str(embedded("teacher/vae")) if vae == EMBEDDED else vae
-    encoder = Encoder(vae).to(device)
+    encoder = Encoder(str(embedded("teacher/vae")) if vae == EMBEDDED else vae).to(device)
     target = encoder(_load_images(images, count).to(device))
     start = torch.randn(target.shape).to(target)
-
-    def decode(latent: Tensor) -> Tensor:
-        return encoder.vae.decode(encoder.space.to_autoencoder(latent), return_dict=False)[0]
-
-    with torch.no_grad():
-        rows, curves, figures = {"target": decode(target)}, {}, {}
+    rows, curves, figures = {"target": _decode(encoder, target)}, {}, {}
+    decode = partial(_decode_with_gradient, encoder)
     for name, distance in distances(weights, pixels, encoder.space, decode).items():
         began = time.monotonic()
         latent, curves[name] = descend(distance.to(device), start, target, steps, learning_rate, name)
-        with torch.no_grad():
-            rows[name] = decode(latent)
+        rows[name] = _decode(encoder, latent)
         figures[name] = _figures(curves[name], rows[name], rows["target"]) | {"seconds": time.monotonic() - began}
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures[name].items()))
     save_sheet(output / "images.png", {name: to_uint8(row) for name, row in rows.items()})
     save_curves(output / "curves.png", curves, "step", "mean squared error of the latent")
-    record = {"stage": "reconstruct", "metrics": figures, "weights": _digests(weights, pixels), **environment()}
     settings = {"steps": steps, "learning_rate": learning_rate, "images": len(target), "seed": seed}
-    write_json(record | {"config": settings}, output / "metrics.json")
+    record = {"stage": "reconstruct", "metrics": figures, "weights": _digests(weights, pixels), "config": settings}
+    write_json(record | environment(), output / "metrics.json")
+
+
+def _decode_with_gradient(encoder: Encoder, latent: Tensor) -> Tensor:
+    return encoder.vae.decode(encoder.space.to_autoencoder(latent), return_dict=False)[0]
+
+
+_decode = torch.no_grad()(_decode_with_gradient)
 
 
 def _figures(curve: Curve, images: Tensor, target: Tensor) -> dict[str, float]:
