@@ -41,7 +41,7 @@ def run_on_two_processes(words: list[str]) -> list[int]:
     """Run the command as two processes; their exit codes."""
     ranks = start_two_processes(words)
     for process in ranks:
-        process.join(120)
+        process.join(300)
     return [process.exitcode for process in ranks]
 
 

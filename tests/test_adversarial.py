@@ -201,7 +201,8 @@ def test_killed_three_times_it_ends_as_the_unbroken_run(game, tmp_path):
 @pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 5)])
 def test_killed_at_random_it_ends_as_the_unbroken_run(game, tmp_path, processes, kills):
     """To the bit on one process, within float error on two."""
-    game["model"]["init_args"]["images"] = 640
+    game["model"]["init_args"]["images"] = 640 if processes == 1 else 320
+    game["trainer"]["callbacks"][1]["init_args"]["every_images"] = 32
     for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
         optimizer["init_args"]["eps"] = 1e-3
     run = (lambda words: main(words) or [0]) if processes == 1 else run_on_two_processes
