@@ -25,6 +25,7 @@ PLAIN = {
     "export": ("diffgan.export:export", "a run's student as a diffusers pipeline directory"),
     "judge": ("diffgan.judging:judge", "figures of a pipeline on a named protocol"),
     "tables": ("diffgan.tables:tables", "a Markdown table of metrics.json files"),
+    "watch": ("diffgan.watch:watch", "the curves that tell whether a run is healthy, in one picture"),
     "reconstruct": (
         "diffgan.perceptual.reconstruction:reconstruct",
         "how far each perceptual distance leads from noise",

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgan.__main__ import main
@@ -16,6 +17,7 @@ from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import PairSet
 from diffgan.teacher import Teacher
+from diffgan.watch import smoothed
 from tests.processes import run_on_two_processes, start, start_two_processes
 from tests.runs import checkpoint, named, refused, write
 
@@ -305,6 +307,21 @@ def test_health_is_logged(game, tmp_path):
     steps = [step for name, step in found if name == "health/diversity"]
     assert sorted(steps) == [16, 32, 48]
     assert all(value > 0 for (name, _), values in found.items() if name == "health/diversity" for value in values)
+
+
+def test_watch_draws_the_curves_of_a_run(game, tmp_path, capsys):
+    game["trainer"]["callbacks"].append(health())
+    main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
+    main(["watch", str(tmp_path / "run"), str(tmp_path / "health.png")])
+    assert "health.png: 10 curves" in capsys.readouterr().out
+    assert Image.open(tmp_path / "health.png").size[0] == 1200
+    assert "no TensorBoard curves" in refused(capsys, "watch", tmp_path / "nothing", tmp_path / "x.png")
+
+
+def test_smoothing_keeps_means():
+    curve = [(i, float(i)) for i in range(1, 241)]
+    assert len(smoothed(curve)) == 60 and smoothed(curve)[0] == (2.5, 2.5)
+    assert smoothed(curve[:3]) == curve[:3]
 
 
 @pytest.mark.parametrize(
