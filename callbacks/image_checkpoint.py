@@ -1,11 +1,13 @@
 """Checkpoints by the clock of images, whole or not at all; one more when the machine is taken away."""
 
+import os
 import signal
 import sys
 import zipfile
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.folders import run_folder
@@ -15,14 +17,16 @@ AGREE_EVERY = 8  # batches: many processes ask one another whether one was told 
 
 
 def broken(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be read, if it is cut short or its index is damaged."""
+    """Why a file is no whole checkpoint of a training: cut short, damaged anywhere, or something else."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            index = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            archive.read(index)
-    except (OSError, StopIteration, zipfile.BadZipFile) as error:
-        return str(error) or "it holds no index"
-    return None
+            if (damaged := archive.testzip()) is not None:
+                return f"{damaged} is damaged"
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
+        return f"it has no {missing[0]}" if missing else None
+    except Exception as error:  # a damaged archive can end in any
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class ImageCheckpoint(Checkpoint):
@@ -96,6 +100,8 @@ class ImageCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # the curves are on disk as far as the weights are
         if trainer.is_global_zero:
+            with partial.open("rb") as whole:
+                os.fsync(whole.fileno())
             if last.exists():
                 last.replace(last.with_name("previous.ckpt"))
             partial.replace(last)

@@ -1,5 +1,6 @@
 """Is the game still one? Diversity and a discriminator that has won are watched, and stop a run that went wrong."""
 
+import os
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,8 @@ class TrainingHealth(pl.Callback):
 
     Diversity is the mean distance among the averaged student's latents of one prompt, over that of the teacher's, for
     the same noises. The discriminator is saturated when it tells real and generated latents apart nearly always: the
-    student then learns nothing more from it. (A gradient that is not finite ends the run by itself.)
+    student then learns nothing more from it. The newest checkpoint at the last look that found nothing is kept as
+    `good.ckpt`. (A gradient that is not finite ends the run by itself.)
 
     Args:
         prompts: with which diversity is measured; short ones that leave much open tell most.
@@ -52,6 +54,11 @@ class TrainingHealth(pl.Callback):
         self._right: list[Tensor] = []
         self._teacher_diversity: Tensor | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        last = pl_module.last_checkpoint
+        if last is not None and last.with_name("good.ckpt").is_file():
+            pl_module.good_checkpoint = last.with_name("good.ckpt")
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if all(name in trainer.callback_metrics for name in OPINIONS):
             self._right.append(torch.stack([trainer.callback_metrics[name] for name in OPINIONS]).mean())
@@ -65,10 +72,23 @@ class TrainingHealth(pl.Callback):
         pl_module.record("health/diversity", diversity, pl_module.images_seen)
         self._judge("the student's diversity has collapsed", float(diversity) < self.least_diversity, pl_module)
         if self._right:
-            right = trainer.strategy.reduce(torch.stack(self._right).mean(), reduce_op="mean")
+            window = torch.stack([right.to(pl_module.device) for right in self._right])
+            right = trainer.strategy.reduce(window.mean(), reduce_op="mean")
             pl_module.record("health/discriminator_accuracy", right, pl_module.images_seen)
             self._judge("the discriminator is saturated", float(right) > self.saturated_at, pl_module)
             self._right.clear()
+        if not self.bad_since:
+            self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The newest checkpoint becomes `good.ckpt` too: it stays while later ones are of a run gone wrong."""
+        last = pl_module.last_checkpoint
+        if last is None or not last.is_file():
+            return
+        pl_module.good_checkpoint = last.with_name("good.ckpt")
+        if trainer.is_global_zero:
+            pl_module.good_checkpoint.unlink(missing_ok=True)
+            os.link(last, pl_module.good_checkpoint)
 
     @torch.no_grad()
     def diversity(self, pl_module: pl.LightningModule) -> Tensor:
@@ -90,10 +110,11 @@ class TrainingHealth(pl.Callback):
             pl_module.stop(f"{what}: so for {pl_module.images_seen - began} images")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bad_since": dict(self.bad_since)}
+        return {"bad_since": dict(self.bad_since), "right": [float(right) for right in self._right]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.bad_since = dict(state["bad_since"])
+        self._right = [torch.tensor(right) for right in state.get("right", [])]
 
 
 def spread(latents: Tensor, group: int) -> Tensor:

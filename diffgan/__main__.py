@@ -15,6 +15,7 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.folders import run_folder
 from callbacks.image_checkpoint import ImageCheckpoint, broken
@@ -90,6 +91,8 @@ class DiffganCLI(LightningCLI):
             options["ckpt_path"] = str(newest)
         elif asked == "previous":
             options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
+            if self.trainer.is_global_zero and newest is not None and newest.name == "last.ckpt" and broken(newest):
+                newest.replace(newest.with_name("broken.ckpt"))  # else it would take the good one's place
         else:
             options["ckpt_path"] = asked
         found = Path(options["ckpt_path"])
@@ -176,7 +179,8 @@ def _quieten() -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    checkpoints = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", checkpoints):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -196,9 +200,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _mistake(error: BaseException | None) -> UserError | None:
+def _mistake(error: BaseException | None) -> Exception | None:
     """The user's mistake behind an error: libraries wrap what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
+    while error is not None and not isinstance(error, UserError | MisconfigurationException):
         error = error.__cause__ or error.__context__
     return error
 

@@ -51,6 +51,8 @@ class Adversary:
         for name, (value, least) in {**counts, "weight": (weight, 0), "r1_gamma": (r1_gamma, 0)}.items():
             if value < least:
                 raise UserError(f"adversary: {name} is {value} and must be at least {least}")
+        if clip_norm <= 0:
+            raise UserError(f"adversary: clip_norm is {clip_norm} and must be above 0")
         if not 0 <= mismatch_share < 1:
             raise UserError(f"adversary: mismatch_share is {mismatch_share} and must be in [0, 1)")
         self.build, self.optimizer = discriminator, optimizer
@@ -64,12 +66,28 @@ class Adversary:
         factor = warmup_cooldown(self.warmup_images, cooldown_images, images - self.starts_at_images)
         return lambda seen: factor(seen - self.starts_at_images)
 
-    def check_batch(self, batch: int) -> None:
+    def opponent(self, unet: UNet2DConditionModel) -> MultiScaleDiscriminator:
+        """The discriminator; raises UserError if it cannot be penalised as asked."""
+        discriminator = self.build(unet)
+        if self.r1_noise and discriminator.noise_in is None:
+            raise UserError("adversary: r1_noise penalises the gradient in z, but noise_conditioning is false")
+        return discriminator
+
+    def r1_share(self, processes: int) -> int:
+        """How many samples each process penalises."""
+        return max(1, self.r1_samples // processes)
+
+    def check_batch(self, share: int, processes: int) -> None:
         """Raises UserError if a process's share of the batch has no place for what is asked."""
-        if self.mismatch_share and (batch % 2 or round(batch * self.mismatch_share) < 1):
+        if (self.r1_samples % processes and self.r1_samples > processes) or share % self.r1_share(processes):
             raise UserError(
-                f"mismatch_share {self.mismatch_share}: needs an even number of pairs per process, enough for one of "
-                f"them to be replaced; there are {batch} (choose another batch_size, or mismatch_share: 0.0)"
+                f"adversary: r1_samples {self.r1_samples} cannot be spread evenly over {processes} processes with "
+                f"{share} pairs each"
+            )
+        if self.mismatch_share and (share % 2 or round(share * self.mismatch_share) < 1):
+            raise UserError(
+                f"adversary: mismatch_share {self.mismatch_share} needs an even number of pairs per process, enough "
+                f"for one of them to be replaced; there are {share} (choose another batch_size, or mismatch_share: 0.0)"
             )
 
     # ---- L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), x^ in part replaced by x' ----
@@ -94,6 +112,8 @@ class Adversary:
         self, discriminator: MultiScaleDiscriminator, latent: Tensor, noise: Tensor, about: Conditioning
     ) -> Tensor:
         """The lazy penalty of some real samples: (), scaled by the interval (inside `losses.second_derivatives`)."""
+
+        about = about.map(Tensor.float)
 
         def opinion(latent: Tensor, noise: Tensor) -> Tensor:
             return losses.score(discriminator(latent, noise, about))

@@ -10,15 +10,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from diffgan import ema, losses
+from diffgan import checkpoints, ema, losses
 from diffgan.adversary import Adversary
 from diffgan.conditioning import Conditioning
-from diffgan.distributed import gathered, shard, synchronized
+from diffgan.distributed import check_strategy, gathered, shard, synchronized
 from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import PairBatch, weights_digest
@@ -26,8 +25,7 @@ from diffgan.regression import RegressionLoss
 from diffgan.schedules import warmup_cooldown
 from diffgan.teacher import Teacher
 
-FROZEN = ("teacher.", "regression.")  # rebuilt from the configuration, never in a checkpoint
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Part(NamedTuple):
@@ -38,6 +36,22 @@ class Part(NamedTuple):
     other: Tensor
     replaced: Tensor
     conditioning: Conditioning
+
+
+class Judgement(NamedTuple):
+    """L_D of a part of a batch, (), and D's scores of its real and fake samples, (N,)."""
+
+    loss: Tensor
+    real: Tensor
+    fake: Tensor
+
+
+class Slopes(NamedTuple):
+    """Gradients of L_reg and L_GAN at the generated latents, (N, C, H, W), and the losses' values by curve."""
+
+    regression: Tensor
+    adversarial: Tensor | None
+    losses: dict[str, Tensor]
 
 
 class Diffusion2GAN(pl.LightningModule):
@@ -81,6 +95,11 @@ class Diffusion2GAN(pl.LightningModule):
         channels_last: bool = True,
     ):
         super().__init__()
+        if clip_norm <= 0:
+            raise UserError(f"clip_norm: {clip_norm} must be above 0")
+        if adversary is not None and adversary.starts_at_images >= images:
+            begins = adversary.starts_at_images
+            raise UserError(f"adversary: starts_at_images is {begins}, but the training ends after {images} images")
         self.automatic_optimization = False
         self.strict_loading = False  # frozen networks are left out; `on_load_checkpoint` checks the rest
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
@@ -93,6 +112,7 @@ class Diffusion2GAN(pl.LightningModule):
         self.channels_last = channels_last
         self.ema_half_life_images = 0.0  # set by the EMA callback
         self.last_checkpoint: Path | None = None  # set by the ImageCheckpoint callback
+        self.good_checkpoint: Path | None = None  # set by the TrainingHealth callback
         self.teacher: Teacher | None = None
         self.images_seen = 0
 
@@ -106,7 +126,7 @@ class Diffusion2GAN(pl.LightningModule):
         self.regression.check_space(self.teacher.space)
         self._check_pairs()
         self.generator = OneStepGenerator(copy.deepcopy(self.teacher.unet).requires_grad_(True), self.teacher.scheduler)
-        self.discriminator = None if self.adversary is None else self.adversary.build(self.teacher.unet)
+        self.discriminator = None if self.adversary is None else self.adversary.opponent(self.teacher.unet)
         self.generator_ema = ema.frozen_copy(self.generator)
         for network in (*self._networks().values(), self.generator_ema):
             network.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
@@ -140,8 +160,7 @@ class Diffusion2GAN(pl.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise UserError("FSDPStrategy trains two players wrongly; use ModelParallelStrategy (FSDP2) or DDPStrategy")
+        check_strategy(self.trainer.strategy, players=1 if self.adversary is None else 2)
         if self.trainer.precision not in PRECISIONS:
             raise UserError(f"precision {self.trainer.precision} is not supported; use one of {', '.join(PRECISIONS)}")
         if stage == "fit":
@@ -151,7 +170,7 @@ class Diffusion2GAN(pl.LightningModule):
         if self.accumulate < 1 or share % self.accumulate:
             raise UserError(f"accumulate: {share} pairs per process do not divide into {self.accumulate} equal parts")
         if self.adversary is not None:
-            self.adversary.check_batch(share)
+            self.adversary.check_batch(share, self.trainer.world_size)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         makers = {"g": self.generator_optimizer, "d": self.adversary and self.adversary.optimizer}
@@ -187,19 +206,23 @@ class Diffusion2GAN(pl.LightningModule):
     def _move_discriminator(self, parts: list[Part], generated: list[Tensor]) -> None:
         """D moves down L_D, and in its turn down the gradient penalty."""
         with self._moving("d") as optimizer:
+            judged = []
             for i, (part, fake) in enumerate(zip(parts, generated, strict=True)):
                 with synchronized(self, self.discriminator, i == len(parts) - 1):
-                    self.manual_backward(self._discriminator_loss(part, fake.detach()) / len(parts))
+                    judged.append(self._judge(part, fake.detach()))
+                    self.manual_backward(judged[-1].loss / len(parts))
             self._penalize_gradient(parts)
             optimizer.step()
+        self._log_means([{"d/loss": judgement.loss.detach()} for judgement in judged])
+        real, fake = (torch.cat(scores) for scores in zip(*((j.real, j.fake) for j in judged), strict=True))
+        self._log_means([losses.opinions(real, fake, torch.cat([part.replaced for part in parts]))])
 
-    def _discriminator_loss(self, part: Part, generated: Tensor) -> Tensor:
+    def _judge(self, part: Part, generated: Tensor) -> Judgement:
         """L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), x^ in part replaced by x'."""
         fakes = losses.mix_and_match(generated, part.other, part.replaced)
         real, fake = self.adversary.judge(self.discriminator, part.latent, fakes, part.noise, part.conditioning)
         loss = (losses.non_saturating(real, +1) + losses.non_saturating(fake, -1)).mean()
-        self._log_opinions(loss, losses.score(real), losses.score(fake), part.replaced)
-        return loss
+        return Judgement(loss, losses.score(real).detach(), losses.score(fake).detach())
 
     def _penalize_gradient(self, parts: list[Part]) -> None:
         """(gamma / 2) |grad_x D(x, z, c)|^2 on a rotating sample, every `r1_every` steps."""
@@ -207,8 +230,7 @@ class Diffusion2GAN(pl.LightningModule):
         turn = self.adversary.r1_turn(self.images_seen, share * self.trainer.world_size)
         if turn is None:
             return
-        samples = max(1, self.adversary.r1_samples // self.trainer.world_size)
-        rows = list(losses.rotating_rows(share, samples, turn))
+        rows = list(losses.rotating_rows(share, self.adversary.r1_share(self.trainer.world_size), turn))
         latent, noise = (torch.cat(tensors)[rows] for tensors in ([p.latent for p in parts], [p.noise for p in parts]))
         conditioning = Conditioning.cat([part.conditioning for part in parts]).map(lambda tensor: tensor[rows])
         with losses.second_derivatives(self.device), gathered(self.discriminator):
@@ -218,29 +240,41 @@ class Diffusion2GAN(pl.LightningModule):
 
     def _move_generator(self, parts: list[Part], generated: list[Tensor]) -> None:
         """G moves down L_reg + lambda_GAN L_GAN, through the gradient at x^."""
-        random = self._random()
         with self._moving("g") as optimizer:
-            for i, (part, latent) in enumerate(zip(parts, generated, strict=True)):
+            gradients = self._gradients_at(generated, parts)
+            for i, (part, latent, gradient) in enumerate(zip(parts, generated, gradients, strict=True)):
                 if len(parts) > 1:
                     latent = self.generator(part.noise, part.conditioning)
-                gradient = self._gradient_at(latent.detach().requires_grad_(True), part, random)
                 with synchronized(self, self.generator, i == len(parts) - 1):
                     self.manual_backward(latent, gradient=gradient / len(parts))
             optimizer.step()
 
-    def _gradient_at(self, latent: Tensor, part: Part, random: torch.Generator) -> Tensor:
-        """Gradient of L_G at the generated latent: a loss's graph is gone before the next; D's weights get none."""
-        regression = self.regression(latent, part.latent, random).mean()
-        self.log("g/regression", regression.detach(), prog_bar=True)
-        (gradient,) = torch.autograd.grad(regression, latent)
+    def _gradients_at(self, generated: list[Tensor], parts: list[Part]) -> list[Tensor]:
+        """Gradient of L_G at the generated latents of each part."""
+        random = self._random()
+        slopes = [self._slopes(latent.detach(), part, random) for latent, part in zip(generated, parts, strict=True)]
+        self._log_means([slope.losses for slope in slopes])
         if not self.adversary_plays:
-            return gradient
+            return [slope.regression for slope in slopes]
+        weight = self.adversary.weight
+        if self.adversary.balanced:
+            norms = (sum(g.float().square().sum() for g in of) for of in zip(*(s[:2] for s in slopes), strict=True))
+            ratio = losses.balance(*(self.trainer.strategy.reduce(norm, reduce_op="mean") for norm in norms))
+            self.log("g/gradient_ratio", ratio)
+            weight = weight * ratio
+        return [slope.regression + weight * slope.adversarial for slope in slopes]
+
+    def _slopes(self, latent: Tensor, part: Part, random: torch.Generator) -> Slopes:
+        """Gradients of both losses at x^: a loss's graph is gone before the next; D's weights get no gradient."""
+        latent.requires_grad_(True)
+        regression = self.regression(latent, part.latent, random).mean()
+        found = {"g/regression": regression.detach()}
+        (slope,) = torch.autograd.grad(regression, latent)
+        if not self.adversary_plays:
+            return Slopes(slope, None, found)
         adversarial = losses.non_saturating(self.discriminator(latent, part.noise, part.conditioning), +1).mean()
-        self.log("g/adversarial", adversarial.detach())
         (push,) = torch.autograd.grad(adversarial, latent)
-        ratio = losses.balance(*(self._mean(g.float().square().sum()) for g in (gradient, push)))
-        self.log("g/gradient_ratio", ratio)
-        return gradient + self.adversary.weight * (ratio if self.adversary.balanced else 1.0) * push
+        return Slopes(slope, push, found | {"g/adversarial": adversarial.detach()})
 
     def on_before_optimizer_step(self, optimizer) -> None:
         name = self._player[id(optimizer)]
@@ -279,16 +313,11 @@ class Diffusion2GAN(pl.LightningModule):
             optimizer.zero_grad()
             yield optimizer
 
-    def _mean(self, value: Tensor) -> Tensor:
-        """The mean over processes."""
-        return self.trainer.strategy.reduce(value, reduce_op="mean")
-
-    def _log_opinions(self, loss: Tensor, real: Tensor, fake: Tensor, replaced: Tensor) -> None:
-        """D's loss, its mean logits, and how often their sign is right."""
-        self.log_dict({"d/loss": loss.detach(), "d/real": real.mean().detach(), "d/right_about_real": _share(real > 0)})
-        for name, those in (("fake", fake[~replaced]), ("mismatched", fake[replaced])):
-            if len(those):
-                self.log_dict({f"d/{name}": those.mean().detach(), f"d/right_about_{name}": _share(those < 0)})
+    def _log_means(self, values: list[dict[str, Tensor]]) -> None:
+        """Log the means over the parts of a batch (of the first process, where there are several)."""
+        for name in {name: None for value in values for name in value}:
+            mean = torch.stack([value[name] for value in values if name in value]).mean()
+            self.log(name, mean, prog_bar=name == "g/regression")
 
     def _advance(self, images: int) -> None:
         """G_ema follows G; the clock moves; the budget ends the training."""
@@ -300,7 +329,8 @@ class Diffusion2GAN(pl.LightningModule):
 
     def stop(self, reason: str) -> NoReturn:
         """End a run that has gone wrong, before its weights do; raises UserError."""
-        raise UserError(f"stopped after {self.images_seen} images: {reason}. Last checkpoint: {self.last_checkpoint}")
+        good = self.good_checkpoint or self.last_checkpoint
+        raise UserError(f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}")
 
     def record(self, name: str, value: Tensor, images_seen: int) -> None:
         """A point of a curve that is not measured at every batch (`log` would repeat it until the epoch ends)."""
@@ -309,6 +339,8 @@ class Diffusion2GAN(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._forget_idle_optimizer()
+        for optimizer in self.trainer.optimizers:
+            checkpoints.lay_out_as_weights(optimizer)
         self._stop_at_budget()
 
     def _stop_at_budget(self) -> None:
@@ -339,10 +371,20 @@ class Diffusion2GAN(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self._forget_idle_optimizer()
-        weights = checkpoint["state_dict"]
         checkpoint["images_seen"] = self.images_seen
         checkpoint["teacher_digest"] = self.teacher_digest
-        checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.startswith(FROZEN)}
+        weights = {n: weight for n, weight in checkpoint["state_dict"].items() if not n.startswith(checkpoints.FROZEN)}
+        checkpoint["state_dict"] = checkpoints.contiguous(weights)
+        states = zip(checkpoint["optimizer_states"], self._optimized_names(), strict=True)
+        checkpoint["optimizer_states"] = checkpoints.contiguous([checkpoints.keyed_by_name(*of) for of in states])
+
+    def _optimized_names(self) -> list[list[str]]:
+        """Names of the weights that each optimizer's state counts: its own, or under FSDP those of the whole module."""
+        everything = [name for name, _ in self.named_parameters()]
+        players = ("generator.", "discriminator.")[: len(self._networks())]
+        if self.device_mesh is not None:
+            return [everything] * len(players)
+        return [[name for name in everything if name.startswith(player)] for player in players]
 
     def _forget_idle_optimizer(self) -> None:
         """To save or load an optimizer that has not moved, FSDP makes it step once at rate 0: a first step too many."""
@@ -351,27 +393,7 @@ class Diffusion2GAN(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "state_dict" in checkpoint:  # else the strategy has loaded it already, shard by shard
-            self._check_weights({name: weight.shape for name, weight in checkpoint["state_dict"].items()})
+            checkpoints.check_weights(self.state_dict(), checkpoint["state_dict"], self.teacher_path)
         if checkpoint["teacher_digest"] != self.teacher_digest:
             raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
         self.images_seen = checkpoint["images_seen"]
-
-    def _check_weights(self, found: dict[str, torch.Size]) -> None:
-        """Raises UserError if the weights of a checkpoint are not this model's."""
-        expected = {name: w.shape for name, w in self.state_dict().items() if not name.startswith(FROZEN)}
-        if not any(name.startswith("discriminator.") for name in found):  # regression until now: D begins here
-            expected = {name: shape for name, shape in expected.items() if not name.startswith("discriminator.")}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise UserError(
-                    f"the checkpoint is of another model: {name} has shape {_text(found.get(name))} there and "
-                    f"{_text(expected.get(name))} in the model of teacher {self.teacher_path}"
-                )
-
-
-def _share(where: Tensor) -> Tensor:
-    return where.float().mean()
-
-
-def _text(shape: torch.Size | None) -> str:
-    return "none" if shape is None else str(tuple(shape))

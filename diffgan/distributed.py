@@ -5,9 +5,22 @@ from collections.abc import Iterator
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from diffgan.errors import UserError
+
+
+def check_strategy(strategy: Strategy, players: int) -> None:
+    """Raises UserError if a strategy cannot train two players, or writes what nothing here reads."""
+    if isinstance(strategy, FSDPStrategy):
+        raise UserError("FSDPStrategy trains two players wrongly; use -c configs/strategies/fsdp.yaml (FSDP2)")
+    if isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint:
+        raise UserError("ModelParallelStrategy: set save_distributed_checkpoint: false (configs/strategies/fsdp.yaml)")
+    if type(strategy) is DDPStrategy and players > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise UserError("DDP: each player's step leaves the other's weights unused; add -c configs/strategies/ddp.yaml")
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:

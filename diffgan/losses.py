@@ -26,6 +26,18 @@ def score(read_outs: Sequence[ReadOut]) -> Tensor:
     return torch.stack([read_out.logits.float().flatten(1).mean(1) for read_out in read_outs]).mean(0)
 
 
+def opinions(real: Tensor, fake: Tensor, replaced: Tensor) -> dict[str, Tensor]:
+    """D's mean scores of real, generated and mismatched samples, and how often their sign is right, by curve.
+
+    real, fake: scores, (N,); replaced: (N,) bool.
+    """
+    scores = {"real": real, "fake": fake[~replaced], "mismatched": fake[replaced]}
+    scores = {name: values for name, values in scores.items() if len(values)}
+    right = {name: (values > 0 if name == "real" else values < 0).float().mean() for name, values in scores.items()}
+    means = {f"d/{name}": values.mean() for name, values in scores.items()}
+    return means | {f"d/right_about_{name}": share for name, share in right.items()}
+
+
 def rows(read_outs: Sequence[ReadOut], chosen: slice) -> list[ReadOut]:
     """The read-outs of some samples of the batch."""
     return [read_out._replace(logits=read_out.logits[chosen]) for read_out in read_outs]

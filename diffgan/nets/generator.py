@@ -12,6 +12,7 @@ def clean_latent(prediction: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor
 
     epsilon: (z - sigma eps) / alpha;  v_prediction: alpha z - sigma v;  sample: the prediction itself.
     """
+    prediction = prediction.to(noise.dtype)  # under autocast it comes in less than the noise's precision
     if prediction_type == "epsilon":
         return (noise - sigma * prediction) / alpha
     if prediction_type == "v_prediction":
