@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from diffgan.checkpoints import GOOD
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 
@@ -54,11 +55,6 @@ class TrainingHealth(pl.Callback):
         self._right: list[Tensor] = []
         self._teacher_diversity: Tensor | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        last = pl_module.last_checkpoint
-        if last is not None and last.with_name("good.ckpt").is_file():
-            pl_module.good_checkpoint = last.with_name("good.ckpt")
-
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if all(name in trainer.callback_metrics for name in OPINIONS):
             self._right.append(torch.stack([trainer.callback_metrics[name] for name in OPINIONS]).mean())
@@ -85,10 +81,10 @@ class TrainingHealth(pl.Callback):
         last = pl_module.last_checkpoint
         if last is None or not last.is_file():
             return
-        pl_module.good_checkpoint = last.with_name("good.ckpt")
         if trainer.is_global_zero:
-            pl_module.good_checkpoint.unlink(missing_ok=True)
-            os.link(last, pl_module.good_checkpoint)
+            good = last.with_name(GOOD)
+            good.unlink(missing_ok=True)
+            os.link(last, good)
 
     @torch.no_grad()
     def diversity(self, pl_module: pl.LightningModule) -> Tensor:

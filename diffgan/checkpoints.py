@@ -8,6 +8,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 
 FROZEN = ("teacher.", "regression.")  # rebuilt from the configuration, never in a checkpoint
+GOOD = "good.ckpt"  # beside the last one: the newest from before a run went wrong
 
 
 def contiguous(state: Any) -> Any:

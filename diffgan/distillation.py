@@ -112,7 +112,6 @@ class Diffusion2GAN(pl.LightningModule):
         self.channels_last = channels_last
         self.ema_half_life_images = 0.0  # set by the EMA callback
         self.last_checkpoint: Path | None = None  # set by the ImageCheckpoint callback
-        self.good_checkpoint: Path | None = None  # set by the TrainingHealth callback
         self.teacher: Teacher | None = None
         self.images_seen = 0
 
@@ -329,7 +328,8 @@ class Diffusion2GAN(pl.LightningModule):
 
     def stop(self, reason: str) -> NoReturn:
         """End a run that has gone wrong, before its weights do; raises UserError."""
-        good = self.good_checkpoint or self.last_checkpoint
+        last = self.last_checkpoint
+        good = last.with_name(checkpoints.GOOD) if last and last.with_name(checkpoints.GOOD).is_file() else last
         raise UserError(f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}")
 
     def record(self, name: str, value: Tensor, images_seen: int) -> None:

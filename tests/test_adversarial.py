@@ -384,14 +384,9 @@ def test_a_run_gone_wrong_ends_with_its_last_good_checkpoint(game, tmp_path, cap
 
 def test_the_checkpoint_before_the_trouble_is_kept(game, tmp_path, capsys):
     """Fine for 16 images, then called collapsed: what `good.ckpt` holds is from before."""
-    path = write(
-        tmp_path / "fit.yaml",
-        game
-        | {
-            "trainer": game["trainer"]
-            | {"callbacks": [*game["trainer"]["callbacks"], health(least_diversity=0.0, saturated_at=2.0)]}
-        },
-    )
+    fine = copy.deepcopy(game)
+    fine["trainer"]["callbacks"].append(health(least_diversity=0.0, saturated_at=2.0))
+    path = write(tmp_path / "fit.yaml", fine)
     main(["fit", "-c", path, "--model.init_args.images", "16"])
     game["trainer"]["callbacks"].append(health(least_diversity=1e9, saturated_at=2.0))
     game["model"]["init_args"]["images"] = 80
