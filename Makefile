@@ -9,7 +9,7 @@ PARTS := regression diffusion noise r1 multi_scale mix_and_match
 SEEDS := 0 1 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
+.PHONY: help install demo glyphs glyphs-regression test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -33,6 +33,11 @@ glyphs: $(INSTALLED) ## the full miniature experiment (hours)
 	$(RUN) predict -c configs/glyphs/pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml
 	@$(MAKE) --no-print-directory JUDGED=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml" judged
+
+glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
+	$(RUN) predict -c configs/glyphs/pairs.yaml
+	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
+	$(RUN) test -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
 
 # Teacher and student under one protocol, the student exported, the table written.
 ifdef JUDGED
