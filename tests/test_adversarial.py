@@ -146,6 +146,9 @@ def test_two_processes_play_as_one(game, tmp_path, strategy):
         main(["fit", "-c", str(tmp_path / "fit.yaml"), *longer])
         same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=1e-5, rtol=1e-4)
         main(["export", str(tmp_path / "together"), str(tmp_path / "student")])
+        for path in (tmp_path / "fit.yaml", together):  # and on as one process again
+            main(["fit", "-c", str(path), "--model.init_args.images", "80"])
+        same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("player", ["regression", "d", "r1", "g"])
