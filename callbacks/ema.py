@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import torch
 
+from callbacks.clock import passed
 from diffgan.errors import UserError
 
 
@@ -28,10 +29,9 @@ class EMA(pl.Callback):
         pl_module.ema_half_life_images = self.half_life_images
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        seen, now = len(batch.prompt) * trainer.world_size, pl_module.images_seen
-        if now // self.log_every_images > (now - seen) // self.log_every_images:
+        if passed(self.log_every_images, trainer, pl_module, batch):
             distance = relative_distance(pl_module.generator_ema, pl_module.generator)
-            pl_module.record("health/ema_distance", distance, now)
+            pl_module.record("health/ema_distance", distance, pl_module.images_seen)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from callbacks.clock import passed
 from callbacks.folders import run_folder
 from diffgan.errors import UserError
 
@@ -63,8 +64,7 @@ class ImageCheckpoint(Checkpoint):
         self._terminated = True
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        before = pl_module.images_seen - len(batch.prompt) * trainer.world_size
-        if pl_module.images_seen // self.every_images > before // self.every_images:
+        if passed(self.every_images, trainer, pl_module, batch):
             self.save(trainer, pl_module)
         if trainer.world_size == 1 or batch_idx % AGREE_EVERY == 0:
             self._stop_if_terminated(trainer, pl_module)

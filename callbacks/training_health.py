@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from callbacks.clock import passed
 from diffgan.checkpoints import GOOD
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
@@ -58,8 +59,7 @@ class TrainingHealth(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if all(name in trainer.callback_metrics for name in OPINIONS):
             self._right.append(torch.stack([trainer.callback_metrics[name] for name in OPINIONS]).mean())
-        now, seen = pl_module.images_seen, len(batch.prompt) * trainer.world_size
-        if now // self.every_images > (now - seen) // self.every_images:
+        if passed(self.every_images, trainer, pl_module, batch):
             self.look(trainer, pl_module)
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
