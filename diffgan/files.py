@@ -1,5 +1,6 @@
 """Files that are there in whole or not at all, and the folders of what ships with the package."""
 
+import contextlib
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +34,8 @@ def write_whole(file: Path, data: bytes) -> None:
             os.fsync(target.fileno())
         os.replace(partial, file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"{file}: cannot be written: {error.strerror}; mend it and run the same command") from error
 
 
