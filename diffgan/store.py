@@ -41,7 +41,7 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one; whether it was written. Of two callers one is told so (if the remote can)."""
+        """Write a file unless there is one; whether it was written. Of two callers one wins (if the remote can)."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
