@@ -278,7 +278,8 @@ class Diffusion2GAN(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer) -> None:
         name = self._player[id(optimizer)]
         limit = self.clip_norm if name == "g" else self.adversary.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self._networks()[name].parameters(), limit)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not norm.isfinite():
             self.stop(f"{name}: the gradient's norm is {norm.item()}; lower the learning rate")
@@ -321,7 +322,7 @@ class Diffusion2GAN(pl.LightningModule):
     def _advance(self, images: int) -> None:
         """G_ema follows G; the clock moves; the budget ends the training."""
         factor = ema.decay(images, ema.ramped(self.ema_half_life_images, self.images_seen))
-        ema.update(self.generator_ema, self.generator, factor)
+        ema.update(self._following, factor)
         self.images_seen += images
         self.log("step", float(self.images_seen))  # the axis of every curve
         self._stop_at_budget()
@@ -341,6 +342,7 @@ class Diffusion2GAN(pl.LightningModule):
         self._forget_idle_optimizer()
         for optimizer in self.trainer.optimizers:
             checkpoints.lay_out_as_weights(optimizer)
+        self._following = ema.following(self.generator_ema, self.generator)
         self._stop_at_budget()
 
     def _stop_at_budget(self) -> None:

@@ -1,9 +1,10 @@
 """Exponential moving average of weights, with its half-life in images."""
 
 import copy
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
@@ -22,15 +23,28 @@ def ramped(half_life: float, images_seen: int) -> float:
     return min(half_life, images_seen / 4)
 
 
+class Following(NamedTuple):
+    """An average and what it follows, tensor by tensor; under FSDP a process's shards of them."""
+
+    means: list[Tensor]
+    values: list[Tensor]
+    buffers: list[tuple[Tensor, Tensor]]
+
+
+def following(average: nn.Module, module: nn.Module) -> Following:
+    """The tensors of `average` and of the `module` it follows, found once: the search takes as long as an update."""
+    means, values = ([_local(p) for p in network.parameters()] for network in (average, module))
+    return Following(means, values, list(zip(average.buffers(), module.buffers(), strict=True)))
+
+
 @torch.no_grad()
-def update(average: nn.Module, module: nn.Module, factor: float) -> None:
-    """average <- factor * average + (1 - factor) * module, shard by shard; buffers are copied."""
-    means = [_local(mean) for mean in average.parameters()]
-    values = [_local(value).to(mean.dtype) for mean, value in zip(means, module.parameters(), strict=True)]
-    torch._foreach_lerp_(means, values, 1 - factor)
-    for mean, value in zip(average.buffers(), module.buffers(), strict=True):
+def update(pair: Following, factor: float) -> None:
+    """average <- factor * average + (1 - factor) * module; buffers are copied."""
+    values = [value.to(mean.dtype) for mean, value in zip(pair.means, pair.values, strict=True)]
+    torch._foreach_lerp_(pair.means, values, 1 - factor)
+    for mean, value in pair.buffers:
         mean.copy_(value)
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _local(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()

@@ -73,6 +73,7 @@ class DenoiserTraining(pl.LightningModule):
 
     def on_train_start(self) -> None:
         torch.manual_seed(torch.initial_seed() + self.global_rank)  # or every process draws the same noise
+        self._following = ema.following(self.average, self.unet)
 
     def train(self, mode: bool = True) -> "DenoiserTraining":
         super().train(mode)
@@ -109,7 +110,7 @@ class DenoiserTraining(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         images = self.trainer.datamodule.batch_size * self.trainer.world_size
         half_life = ema.ramped(self.ema_half_life_images, images * self.trainer.global_step)
-        ema.update(self.average, self.unet, ema.decay(images, half_life))
+        ema.update(self._following, ema.decay(images, half_life))
 
     def validation_step(self, batch, _) -> None:
         t = stratified_timesteps(len(batch.caption), self.scheduler.config.num_train_timesteps, self.device)
