@@ -101,6 +101,11 @@ class Teacher(nn.Module):
         row = {prompt: i for i, prompt in enumerate(unique)}
         return Conditioning(embedded[torch.tensor([row[prompt] for prompt in prompts], device=self.device)])
 
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts have more tokens than the text encoder takes, so that `encode` cuts them."""
+        tokens = self.tokenizer(list(prompts), verbose=False).input_ids
+        return [len(row) > self.tokenizer.model_max_length for row in tokens]
+
     @torch.no_grad()
     def solve(
         self,
