@@ -36,7 +36,8 @@ class ImageCheckpoint(Checkpoint):
     The one before stays as `previous.ckpt`.
 
     The file appears under its name only when it is whole. `diffgan fit` continues from it by itself. SIGTERM (a machine
-    that is preempted) writes one at the end of the batch and ends the process with exit code 143.
+    that is preempted) and Ctrl-C write one at the end of the batch and end the process with exit code 143 or 130; a
+    second Ctrl-C ends it at once.
 
     Args:
         every_images: images between two checkpoints.
@@ -46,7 +47,7 @@ class ImageCheckpoint(Checkpoint):
         if every_images < 1:
             raise UserError(f"every_images: {every_images} must be at least 1")
         self.every_images = every_images
-        self._saved_at, self._terminated, self._handler = -1, False, None
+        self._saved_at, self._told, self._handlers = -1, 0, {}
 
     @staticmethod
     def newest(trainer: pl.Trainer) -> Path | None:
@@ -55,13 +56,15 @@ class ImageCheckpoint(Checkpoint):
         return next((file for name in ("last.ckpt", "previous.ckpt") if (file := folder / name).is_file()), None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at, self._terminated = pl_module.images_seen, False
+        self._saved_at, self._told = pl_module.images_seen, 0
         pl_module.last_checkpoint = self.newest(trainer)
         # Lightning's own handler waits for the other processes inside the signal and may wait for ever.
-        self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def _on_sigterm(self, *_) -> None:
-        self._terminated = True
+    def _on_signal(self, number: int, _) -> None:
+        if self._told and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._told = number
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if passed(self.every_images, trainer, pl_module, batch):
@@ -71,19 +74,19 @@ class ImageCheckpoint(Checkpoint):
 
     def _stop_if_terminated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save and leave if any process has been told to (collective)."""
-        if not trainer.strategy.reduce_boolean_decision(self._terminated, all=False):
+        if not trainer.strategy.reduce_boolean_decision(bool(self._told), all=False):
             return
         if pl_module.images_seen != self._saved_at:
             self.save(trainer, pl_module)
         if trainer.is_global_zero:
             seen, saved = pl_module.images_seen, pl_module.last_checkpoint
             print(f"diffgan: terminated after {seen} images; the same command goes on from {saved}", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(128 + (self._told or signal.SIGTERM))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if pl_module.images_seen != self._saved_at:

@@ -14,6 +14,7 @@ import transformers
 import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -66,6 +67,13 @@ class DiffganCLI(LightningCLI):
 
     `fit` continues from the run's last checkpoint, `validate` and `test` judge it, unless `--ckpt_path` says otherwise.
     """
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Raises UserError for flags that the trainer does not take together or on this machine."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def before_fit(self) -> None:
         self._find_checkpoint()

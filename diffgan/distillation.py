@@ -394,8 +394,12 @@ class Diffusion2GAN(pl.LightningModule):
             self.optimizers()[1].state.clear()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if "state_dict" in checkpoint:  # else the strategy has loaded it already, shard by shard
-            checkpoints.check_weights(self.state_dict(), checkpoint["state_dict"], self.teacher_path)
+        if "state_dict" in checkpoint:  # else the strategy has checked and loaded it already, shard by shard
+            self.check_checkpoint(checkpoint)
+        self.images_seen = checkpoint["images_seen"]
+
+    def check_checkpoint(self, checkpoint: dict) -> None:
+        """Raises UserError if a checkpoint is of another model or teacher."""
+        checkpoints.check_weights(self.state_dict(), checkpoint["state_dict"], self.teacher_path)
         if checkpoint["teacher_digest"] != self.teacher_digest:
             raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")
-        self.images_seen = checkpoint["images_seen"]

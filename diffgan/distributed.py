@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,12 +15,31 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from diffgan.errors import UserError
 
 
+class Shards(ModelParallelStrategy):
+    """FSDP2 of all processes, with checkpoints that are one whole file, as `diffgan export` reads it."""
+
+    def __init__(self):
+        super().__init__(save_distributed_checkpoint=False)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Check the file before any shard takes its weights; a player it does not know begins here."""
+        path = self.broadcast(checkpoint_path)
+        whole = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self.lightning_module.check_checkpoint(whole)
+        players = self.optimizers
+        self.optimizers = players[: len(whole["optimizer_states"])]
+        try:
+            return super().load_checkpoint(path, weights_only)
+        finally:
+            self.optimizers = players
+
+
 def check_strategy(strategy: Strategy, players: int) -> None:
     """Raises UserError if a strategy cannot train two players, or writes what nothing here reads."""
     if isinstance(strategy, FSDPStrategy):
         raise UserError("FSDPStrategy trains two players wrongly; use -c configs/strategies/fsdp.yaml (FSDP2)")
-    if isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint:
-        raise UserError("ModelParallelStrategy: set save_distributed_checkpoint: false (configs/strategies/fsdp.yaml)")
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, Shards):
+        raise UserError("ModelParallelStrategy cannot resume two players; use -c configs/strategies/fsdp.yaml")
     if type(strategy) is DDPStrategy and players > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
         raise UserError("DDP: each player's step leaves the other's weights unused; add -c configs/strategies/ddp.yaml")
 

@@ -9,10 +9,13 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgan.__main__ import main
+from diffgan.distributed import Shards, check_strategy
+from diffgan.errors import UserError
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import PairSet
@@ -44,6 +47,12 @@ def game(config):
 
 def adversary(config):
     return config["model"]["init_args"]["adversary"]["init_args"]
+
+
+def settle(game):
+    """Adam makes steps of rounding errors, where two runs are only nearly equal, unless its eps forbids it."""
+    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
+        optimizer["init_args"]["eps"] = 1e-3
 
 
 def same_weights(run, other, exactly=True, **tolerance):
@@ -118,8 +127,7 @@ def test_training_is_the_algorithm(game, pairs, tiny_pipeline, tmp_path, monkeyp
 def test_accumulation_changes_nothing_but_memory(game, tmp_path):
     """In four parts: the generator runs again for its own move, gradients add up to the same, logged values too."""
     adversary(game).update(balanced=True)
-    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
-        optimizer["init_args"]["eps"] = 1e-3  # Adam makes steps of rounding errors otherwise
+    settle(game)
     main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
     parts = named(game, "parts")
     parts["model"]["init_args"] |= {"accumulate": 4, "gradient_checkpointing": True}
@@ -133,8 +141,7 @@ def test_accumulation_changes_nothing_but_memory(game, tmp_path):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_play_as_one(game, tmp_path, strategy):
     """D, R1, G and average of both strategies, after six batches; the checkpoint is one whole file."""
-    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
-        optimizer["init_args"]["eps"] = 1e-3  # Adam makes steps of rounding errors otherwise
+    settle(game)
     main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
     together = write(tmp_path / "together.yaml", named(game, "together"))
     words = ["fit", "-c", together, "-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
@@ -169,8 +176,7 @@ def test_each_move_of_two_processes_is_the_joint_one(game, tmp_path, player):
 
 def test_a_run_goes_on_in_shards_over_more_processes(game, tmp_path):
     """What one process saved, weights and optimizers, two load as it was."""
-    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
-        optimizer["init_args"]["eps"] = 1e-3
+    settle(game)
     main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
     more = named(game, "more")
     more["model"]["init_args"]["images"] = 24
@@ -243,8 +249,7 @@ def test_killed_at_random_it_ends_as_the_unbroken_run(game, tmp_path, processes,
     """To the bit on one process, within float error on two."""
     game["model"]["init_args"]["images"] = 640 if processes == 1 else 320
     game["trainer"]["callbacks"][1]["init_args"]["every_images"] = 32
-    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
-        optimizer["init_args"]["eps"] = 1e-3
+    settle(game)
     run = (lambda words: main(words) or [0]) if processes == 1 else run_on_two_processes
     strategy = [] if processes == 1 else ["-c", "configs/strategies/ddp.yaml", "--trainer.devices", "2"]
     assert run(["fit", "-c", write(tmp_path / "fit.yaml", game), *strategy]) == [0] * processes
@@ -291,17 +296,38 @@ def test_regression_goes_on_as_a_game(game, tmp_path, capsys):
     assert "another model" in refusal and "discriminator" in refusal
 
 
-def test_sigterm_saves_and_leaves(game, tmp_path):
+def test_regression_goes_on_as_a_game_in_shards(game, tmp_path, capfd):
+    """The discriminator begins there; one of another shape is refused by every process in one line."""
+    settle(game)
+    main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
+    alone = named(game, "alone")
+    del alone["model"]["init_args"]["adversary"]
+    alone["model"]["init_args"]["images"] = 8
+    main(["fit", "-c", write(tmp_path / "alone.yaml", alone)])
+    joined = write(tmp_path / "joined.yaml", named(game, "joined"))
+    words = ["fit", "-c", joined, "-c", "configs/strategies/fsdp.yaml", "--trainer.devices", "2", "--ckpt_path"]
+    assert run_on_two_processes([*words, str(tmp_path / "alone" / "checkpoints" / "last.ckpt")]) == [0, 0]
+    same_weights(tmp_path / "run", tmp_path / "joined", exactly=False, atol=5e-6, rtol=1e-4)
+    capfd.readouterr()
+    smaller = "--model.init_args.adversary.init_args.discriminator.init_args.multi_scale"
+    words = [*words, str(tmp_path / "run" / "checkpoints" / "last.ckpt"), smaller, "false"]
+    assert run_on_two_processes(words) == [1, 1]
+    said = capfd.readouterr().err
+    assert "another model: discriminator" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(game, tmp_path, number):
     game["model"]["init_args"]["images"] = 100_000
-    game["trainer"]["callbacks"][1]["init_args"]["every_images"] = 50_000
+    game["trainer"]["callbacks"][1]["init_args"]["every_images"] = 4000
+    game["trainer"]["val_check_interval"] = 3
     path = write(tmp_path / "fit.yaml", game)
     child = start(["fit", "-c", path])
-    while not (tmp_path / "run" / "fit.yaml").exists() and child.is_alive():
+    while not list((tmp_path / "run").glob("samples/*.png")) and child.is_alive():
         time.sleep(0.05)
-    time.sleep(1)
-    os.kill(child.pid, signal.SIGTERM)
-    child.join(30)
-    assert child.exitcode == 128 + signal.SIGTERM
+    os.kill(child.pid, number)
+    child.join(60)
+    assert child.exitcode == 128 + number
     seen = checkpoint(tmp_path / "run")["images_seen"]
     game["model"]["init_args"]["images"] = seen + 16
     main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
@@ -341,10 +367,21 @@ def test_mistakes_are_one_line(game, tmp_path, capsys):
         ([f"{options}.starts_at_images", "48"], "starts_at_images"),
         ([f"{options}.r1_noise", "true", f"{options}.discriminator.init_args.noise_conditioning", "false"], "r1_noise"),
         (["--trainer.gradient_clip_val", "1"], "gradient clipping"),
+        (["--trainer.accumulate_grad_batches", "2"], "accumulate"),
+        (["--trainer.precision", "64-true"], "precision"),
+        (["--trainer.strategy", "fsdp"], "requires a GPU"),
         (["--trainer.strategy", "ddp"], "configs/strategies/ddp.yaml"),
     ):
         assert reason in refused(capsys, "fit", "-c", good, *words)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_strategies_that_train_or_resume_wrongly_are_refused():
+    for strategy in (FSDPStrategy(), ModelParallelStrategy(), DDPStrategy()):
+        with pytest.raises(UserError, match=r"configs/strategies/(ddp|fsdp)\.yaml"):
+            check_strategy(strategy, players=2)
+    check_strategy(DDPStrategy(), players=1)
+    check_strategy(Shards(), players=2)
 
 
 def health(**changes):

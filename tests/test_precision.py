@@ -4,15 +4,14 @@ import pytest
 
 from diffgan.__main__ import main
 from tests.runs import checkpoint, named, write
-from tests.test_adversarial import adversary, curves, game, same_weights  # noqa: F401
+from tests.test_adversarial import curves, game, same_weights, settle  # noqa: F401
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_compiled_networks_train_as_eager_ones(game, tmp_path):  # noqa: F811
     """Regression, then the game with its eager penalty, then validation; weights agree within rounding."""
-    for optimizer in (game["model"]["init_args"]["generator_optimizer"], adversary(game)["optimizer"]):
-        optimizer["init_args"]["eps"] = 1e-3
+    settle(game)
     game["trainer"]["val_check_interval"] = 6
     main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
     compiled = write(tmp_path / "compiled.yaml", named(game, "compiled"))
