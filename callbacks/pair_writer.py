@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from datamodules.prompts import Prompts
+from diffgan import solvers
 from diffgan.errors import UserError
 from diffgan.files import PARTIAL
 from diffgan.generation import PairGeneration
@@ -60,11 +61,10 @@ class PairWriter(pl.Callback):
 
     def _describe(self, module: PairGeneration, data: Prompts, precision: str) -> Manifest:
         teacher = module.teacher
-        scheduler = {key: value for key, value in teacher.scheduler.config.items() if not key.startswith("_")}
         return Manifest(
             teacher=module.teacher_path,
             teacher_digest=weights_digest(teacher),
-            scheduler=scheduler,
+            scheduler=solvers.describe(module.solver, teacher.scheduler),
             steps=module.steps,
             guidance=module.guidance,
             timestep_spacing=teacher.scheduler.config.timestep_spacing,

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
 
 from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
@@ -17,9 +16,9 @@ RECORD = "diffgan.json"  # marks a folder as an export, and says of what
 
 
 def export(run: Path, output: Path) -> None:
-    """Write the moving average of a run's generator as a `StableDiffusionPipeline` directory.
+    """Write the moving average of a run's generator as a pipeline directory of the teacher's class.
 
-    In stock diffusers: `StableDiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
+    In stock diffusers: `DiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
 
     Args:
         run: the run's folder: it holds `fit.yaml` and `checkpoints/last.ckpt`.
@@ -30,23 +29,9 @@ def export(run: Path, output: Path) -> None:
     teacher = Teacher.from_pretrained(_teacher_of(run))
     generator = OneStepGenerator(teacher.unet, teacher.scheduler)
     generator.load_state_dict(_average_of(run / "checkpoints" / "last.ckpt", generator, weights_digest(teacher)))
-    as_pipeline(teacher).save_pretrained(output)
+    teacher.as_pipeline().save_pretrained(output)
     write_json({"run": run.name, "checkpoint": digest(run / "checkpoints" / "last.ckpt")}, output / RECORD)
     print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1")
-
-
-def as_pipeline(teacher: Teacher) -> StableDiffusionPipeline:
-    """The parts of a teacher (or of a student in a teacher's place) as a stock pipeline."""
-    return StableDiffusionPipeline(
-        vae=teacher.vae,
-        text_encoder=teacher.text_encoder,
-        tokenizer=teacher.tokenizer,
-        unet=teacher.unet,
-        scheduler=teacher.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def _teacher_of(run: Path) -> str:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 from torch import Tensor
 
-from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs import PairBatch
 from diffgan.teacher import Teacher
@@ -23,30 +22,30 @@ class PairGeneration(pl.LightningModule):
 
     Args:
         teacher: "glyphs", a pipeline directory or a hub id.
-        steps: network calls of the solver.
+        steps: of the solver.
         guidance: w of classifier-free guidance; 1 is none.
+        solver: name of a deterministic scheduler class of diffusers (some call the network twice a step).
     """
 
-    def __init__(self, teacher: str, steps: int, guidance: float):
+    def __init__(self, teacher: str, steps: int, guidance: float, solver: str = "DDIMScheduler"):
         super().__init__()
-        self.teacher_path, self.steps, self.guidance = teacher, steps, guidance
+        self.teacher_path, self.steps, self.guidance, self.solver = teacher, steps, guidance, solver
         self.teacher: Teacher | None = None
 
     def setup(self, stage: str) -> None:
         """Load the teacher, once: `PairWriter` asks for it before Lightning does.
 
         Raises:
-            UserError: the teacher cannot be loaded, or does not have so many steps.
+            UserError: the teacher cannot be loaded or does not have so many steps, or `solver` is no solver for it.
         """
         if self.teacher is not None:
             return
         self.teacher = Teacher.from_pretrained(self.teacher_path)
-        timesteps = self.teacher.scheduler.config.num_train_timesteps
-        if not 1 <= self.steps <= timesteps:
-            raise UserError(f"steps: {self.steps} is not between 1 and the teacher's {timesteps} timesteps")
+        self.teacher.solver(self.steps, self.solver)
 
     def predict_step(self, batch: PromptBatch, _) -> PairBatch:
         noise = draw_noise(batch.seed, self.teacher.latent_shape)
         conditioning = self.teacher.encode(batch.prompt)
-        latent = self.teacher.solve(noise.to(self.device), conditioning, self.steps, self.guidance)
+        given = noise.to(self.device)
+        latent = self.teacher.solve(given, conditioning, self.steps, self.guidance, solver=self.solver)
         return PairBatch(batch.seed.cpu(), noise, batch.prompt, latent.float().cpu())

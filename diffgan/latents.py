@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffgan.errors import UserError
+
 
 @dataclass(frozen=True)
 class LatentSpace:
@@ -27,7 +29,13 @@ class LatentSpace:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "LatentSpace":
-        """The latent space that an autoencoder's configuration states."""
+        """The latent space that an autoencoder's configuration states.
+
+        Raises:
+            UserError: it scales every channel by itself.
+        """
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            raise UserError("vae: latents_mean and latents_std (a scale for each channel) are not supported")
         return cls(
             channels=config["latent_channels"],
             factor=2 ** (len(config["block_out_channels"]) - 1),

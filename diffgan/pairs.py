@@ -30,6 +30,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.files import write_whole
 from diffgan.noise import draw_noise
+from diffgan.solvers import named_in
 from diffgan.teacher import Teacher
 
 MANIFEST = "manifest.json"
@@ -135,12 +136,13 @@ def versions() -> dict[str, str]:
 
 
 def weights_digest(teacher: Teacher) -> str:
-    """Digest of what turns (prompt, noise) into a latent: denoiser, text encoder and vocabulary.
+    """Digest of what turns (prompt, noise) into a latent: denoiser, text encoders, vocabularies and other settings.
 
     It depends on the values, not on files and names, so a moved or renamed copy is the same teacher.
     """
-    digest = hashlib.blake2b(json.dumps(teacher.tokenizer.get_vocab(), sort_keys=True).encode(), digest_size=16)
-    for network in (teacher.unet, teacher.text_encoder):
+    plain = [tokenizer.get_vocab() for tokenizer in teacher.tokenizers] + [teacher.settings] * bool(teacher.settings)
+    digest = hashlib.blake2b("".join(json.dumps(part, sort_keys=True) for part in plain).encode(), digest_size=16)
+    for network in (teacher.unet, *teacher.text_encoders):
         for _, tensor in sorted(network.state_dict().items()):
             digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -248,6 +250,7 @@ def verify(folder: Path, teacher: Teacher, sample: int, seed: int = 0) -> float:
     pairs = PairSet(folder)
     numbers = np.random.default_rng(seed).permutation(len(pairs))[:sample]
     batch = pairs.read(numbers)
-    conditioning = teacher.encode(batch.prompt)
-    latent = teacher.solve(batch.noise.to(teacher.device), conditioning, pairs.manifest.steps, pairs.manifest.guidance)
+    made, conditioning = pairs.manifest, teacher.encode(batch.prompt)
+    noise, solver = batch.noise.to(teacher.device), named_in(made.scheduler)
+    latent = teacher.solve(noise, conditioning, made.steps, made.guidance, solver=solver)
     return (latent.float().cpu() - batch.latent).abs().max().item()

@@ -7,74 +7,22 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; child processes
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffgan.__main__ import main
-from diffgan.glyphs.tokenizer import train_tokenizer
+from tests.pipelines import miniature, saved
 from tests.runs import write
-
-
-def build_pipeline(folder: Path, seed: int) -> Path:
-    """Save a random v-prediction pipeline: 8x8x4 latents, 32x32 images, 16-wide text."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        tokenizer = train_tokenizer(["a bold capital A in red on cream", "digit 7"], length=16)
-        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            pad_token_id=tokenizer.pad_token_id,
-            **ids,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=2,
-            cross_attention_dim=16,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=32,
-        )
-        StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=CLIPTextModel(text),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=DDIMScheduler(
-                prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, steps_offset=1
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory) -> Path:
     """Directory of a random pipeline that nobody may change."""
-    return build_pipeline(tmp_path_factory.mktemp("teacher") / "tiny", seed=0)
+    return saved(miniature, tmp_path_factory.mktemp("teacher") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def other_pipeline(tmp_path_factory) -> Path:
     """The same architecture with other weights."""
-    return build_pipeline(tmp_path_factory.mktemp("teacher") / "other", seed=1)
+    return saved(miniature, tmp_path_factory.mktemp("teacher") / "other", seed=1)
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan import ema
 from diffgan.errors import UserError
-from diffgan.export import as_pipeline
 from diffgan.nets.build import from_config
 from diffgan.schedules import warmup_cooldown
-from diffgan.teacher import SCHEDULER, Teacher
+from diffgan.teacher import SCHEDULER
+from diffgan.teachers.stable_diffusion import StableDiffusion
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
@@ -123,5 +123,5 @@ class DenoiserTraining(pl.LightningModule):
     def save_pipeline(self) -> None:
         """Write the moving average, the autoencoder and the tokenizer as one pipeline directory."""
         vae = AutoencoderKL.from_pretrained(self.pipeline / "vae")
-        parts = Teacher(vae, self.text_encoder, self.tokenizer, self.average, self.scheduler)
-        as_pipeline(parts).save_pretrained(self.pipeline)
+        parts = StableDiffusion(vae, self.text_encoder, self.tokenizer, self.average, self.scheduler)
+        parts.as_pipeline().save_pretrained(self.pipeline)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from diffgan.export import as_pipeline
 from diffgan.glyphs.recipe import describe
 from diffgan.teacher import Teacher
 
@@ -17,7 +16,7 @@ def ship_pipeline(source: str, target: Path) -> None:
     teacher = Teacher.from_pretrained(source, torch.float16)
     for name in ("vae", "unet"):
         getattr(teacher, name).register_to_config(_name_or_path=f"diffgan/glyphs/{name}")
-    as_pipeline(teacher).save_pretrained(target)
+    teacher.as_pipeline().save_pretrained(target)
 
 
 def ship_captions(count: int, target: Path) -> None:

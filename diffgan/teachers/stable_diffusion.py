@@ -1,0 +1,49 @@
+"""Stable Diffusion 1.x and 2.x, and the miniature: one text encoder, its last hidden states."""
+
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffgan.conditioning import Conditioning
+from diffgan.teacher import Teacher
+
+
+class StableDiffusion(Teacher):
+    """The parts of a `StableDiffusionPipeline`."""
+
+    pipeline_class = StableDiffusionPipeline
+    loading = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012
+    parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+    ):
+        super().__init__(vae, unet, scheduler)
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.requires_grad_(False).eval()
+
+    @property
+    def tokenizers(self) -> list[CLIPTokenizer]:
+        return [self.tokenizer]
+
+    @property
+    def text_encoders(self) -> list[CLIPTextModel]:
+        return [self.text_encoder]
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        text = self.text_encoder(self._tokens(self.tokenizer, prompts))[0]  # (N, L, D)
+        return Conditioning(text.to(self.unet.dtype))
+
+    def unconditional(self, count: int) -> Conditioning:
+        """The empty prompt."""
+        return self.encode([""] * count)
+
+    def as_pipeline(self) -> StableDiffusionPipeline:
+        parts = {name: getattr(self, name) for name in self.parts}
+        return StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )

@@ -1,0 +1,154 @@
+"""Random pipelines of every family, from configurations, small enough to run in every test: 32x32 images."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from diffgan.glyphs.tokenizer import train_tokenizer
+
+CAPTIONS = ["a bold capital A in red on cream", "digit 7"]
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    words = train_tokenizer(CAPTIONS, length=16)
+    words.pad_token = pad_token
+    return words
+
+
+def text_config(words: CLIPTokenizer, **changes: Any) -> CLIPTextConfig:
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return CLIPTextConfig(vocab_size=len(words), max_position_embeddings=16, **ids, **(small | changes))
+
+
+def unet(**changes: Any) -> UNet2DConditionModel:
+    small = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+    }
+    return UNet2DConditionModel(**(small | changes))
+
+
+def autoencoder(**changes: Any) -> AutoencoderKL:
+    small = {
+        "block_out_channels": (8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+    return AutoencoderKL(**(small | changes))
+
+
+def miniature() -> StableDiffusionPipeline:
+    """The glyph teacher in small: v-prediction, the linear schedule of DDIM."""
+    words = tokenizer()
+    config = text_config(words)
+    return StableDiffusionPipeline(
+        unet=unet(),
+        vae=autoencoder(),
+        text_encoder=CLIPTextModel(config),
+        tokenizer=words,
+        scheduler=DDIMScheduler(
+            prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, steps_offset=1
+        ),
+        **WITHOUT_CHECKER,
+    )
+
+
+def sd1() -> StableDiffusionPipeline:
+    """Predicts the noise; attention at the fine scales."""
+    words = tokenizer()
+    return StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=CLIPTextModel(text_config(words, num_hidden_layers=2, hidden_act="quick_gelu")),
+        tokenizer=words,
+        unet=unet(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")
+        ),
+        scheduler=PNDMScheduler(**SCALED_LINEAR, skip_prk_steps=True, set_alpha_to_one=False),
+        **WITHOUT_CHECKER,
+    )
+
+
+def sd2() -> StableDiffusionPipeline:
+    """Predicts the velocity; heads by level, linear projections, a text encoder with another activation."""
+    words = tokenizer(pad_token="!</w>")
+    return StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=CLIPTextModel(text_config(words, num_hidden_layers=2, hidden_act="gelu")),
+        tokenizer=words,
+        unet=unet(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=(1, 2),
+            use_linear_projection=True,
+        ),
+        scheduler=DDIMScheduler(
+            **SCALED_LINEAR, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+        ),
+        **WITHOUT_CHECKER,
+    )
+
+
+def sdxl(force_zeros_for_empty_prompt: bool = True) -> StableDiffusionXLPipeline:
+    """Two text encoders of different widths and paddings, pooled embedding and sizes."""
+    first, second = tokenizer(), tokenizer(pad_token="!</w>")
+    wide = {"hidden_size": 24, "num_hidden_layers": 3, "projection_dim": 12, "hidden_act": "gelu"}
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(text_config(first, num_hidden_layers=2)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second, **wide)),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=unet(
+            cross_attention_dim=40,
+            attention_head_dim=(1, 2),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 12,
+        ),
+        scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        add_watermarker=False,
+    )
+
+
+def sdxl_with_empty_prompt() -> StableDiffusionXLPipeline:
+    """Guidance leads away from the empty prompt, not from zeros."""
+    return sdxl(force_zeros_for_empty_prompt=False)
+
+
+FAMILIES = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-empty": sdxl_with_empty_prompt}
+
+
+def saved(build, folder: Path, seed: int = 0) -> Path:
+    """The directory of a pipeline whose weights are drawn from `seed`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline: DiffusionPipeline = build()
+        pipeline.save_pretrained(folder)
+    return folder
