@@ -1,7 +1,6 @@
 """Pairs to disk, shard by shard, so that the same command after a crash finishes the set."""
 
 import fcntl
-import hashlib
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from diffgan.errors import UserError
 from diffgan.files import PARTIAL
 from diffgan.generation import PairGeneration
 from diffgan.pairs import MANIFEST, Manifest, PairBatch, read_shard, versions, weights_digest, write_shard
+from diffgan.teacher import Teacher
 
 
 class PairWriter(pl.Callback):
@@ -33,6 +33,7 @@ class PairWriter(pl.Callback):
         self.folder, self.shard_size, self.store_noise = Path(folder), shard_size, store_noise
         self.manifest: Manifest | None = None
         self.parts: list[PairBatch] = []
+        self.truncated = 0  # prompts that this process had the tokenizer cut
         self.lock = None
 
     def setup(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> None:
@@ -50,14 +51,22 @@ class PairWriter(pl.Callback):
         self.parts.append(outputs)
         shard = (int(self.parts[0].seed[0]) - self.manifest.seed_base) // self.shard_size
         if sum(len(part.seed) for part in self.parts) == len(self.manifest.span(shard)):
-            write_shard(self.folder, self.manifest, shard, _join(self.parts))
-            self.parts = []
+            self._write(shard, pl_module.teacher)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
         self._close_set()
+        if self.truncated:
+            most = pl_module.teacher.tokenizer.model_max_length
+            print(f"diffgan: {self.truncated} pairs: prompt cut, it had more than {most} tokens", file=sys.stderr)
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         self._close_set()
+
+    def _write(self, shard: int, teacher: Teacher) -> None:
+        pairs, self.parts = _join(self.parts), []
+        truncated = sum(teacher.truncated(pairs.prompt))
+        write_shard(self.folder, self.manifest, shard, pairs, truncated)
+        self.truncated += truncated
 
     def _describe(self, module: PairGeneration, data: Prompts, precision: str) -> Manifest:
         teacher = module.teacher
@@ -71,7 +80,7 @@ class PairWriter(pl.Callback):
             precision=precision,
             latent_space=teacher.space.as_dict(),
             latent_shape=list(teacher.latent_shape),
-            prompts_digest=hashlib.blake2b("\n".join(data.prompts).encode(), digest_size=16).hexdigest(),
+            prompts_digest=data.prompts_digest,
             seed_base=data.seed_base,
             pairs=data.pairs,
             shard_size=self.shard_size,

@@ -1,7 +1,7 @@
 """Prompts and seeds of the pairs that a teacher is asked to make."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -9,77 +9,101 @@ import torch
 from diffgan.errors import UserError
 from diffgan.generation import PromptBatch
 from diffgan.noise import SEEDS
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line; blank lines are skipped.
-
-    Raises:
-        UserError: the file is missing, not UTF-8, or holds no prompt.
-    """
-    try:
-        lines = Path(file).read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"prompts {file}: {error.strerror}; name a text file with one prompt a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts {file}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"prompts {file}: no prompt in it; write one prompt a line")
-    return prompts
+from diffgan.prompts import PromptFile
 
 
 class PromptBatches:
     """Batches of pairs cut from spans of their numbers; no batch crosses the end of a span."""
 
-    def __init__(self, prompts: Sequence[str], seed_base: int, batch_size: int, spans: Sequence[range]):
-        self.prompts, self.seed_base = prompts, seed_base
-        self.batches = [span[i : i + batch_size] for span in spans for i in range(0, len(span), batch_size)]
+    def __init__(self, data: "Prompts", spans: Sequence[range]):
+        size = data.batch_size
+        self.data, self.batches = data, [span[i : i + size] for span in spans for i in range(0, len(span), size)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        for numbers in self.batches:
-            yield PromptBatch(
-                seed=torch.tensor([self.seed_base + i for i in numbers]),
-                prompt=[self.prompts[i % len(self.prompts)] for i in numbers],
-            )
+        return map(self.data.batch, self.batches)
 
 
 class Prompts(pl.LightningDataModule):
-    """Pair i takes prompt i modulo their number, and seed `seed_base + i`.
+    """Pair i takes prompt `i // repeat` modulo their number, and seed `seed_base + i`.
 
     Args:
-        prompts: UTF-8 text, one prompt a line; blank lines are skipped.
-        pairs: how many pairs the set has.
+        prompts: path or URL of a .txt (one prompt a line), .jsonl, .csv, .tsv or .parquet file; blank prompts are
+            skipped. It is read through once by each process, and in parts from then on.
+        pairs: how many pairs the set has; null takes every prompt `repeat` times.
         seed_base: seed of the first pair; all seeds lie in [0, 2^32).
         batch_size: pairs a batch and process.
+        column: holds the prompts; by default the only one, or the only one named prompt, caption or text.
+        repeat: consecutive pairs with the same prompt and different noises.
 
     Attributes:
-        prompts: the prompts of the file, from `setup` on.
+        pairs: their number, from `setup` on.
         spans: numbers of the pairs this process makes; `PairWriter` leaves out what is on disk or another process's.
         finished: pairs of the set that were on disk before.
     """
 
-    def __init__(self, prompts: Path, pairs: int, seed_base: int, batch_size: int):
+    def __init__(
+        self,
+        prompts: str,
+        pairs: int | None,
+        seed_base: int,
+        batch_size: int,
+        column: str | None = None,
+        repeat: int = 1,
+    ):
         super().__init__()
-        self.file, self.prompts = prompts, []
-        self.pairs, self.seed_base, self.batch_size = pairs, seed_base, batch_size
-        self.spans, self.finished = [range(pairs)], 0
+        self.source, self.column, self.file = str(prompts), column, None
+        self.pairs, self.repeat, self.seed_base, self.batch_size = pairs, repeat, seed_base, batch_size
+        self.spans, self.finished = None, 0
         self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
 
     def setup(self, stage: str) -> None:
-        """Read the prompts.
+        """Open the prompts.
 
         Raises:
-            UserError: a number is out of range, or the prompt file holds no prompts.
+            UserError: a number is out of range, or the file cannot be read or holds no prompts.
         """
-        if self.pairs < 1 or self.batch_size < 1:
-            raise UserError(f"pairs {self.pairs}, batch_size {self.batch_size}: both must be at least 1")
-        if self.seed_base < 0 or self.seed_base + self.pairs > SEEDS:
-            raise UserError(f"seed_base {self.seed_base}: the seeds of {self.pairs} pairs do not lie in [0, 2^32)")
-        self.prompts = read_prompts(self.file)
+        self._check_numbers(pairs=1 if self.pairs is None else self.pairs)
+        self.file = PromptFile(self.source, self.column)
+        if self.pairs is None:
+            self.pairs = len(self.file) * self.repeat
+            self._check_numbers(self.pairs)
+        if self.file.blank and (self.trainer is None or self.trainer.is_global_zero):
+            counts = f"{len(self.file)} prompts, {self.file.blank} blank ones skipped"
+            print(f"diffgan: prompts {self.source}: {counts}", file=sys.stderr)
+
+    @property
+    def prompts_digest(self) -> str:
+        """What the set's prompts are, in which order and how often each; from `setup` on."""
+        return self.file.digest if self.repeat == 1 else f"{self.file.digest} x{self.repeat}"
+
+    def batch(self, numbers: range) -> PromptBatch:
+        """Seeds and prompts of consecutive pairs; from `setup` on.
+
+        Raises:
+            UserError: the prompt file cannot be read any more, or was changed.
+        """
+        first, last = numbers[0] // self.repeat, numbers[-1] // self.repeat
+        prompts = self._read(first, last + 1)
+        seed = torch.arange(self.seed_base + numbers.start, self.seed_base + numbers.stop)
+        return PromptBatch(seed, [prompts[i // self.repeat - first] for i in numbers])
 
     def predict_dataloader(self) -> PromptBatches:
-        return PromptBatches(self.prompts, self.seed_base, self.batch_size, self.spans)
+        return PromptBatches(self, [range(self.pairs)] if self.spans is None else self.spans)
+
+    def _read(self, begin: int, end: int) -> list[str]:
+        """Prompts [begin, end) of the file repeated for ever."""
+        prompts = []
+        while len(prompts) < end - begin:
+            place, wanted = (begin + len(prompts)) % len(self.file), end - begin - len(prompts)
+            prompts += self.file.read(range(place, min(place + wanted, len(self.file))))
+        return prompts
+
+    def _check_numbers(self, pairs: int) -> None:
+        for name, value in {"pairs": pairs, "batch_size": self.batch_size, "repeat": self.repeat}.items():
+            if value < 1:
+                raise UserError(f"{name} {value}: must be at least 1")
+        if self.seed_base < 0 or self.seed_base + pairs > SEEDS:
+            raise UserError(f"seed_base {self.seed_base}: the seeds of {pairs} pairs do not lie in [0, 2^32)")

@@ -9,7 +9,8 @@ shard `i // shard_size`. A shard holds
     prompt_bytes   (B,) uint8, UTF-8;  prompt_offsets (N + 1,) int64
     noise          (N, C, H, W) float32, only with `store_noise`
 
-and, in the safetensors header, the number of the shard and what the manifest compares.
+and, in the safetensors header, the number of the shard, how many of its prompts the tokenizer cut (`truncated`), and
+what the manifest compares.
 """
 
 import hashlib
@@ -148,8 +149,8 @@ def weights_digest(teacher: Teacher) -> str:
     return digest.hexdigest()
 
 
-def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch) -> None:
-    """Write one whole shard.
+def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, truncated: int = 0) -> None:
+    """Write one whole shard, `truncated` of whose prompts were too long for the tokenizer.
 
     Raises:
         UserError: a latent is not finite in float16, or the file cannot be written.
@@ -169,7 +170,7 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch) 
     }
     if manifest.store_noise:
         tensors["noise"] = pairs.noise.contiguous()
-    header = json.dumps({"shard": shard, **manifest.identity()})
+    header = json.dumps({"shard": shard, "truncated": truncated, **manifest.identity()})
     write_whole(file, save(tensors, {"diffgan": header}))
 
 

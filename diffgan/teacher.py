@@ -159,6 +159,11 @@ class Teacher(nn.Module, ABC):
         """How often `solve` calls the network (a call with guidance has both halves in it); errors as `solver`."""
         return len(self.solver(steps, solver).timesteps)
 
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts have more tokens than the text encoder takes, so that `encode` cuts them."""
+        tokens = self.tokenizer(list(prompts), verbose=False).input_ids
+        return [len(row) > self.tokenizer.model_max_length for row in tokens]
+
     @torch.no_grad()
     def solve(
         self,

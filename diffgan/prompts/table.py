@@ -1,0 +1,84 @@
+"""CSV and TSV with a header line. A quoted value may hold line feeds, so a block ends where a record ends."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+from diffgan.prompts.reader import Block, Reader, choose_column, not_utf8
+from diffgan.prompts.source import PIECE, Source
+
+
+class TableReader(Reader):
+    """The values of one column; an empty line is a value that is not there.
+
+    Args:
+        delimiter: between two values of a record; quotes are `"`, doubled within a value.
+    """
+
+    def __init__(self, source: Source, column: str | None, delimiter: str):
+        self.source, self.delimiter = source, delimiter
+        rows = _Rows(source, source.begin(), 0, delimiter)
+        self.names = next(filter(None, rows), [])
+        self.column = self.names.index(choose_column(source, column, self.names)) if self.names else 0
+        self.start, self.header_lines = rows.end, rows.line
+
+    def scan(self) -> Iterator[Block]:
+        values, begin = [], self.start
+        rows = _Rows(self.source, begin, self.header_lines, self.delimiter)
+        for row in rows:
+            try:
+                values.append(self._value(row))
+            except ValueError as error:
+                raise self.source.refuse(f"line {rows.line}: {error}") from error
+            if rows.end >= begin + PIECE:
+                yield Block(rows.end, values)
+                values, begin = [], rows.end
+        yield Block(rows.end, values)
+
+    def read(self, begin: int, end: int) -> list[str | None]:
+        text = io.StringIO(self.source.read(begin, end - begin).decode(), newline="\n")
+        try:
+            return [self._value(row) for row in csv.reader(text, delimiter=self.delimiter, strict=True)]
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+
+    def _value(self, row: list[str]) -> str | None:
+        if row and len(row) != len(self.names):
+            raise ValueError(
+                f"{len(row)} values under {len(self.names)} columns; a value with {self.delimiter!r} in it needs quotes"
+            )
+        return row[self.column] if row else None
+
+
+class _Rows:
+    """The records from a byte on.
+
+    Attributes:
+        end: byte behind the last record.
+        line: number of its last line.
+    """
+
+    def __init__(self, source: Source, begin: int, line: int, delimiter: str):
+        self.source, self.end, self.line = source, begin, line
+        self.rows = csv.reader(self._lines(begin), delimiter=delimiter, strict=True)
+
+    def __iter__(self) -> "_Rows":
+        return self
+
+    def __next__(self) -> list[str]:
+        first = self.line + 1
+        try:
+            return next(self.rows)
+        except csv.Error as error:
+            raise self.source.refuse(f"line {first}: not CSV ({error}); is a quote not closed?") from error
+
+    def _lines(self, begin: int) -> Iterator[str]:
+        """Lines, counted as they are handed out: the parser takes no more than the record at hand needs."""
+        for piece in self.source.pieces(begin):
+            for line in io.BytesIO(piece):
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    raise not_utf8(self.source, self.end, error) from error
+                self.end, self.line = self.end + len(line), self.line + 1
+                yield text
