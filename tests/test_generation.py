@@ -13,7 +13,7 @@ import yaml
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
-from diffgan.pairs import PairSet, verify
+from diffgan.pairs import PairSet
 from diffgan.teacher import Teacher
 from tests.processes import SERVER, run_on_two_processes
 
