@@ -1,19 +1,24 @@
 """Pair generation through the command, up to and including its violent ends."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
+from hashlib import blake2b
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors import safe_open
 
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
-from diffgan.pairs import PairSet
+from diffgan.pairs import Manifest, PairSet
 from diffgan.teacher import Teacher
 from tests.processes import SERVER, run_on_two_processes
 
@@ -141,6 +146,33 @@ def test_bad_input_is_refused_before_anything_is_made(command, tmp_path, capsys)
     }.items():
         assert message in refusal(capsys, command(tmp_path / "new", option))
     assert not (tmp_path / "new").exists()
+
+
+def test_parquet_with_several_noises_a_prompt_and_prompts_cut(command, tmp_path, capsys):
+    prompts = ["digit 7", None, "grüße ☃\n" * 30, "", "capital A"]
+    pq.write_table(pa.table({"id": range(5), "words": prompts, "url": prompts}), tmp_path / "prompts.parquet")
+    change = {"prompts": str(tmp_path / "prompts.parquet"), "column": "words", "repeat": 5, "pairs": "null"}
+    words = command(tmp_path / "set", *(f"--data.init_args.{name}={value}" for name, value in change.items()))
+    main(words)
+    shown = capsys.readouterr().err
+    assert "prompts.parquet: 3 prompts, 2 blank ones skipped" in shown
+    assert "diffgan: 5 pairs: prompt cut, it had more than 16 tokens" in shown
+    read, manifest = PairSet(tmp_path / "set").read(range(15)), Manifest.read(tmp_path / "set")
+    assert read.prompt == [prompt for prompt in (prompts[0], prompts[2].strip(), prompts[4]) for _ in range(5)]
+    assert read.seed.tolist() == list(range(10, 25)) and len(read.latent.flatten(1).unique(dim=0)) == 15
+    assert [header(manifest.file(tmp_path / "set", shard))["truncated"] for shard in range(2)] == [3, 2]
+    message = refusal(capsys, [*words, "--data.init_args.pairs=15", "--data.init_args.repeat=1"])
+    assert "another pair set: prompts_digest is" in message and "x5' there" in message
+
+
+def test_a_set_of_a_text_file_keeps_its_digest(unbroken):
+    text = "capital A in red\ndigit 7 on cream\ngrüße ☃"
+    assert Manifest.read(unbroken).prompts_digest == blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def header(shard: Path) -> dict:
+    with safe_open(shard, framework="pt") as archive:
+        return json.loads(archive.metadata()["diffgan"])
 
 
 def die_at_write(words: list[str], write: int) -> None:

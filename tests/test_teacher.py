@@ -38,6 +38,13 @@ def test_too_long_prompts_are_cut(teacher):
     assert teacher.encode(["word " * 500]).text.shape == teacher.encode([""]).text.shape
 
 
+def test_tells_which_prompts_it_cuts(teacher):
+    prompts = ["7 " * count for count in range(1, 20)]
+    text = teacher.encode(prompts).text
+    as_if_shorter = [torch.equal(long, short) for long, short in zip(text[1:], text[:-1], strict=True)]
+    assert teacher.truncated(prompts) == [False, *as_if_shorter] and sum(as_if_shorter) == 5  # 16 less begin and end
+
+
 def test_everything_is_frozen_and_in_eval_mode(teacher):
     teacher.train()
     assert not any(p.requires_grad for p in teacher.parameters())
