@@ -12,6 +12,7 @@ from diffgan.noise import SEEDS
 from diffgan.pairs import cut
 from diffgan.prompts import PromptFile
 
+
 class PromptBatches:
     """The batches whose numbers `work` names, each read when it is asked for.
 
