@@ -147,7 +147,8 @@ class Teacher(nn.Module, ABC):
         Raises:
             UserError: `steps` is not between 1 and the teacher's timesteps, or `name` is no deterministic scheduler.
         """
-        if not 1 <= steps <= (most := self.scheduler.config.num_train_timesteps):
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
             raise UserError(f"steps: {steps} is not between 1 and the teacher's {most} timesteps")
         if name not in self._solvers:
             self._solvers[name] = solvers.solver(name, self.scheduler)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffgan.__main__ import main
+from diffgan.files import PARTIAL
 
 PAIRS, SHARD, BATCH = 44, 8, 3  # of the command in tests: six shards of three batches, the last one of two
 
@@ -21,6 +22,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def parts(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("parts/*.safetensors"))
+
+
+def claims(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("claims/*") if file.suffix != PARTIAL)
 
 
 def shards(folder: Path) -> list[str]:

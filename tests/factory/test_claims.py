@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,10 +14,10 @@ from diffgan.factory.claims import Claim, Claims, claim_file, read_claim
 from diffgan.store import open_store
 from diffgan.workers import Worker, _born, is_dead, machine, this_worker
 from tests.pair_sets import contents, parts, shards, wait_until
-from tests.processes import run_on_two_processes, start
+from tests.processes import SERVER, run_on_two_processes, start
 
 SHARD = 2
-LEASE = "--trainer.callbacks.init_args.lease_seconds"
+HELPED = ("19-21", "22-23")  # all batches of the shard but the first
 
 
 @pytest.fixture
@@ -89,23 +90,30 @@ def test_a_live_worker_is_helped_and_waited_for(sleeper, unbroken, command, tmp_
     assert worker.exitcode == 0 and contents(folder) == contents(unbroken)
 
 
-HELPED = ("19-21", "22-23")  # all batches of the shard but the first
-
-
-def test_a_lease_that_ran_out_elsewhere_is_taken_over(unbroken, command, tmp_path, capsys):
+def test_a_lease_that_ran_out_elsewhere_is_taken_over(unbroken, command, tmp_path):
     folder = claimed_by(tmp_path / "set", Worker("node7", "elsewhere", 12, "1"))
     os.utime(folder / claim_file(SHARD), (time.time() - 601,) * 2)
     main(command(folder))
     assert contents(folder) == contents(unbroken)
 
 
-def test_a_lease_is_waited_for_and_the_user_told(unbroken, command, tmp_path, capsys):
+def test_a_lease_is_waited_for_and_the_user_told(unbroken, command, tmp_path):
     folder = claimed_by(tmp_path / "set", Worker("node7", "elsewhere", 12, "1"))
-    soon = time.time() + 4
-    os.utime(folder / claim_file(SHARD), (soon - 600,) * 2)
-    main(command(folder))
-    assert time.time() > soon and contents(folder) == contents(unbroken)
-    assert f"{folder}: waiting for shard {SHARD} (node7, process 12)" in capsys.readouterr().err
+    worker = SERVER.Process(target=main_into, args=(tmp_path / "shown.txt", command(folder)))
+    worker.start()
+    line = f"{folder}: waiting for shard {SHARD} (node7, process 12)"
+    wait_until(lambda: (tmp_path / "shown.txt").exists() and line in (tmp_path / "shown.txt").read_text())
+    assert worker.is_alive() and len(shards(folder)) == 5
+    os.utime(folder / claim_file(SHARD), (time.time() - 601,) * 2)
+    worker.join(60)
+    assert worker.exitcode == 0 and contents(folder) == contents(unbroken)
+    assert (tmp_path / "shown.txt").read_text().count(line) == 1
+
+
+def main_into(file, words):
+    """The command, its standard error in a file."""
+    sys.stderr = file.open("w", buffering=1)
+    main(words)
 
 
 def test_the_same_command_twice_makes_the_same_bytes(unbroken, command, tmp_path):

@@ -7,13 +7,16 @@ import shutil
 import time
 
 import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
 
 from diffgan.__main__ import main
 from diffgan.factory.claims import Claim, claim_file
 from diffgan.factory.flops import Network
-from diffgan.pairs import Manifest
+from diffgan.pairs import tensors_digest
 from diffgan.store import open_store
 from diffgan.workers import Worker
 from tests.pair_sets import refusal, shards
@@ -49,7 +52,7 @@ def test_status_of_a_set_half_done(whole, capsys):
     open_store(whole).write(claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), now - 60).content())
     told = shown(capsys, "pairs", "status", whole)
     assert "44 pairs in 6 shards of 8" in told and "32 pairs (72.7%): 4 shards" in told and "12 pairs\n" in told
-    assert "shard 5 by node7, process 12, since 60 seconds, last sign 0 seconds ago" in told.replace("0.0", "0")
+    assert re.search(r"shard 5 by node7, process 12, since 6\d\S* seconds, last sign \S+ seconds ago", told)
     rate = float(re.search(r"([\d.]+) pairs/s over the last", told)[1])
     assert rate == pytest.approx(32 / 200, rel=0.05)
     assert re.search(r"7\d seconds at that rate", told)
@@ -83,8 +86,6 @@ def test_verify_finds_nothing_in_a_set_that_is_right(unbroken, capsys):
 
 def rewritten(file, change, keep_digest=True):
     """Change the tensors of a shard; its header may tell the new digest."""
-    from diffgan.pairs import tensors_digest
-
     with safe_open(file, framework="pt") as archive:
         header = json.loads(archive.metadata()["diffgan"])
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -135,9 +136,7 @@ def test_verify_wants_the_whole_set_and_its_teacher(whole, other_pipeline, capsy
     moved = shutil.copytree(tiny_pipeline, tmp_path / "moved")
     assert "44 pairs made again" in shown(capsys, "pairs", "verify", whole, "--teacher", moved)
     (whole / shards(whole)[3]).unlink()
-    assert f"{shards(unbroken := whole)[3][:0]}pairs-00003-of-00006" in refusal(
-        capsys, ["pairs", "verify", str(unbroken)]
-    )
+    assert "pairs-00003-of-00006.safetensors: shard is missing" in refusal(capsys, ["pairs", "verify", str(whole)])
 
 
 # ---- plan ----
@@ -163,11 +162,7 @@ def test_the_disk_that_plan_tells_is_what_it_takes(command, unbroken, capsys):
 
 def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
     """0.80 TFLOPs a call at 64x64: 401.5 G multiplications and additions, as others count."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-    from torch import device
-    from transformers import CLIPTextConfig
-
-    with device("meta"):
+    with torch.device("meta"):
         UNet2DConditionModel(sample_size=64, cross_attention_dim=768).save_config(tmp_path / "unet")
     CLIPTextConfig(max_position_embeddings=77).save_pretrained(tmp_path / "text_encoder")
     DDIMScheduler().save_config(tmp_path / "scheduler")
@@ -185,8 +180,3 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
 )
 def test_plan_wants_one_source(options, message, command, tmp_path, capsys):
     assert message in refusal(capsys, ["pairs", "plan", *command(tmp_path / "set")[1:], *options])
-
-
-def test_the_manifest_is_not_what_plan_needs(tmp_path, capsys):
-    assert "does not make pairs" in refusal(capsys, ["pairs", "plan", "-c", "configs/glyphs/reader.yaml"])
-    assert Manifest.__doc__
