@@ -1,20 +1,20 @@
 """Progress of a pair set and of a distillation: how many, how fast, how long still."""
 
 import sys
+import time
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
+
+from diffgan.factory.workshop import Workshop
 
 LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}\n"
 LINE_SECONDS = 10
 
 
 class _Bar(ProgressBar):
-    """One bar on the first process; a line every ten seconds where there is no terminal.
-
-    It watches the first process and takes the others to keep pace.
-    """
+    """One bar on the first process; a line every ten seconds where there is no terminal."""
 
     def __init__(self):
         super().__init__()
@@ -41,19 +41,22 @@ class _Bar(ProgressBar):
 
 
 class PairProgress(_Bar):
-    """Pairs of the whole set, those of earlier runs included."""
+    """Pairs of the whole set, made by whomever and whenever; the rate is that of all workers together."""
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._made = trainer.datamodule.finished
-            self._open("pairs", trainer.datamodule.pairs, self._made, " pairs")
+        self._workshop = trainer.datamodule.work
+        if trainer.is_global_zero and isinstance(self._workshop, Workshop):
+            self._open("pairs", self._workshop.manifest.pairs, self._workshop.made(), " pairs")
+            self._looked = time.monotonic()
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if self.bar is not None:
-            self._made += len(batch.seed) * trainer.world_size
-            self._advance_to(self._made)
+        if self.bar is not None and time.monotonic() - self._looked >= LINE_SECONDS:
+            self._advance_to(self._workshop.made())
+            self._looked = time.monotonic()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is not None:
+            self._advance_to(self._workshop.made())
         self._close()
 
 

@@ -1,7 +1,7 @@
 """Prompts and seeds of the pairs that a teacher is asked to make."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import lightning.pytorch as pl
 import torch
@@ -9,21 +9,25 @@ import torch
 from diffgan.errors import UserError
 from diffgan.generation import PromptBatch
 from diffgan.noise import SEEDS
+from diffgan.pairs import cut
 from diffgan.prompts import PromptFile
 
 
 class PromptBatches:
-    """Batches of pairs cut from spans of their numbers; no batch crosses the end of a span."""
+    """The batches whose numbers `work` names, each read when it is asked for.
 
-    def __init__(self, data: "Prompts", spans: Sequence[range]):
-        size = data.batch_size
-        self.data, self.batches = data, [span[i : i + size] for span in spans for i in range(0, len(span), size)]
+    Nobody knows before how many they are. Lightning, told of no length, would ask for a batch before the one before it
+    is made, and must ask once more at the end; so it is told a length that is not reached.
+    """
+
+    def __init__(self, data: "Prompts", work: Iterable[range]):
+        self.data, self.work = data, work
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return 2 * self.data.pairs + 1
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        return map(self.data.batch, self.batches)
+        return map(self.data.batch, self.work)
 
 
 class Prompts(pl.LightningDataModule):
@@ -40,8 +44,7 @@ class Prompts(pl.LightningDataModule):
 
     Attributes:
         pairs: their number, from `setup` on.
-        spans: numbers of the pairs this process makes; `PairWriter` leaves out what is on disk or another process's.
-        finished: pairs of the set that were on disk before.
+        work: numbers of the pairs in each batch that this process makes: all, unless `PairWriter` says which.
     """
 
     def __init__(
@@ -56,8 +59,7 @@ class Prompts(pl.LightningDataModule):
         super().__init__()
         self.source, self.column, self.file = str(prompts), column, None
         self.pairs, self.repeat, self.seed_base, self.batch_size = pairs, repeat, seed_base, batch_size
-        self.spans, self.finished = None, 0
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # more processes than shards
+        self.work: Iterable[range] | None = None
 
     def setup(self, stage: str) -> None:
         """Open the prompts.
@@ -90,8 +92,11 @@ class Prompts(pl.LightningDataModule):
         seed = torch.arange(self.seed_base + numbers.start, self.seed_base + numbers.stop)
         return PromptBatch(seed, [prompts[i // self.repeat - first] for i in numbers])
 
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        return batch  # noise is drawn from the seeds on the CPU
+
     def predict_dataloader(self) -> PromptBatches:
-        return PromptBatches(self, [range(self.pairs)] if self.spans is None else self.spans)
+        return PromptBatches(self, cut(range(self.pairs), self.batch_size) if self.work is None else self.work)
 
     def _read(self, begin: int, end: int) -> list[str]:
         """Prompts [begin, end) of the file repeated for ever."""

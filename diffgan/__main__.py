@@ -1,11 +1,12 @@
 """The command `diffgan`: Lightning's verbs (fit, validate, test, predict) and the plain ones (sample, export, ...)."""
 
+import argparse
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -36,6 +37,14 @@ PLAIN = {
         "diffgan.perceptual.official:convert",
         "the authors' weights of E-LatentLPIPS as a file of this project",
     ),
+}
+
+GROUPS = {
+    "pairs": {
+        "plan": ("diffgan.factory.plan:plan", "what a pair set will take: disk, network calls, hours"),
+        "status": ("diffgan.factory.status:status", "how far a set is: done, claimed, rate, time left, disk"),
+        "verify": ("diffgan.factory.verify:verify", "check every shard, and make a sample of pairs again"),
+    },
 }
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
@@ -148,20 +157,40 @@ def lightning(args: Sequence[str]) -> None:
     )
 
 
-def plain(verb: str, args: Sequence[str]) -> None:
+def plain(verb: str, target: str, args: Sequence[str]) -> None:
     """One of the plain verbs: a function whose signature is the command's and whose docstring is its help.
 
-    Parameters without a default are words in their order, a list takes one or more words, the others are options.
+    Parameters without a default are words in their order, a list takes one or more words, the others are options; a
+    list that is keyword-only is an option to be repeated, a bool an option without a value.
     """
-    function = _load(PLAIN[verb][0])
+    function = _load(target)
     documentation = parse_docstring(function.__doc__)
     parser = ArgumentParser(prog=f"diffgan {verb}", description=documentation.short_description)
-    lists = {p.name: p.annotation for p in signature(function).parameters.values() if get_origin(p.annotation) is list}
     described = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    for name, hint in lists.items():
-        parser.add_argument(name, nargs="+", type=get_args(hint)[0], help=described[name])
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(lists))
+    special = {name: p for name, p in signature(function).parameters.items() if _is_list(p) or p.annotation is bool}
+    for name, parameter in special.items():
+        if parameter.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=described[name])
+        elif parameter.kind is Parameter.KEYWORD_ONLY:
+            parser.add_argument(f"-{name[0]}", f"--{name}", action="append", required=True, help=described[name])
+        else:
+            parser.add_argument(name, nargs="+", type=get_args(parameter.annotation)[0], help=described[name])
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(special))
     function(**parser.parse_args(list(args)).as_dict())
+
+
+def _is_list(parameter: Parameter) -> bool:
+    return get_origin(parameter.annotation) is list
+
+
+def group(name: str, args: Sequence[str]) -> None:
+    """One verb of a group of plain ones."""
+    parser = argparse.ArgumentParser(prog=f"diffgan {name}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
+    for verb, (_, what) in GROUPS[name].items():
+        verbs.add_parser(verb, help=what)
+    verb = parser.parse_args(args[:1]).verb
+    plain(f"{name} {verb}", GROUPS[name][verb][0], args[1:])
 
 
 def _load(target: str) -> Callable:
@@ -170,7 +199,8 @@ def _load(target: str) -> Callable:
 
 
 def _plain_help() -> str:
-    return "plain verbs: " + "; ".join(f"{verb} ({what})" for verb, (_, what) in PLAIN.items())
+    groups = {f"{name} {verb}": told for name, verbs in GROUPS.items() for verb, told in verbs.items()}
+    return "plain verbs: " + "; ".join(f"{verb} ({what})" for verb, (_, what) in (PLAIN | groups).items())
 
 
 NOISE = (
@@ -201,12 +231,22 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else list(args)
     _quieten()
     try:
-        plain(args[0], args[1:]) if args and args[0] in PLAIN else lightning(args)
+        _run(args)
     except Exception as error:
         if (mistake := _mistake(error)) is None:
             raise
         print(f"diffgan: error: {mistake}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run(args: Sequence[str]) -> None:
+    verb = args[0] if args else None
+    if verb in PLAIN:
+        plain(verb, PLAIN[verb][0], args[1:])
+    elif verb in GROUPS:
+        group(verb, args[1:])
+    else:
+        lightning(args)
 
 
 def _mistake(error: BaseException | None) -> Exception | None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.workers import Worker, is_dead, this_worker
 
 PARTIAL = ".partial"
 EMBEDDED = "glyphs"  # what a path may say instead of a place, for what ships with the package
@@ -25,18 +28,43 @@ def write_whole(file: Path, data: bytes) -> None:
     Raises:
         UserError: the system refuses (disk full, no permission); nothing is left behind.
     """
-    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    partial = partial_of(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as target:
-            target.write(data)
-            target.flush()
-            os.fsync(target.fileno())
+        write_partial(partial, data)
         os.replace(partial, file)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise UserError(f"{file}: cannot be written: {error.strerror}; mend it and run the same command") from error
+
+
+def partial_of(file: Path) -> Path:
+    """Where this process writes a file before the file gets its name; the name tells whose it is."""
+    worker = this_worker()
+    return file.with_name(f"{file.name}.{worker.machine}-{worker.pid}-{worker.born}{PARTIAL}")
+
+
+def write_partial(partial: Path, data: bytes) -> None:
+    """Write bytes to the disk (its folder is made), not only to the system's memory."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "wb") as target:
+        target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def sweep_partials(folder: Path, seconds: float) -> None:
+    """Remove what dead writers left half-written below a folder: those of this machine's processes at once, others
+    when they are older than `seconds`."""
+    for partial in folder.rglob(f"*{PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):  # another sweeper was faster, or it got its name
+            if _writer_is_dead(partial.name) or time.time() - partial.stat().st_mtime > seconds:
+                partial.unlink()
+
+
+def _writer_is_dead(name: str) -> bool:
+    found = re.search(rf"\.([0-9a-f]+)-(\d+)-(\d*){re.escape(PARTIAL)}$", name)
+    return bool(found) and is_dead(Worker("", found[1], int(found[2]), found[3]))
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:

@@ -9,8 +9,8 @@ shard `i // shard_size`. A shard holds
     prompt_bytes   (B,) uint8, UTF-8;  prompt_offsets (N + 1,) int64
     noise          (N, C, H, W) float32, only with `store_noise`
 
-and, in the safetensors header, the number of the shard, how many of its prompts the tokenizer cut (`truncated`), and
-what the manifest compares.
+and, in the safetensors header, the number of the shard, how many of its prompts the tokenizer cut (`truncated`), a
+`digest` of the tensors, and what the manifest compares.
 """
 
 import hashlib
@@ -31,7 +31,6 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.files import write_whole
 from diffgan.noise import draw_noise
-from diffgan.solvers import named_in
 from diffgan.teacher import Teacher
 
 MANIFEST = "manifest.json"
@@ -89,9 +88,15 @@ class Manifest:
         """
         file = folder / MANIFEST
         try:
-            values = json.loads(file.read_bytes())
+            return cls.parse(file.read_bytes(), str(file))
         except OSError as error:
             raise UserError(f"{file}: no pair set ({error.strerror}); make one with `diffgan predict`") from error
+
+    @classmethod
+    def parse(cls, content: bytes, file: str) -> "Manifest":
+        """The manifest in the content of a file; UserError if it is not one of this version."""
+        try:
+            values = json.loads(content)
         except ValueError as error:
             raise UserError(f"{file}: not a manifest ({error}); make the set in another folder") from error
         names = {field.name for field in fields(cls)}
@@ -101,13 +106,17 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest in one step: a reader sees none or all of it."""
-        write_whole(folder / MANIFEST, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_whole(folder / MANIFEST, self.content())
+
+    def content(self) -> bytes:
+        """What its file holds."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def identity(self) -> dict[str, Any]:
         """The fields that two manifests of one set share, as JSON would give them back."""
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in RECORDED}))
 
-    def require(self, wanted: dict[str, Any], source: Path) -> None:
+    def require(self, wanted: dict[str, Any], source: Path | str) -> None:
         """Raises: UserError naming the first field in which the `identity` that `source` holds is another one."""
         held = self.identity()
         for name in held:
@@ -126,9 +135,13 @@ class Manifest:
         """Numbers of the pairs in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.pairs))
 
+    def name(self, shard: int) -> str:
+        """The file of a shard."""
+        return f"pairs-{shard:05d}-of-{self.shards:05d}.safetensors"
+
     def file(self, folder: Path, shard: int) -> Path:
         """Where a shard lies."""
-        return folder / f"pairs-{shard:05d}-of-{self.shards:05d}.safetensors"
+        return folder / self.name(shard)
 
 
 def versions() -> dict[str, str]:
@@ -149,6 +162,11 @@ def weights_digest(teacher: Teacher) -> str:
     return digest.hexdigest()
 
 
+def cut(span: range, batch_size: int) -> list[range]:
+    """The batches of a shard, the same on every run: rounding depends on what is solved together."""
+    return [span[i : i + batch_size] for i in range(0, len(span), batch_size)]
+
+
 def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, truncated: int = 0) -> None:
     """Write one whole shard, `truncated` of whose prompts were too long for the tokenizer.
 
@@ -156,7 +174,16 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, 
         UserError: a latent is not finite in float16, or the file cannot be written.
     """
     file = manifest.file(folder, shard)
-    latent = pairs.latent.half()
+    write_whole(file, shard_content(manifest, shard, pack(pairs, manifest.store_noise, str(file)), truncated))
+
+
+def pack(pairs: PairBatch, store_noise: bool, file: str) -> dict[str, Tensor]:
+    """The tensors of a shard, or of a part of one.
+
+    Raises:
+        UserError: a latent is not finite in float16; `file` is where it was to be written.
+    """
+    latent = pairs.latent.cpu().half()
     if not (finite := latent.isfinite().flatten(1).all(1)).all():
         seed = pairs.seed[~finite][0].item()
         raise UserError(f"{file}: the latent of seed {seed} is not finite; use another precision or teacher")
@@ -168,10 +195,22 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, 
         "prompt_bytes": torch.from_numpy(np.frombuffer(b"".join(words), dtype=np.uint8).copy()),
         "prompt_offsets": torch.tensor([0, *accumulate(map(len, words))]),
     }
-    if manifest.store_noise:
-        tensors["noise"] = pairs.noise.contiguous()
-    header = json.dumps({"shard": shard, "truncated": truncated, **manifest.identity()})
-    write_whole(file, save(tensors, {"diffgan": header}))
+    return tensors | ({"noise": pairs.noise.contiguous()} if store_noise else {})
+
+
+def shard_content(manifest: Manifest, shard: int, tensors: dict[str, Tensor], truncated: int) -> bytes:
+    """The bytes of a shard's file: a function of the manifest and of its tensors."""
+    told = {"shard": shard, "truncated": truncated, "digest": tensors_digest(tensors)}
+    return save(tensors, {"diffgan": json.dumps(told | manifest.identity())})
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Digest of tensors and their names: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_shard(folder: Path, manifest: Manifest, shard: int) -> dict[str, Tensor]:
@@ -240,18 +279,3 @@ class PairSet:
                 f"(torch {self.manifest.versions.get('torch')} there, {version('torch')} here); "
                 "use that version, or make the set with `store_noise`"
             )
-
-
-@torch.no_grad()
-def verify(folder: Path, teacher: Teacher, sample: int, seed: int = 0) -> float:
-    """Re-simulate `sample` random pairs of a set, chosen by `seed`; the largest deviation from the stored latents.
-
-    Latents are stored in float16: 2^-11 of the largest latent's size is rounding alone.
-    """
-    pairs = PairSet(folder)
-    numbers = np.random.default_rng(seed).permutation(len(pairs))[:sample]
-    batch = pairs.read(numbers)
-    made, conditioning = pairs.manifest, teacher.encode(batch.prompt)
-    noise, solver = batch.noise.to(teacher.device), named_in(made.scheduler)
-    latent = teacher.solve(noise, conditioning, made.steps, made.guidance, solver=solver)
-    return (latent.float().cpu() - batch.latent).abs().max().item()

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from diffgan.errors import UserError
-from diffgan.files import PARTIAL, write_whole
+from diffgan.files import PARTIAL, partial_of, sweep_partials, write_partial, write_whole
 
 
 class Entry(NamedTuple):
@@ -51,6 +51,10 @@ class Store(ABC):
     def local(self, name: str) -> Path | None:
         """A file of this machine to be memory-mapped: the file itself or a copy; None where there is no such file."""
 
+    def tidy(self, seconds: float, folders: Sequence[str]) -> None:  # noqa: B027, nothing where there are no folders
+        """Remove those of the folders that are empty, and what dead writers left half-written (of other machines:
+        after so many seconds)."""
+
     def path(self, name: str) -> str:
         """How messages call a file."""
         return f"{self.place.rstrip('/')}/{name}"
@@ -81,15 +85,18 @@ class Folder(Store):
 
     def create(self, name: str, data: bytes) -> bool:
         file = self.folder / name
+        partial = partial_of(file)
         with self._explained(name):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, suffix=PARTIAL) as partial:
-                partial.write(data)
-                partial.flush()
-                try:
-                    os.link(partial.name, file)  # fails if there is one: content and name come in one step
-                except FileExistsError:
-                    return False
+            try:
+                write_partial(partial, data)
+                os.link(partial, file)  # fails if there is one: content and name come in one step
+            except FileExistsError:
+                if not file.parent.is_dir():  # it is the folder's place that is taken
+                    raise
+                return False
+            finally:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
         return True
 
     def remove(self, name: str) -> None:
@@ -99,6 +106,13 @@ class Folder(Store):
     def local(self, name: str) -> Path | None:
         file = self.folder / name
         return file if file.is_file() else None
+
+    def tidy(self, seconds: float, folders: Sequence[str]) -> None:
+        with contextlib.suppress(FileNotFoundError), self._explained(""):
+            sweep_partials(self.folder, seconds)
+        for folder in folders:
+            with contextlib.suppress(OSError):  # not empty, or gone already
+                (self.folder / folder).rmdir()
 
     @contextlib.contextmanager
     def _explained(self, name: str):

@@ -8,9 +8,10 @@ from diffusers import DiffusionPipeline
 
 from diffgan.__main__ import main
 from diffgan.errors import UserError
+from diffgan.factory.verify import verify
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
-from diffgan.pairs import PairSet, verify
+from diffgan.pairs import PairSet
 from diffgan.teacher import Teacher
 from tests.pipelines import FAMILIES, saved
 from tests.runs import checkpoint, refused, write
@@ -78,7 +79,7 @@ def averaged(run, teacher):
 
 def test_from_pairs_to_pictures(folder, config, tmp_path):
     main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path))])
-    assert verify(tmp_path / "pairs", Teacher.from_pretrained(str(folder)), sample=4) < rounding(tmp_path / "pairs")
+    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
     main(["fit", "-c", write(tmp_path / "fit.yaml", as_game(config, folder, tmp_path / "pairs"))])
     main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
     before, teacher = Teacher.from_pretrained(str(folder)), Teacher.from_pretrained(str(folder))
@@ -106,7 +107,7 @@ def test_pairs_of_another_solver(folder, tmp_path, capsys):
     manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
     assert manifest["scheduler"]["solver"]["class"] == "HeunDiscreteScheduler"
     teacher = Teacher.from_pretrained(str(folder))
-    assert verify(tmp_path / "pairs", teacher, sample=4) < rounding(tmp_path / "pairs")
+    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
     made = PairSet(tmp_path / "pairs").read(range(4))
     other = teacher.solve(made.noise, teacher.encode(made.prompt), 2, 2.0)
     assert (other - made.latent).abs().max() > 4 * rounding(tmp_path / "pairs")

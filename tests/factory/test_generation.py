@@ -1,10 +1,7 @@
 """Pair generation through the command, up to and including its violent ends."""
 
-import fcntl
 import json
 import os
-import shutil
-import signal
 import subprocess
 from hashlib import blake2b
 from pathlib import Path
@@ -12,51 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+import torch
 from safetensors import safe_open
 
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
-from diffgan.pairs import Manifest, PairSet, verify
+from diffgan.pairs import Manifest, PairSet, write_shard
 from diffgan.teacher import Teacher
-from tests.processes import SERVER, run_on_two_processes
-
-PAIRS, SHARD, BATCH = 44, 8, 3
-
-
-@pytest.fixture(scope="module")
-def command(tiny_pipeline, tmp_path_factory):
-    """command(folder, *more): the words after `diffgan` that make a small set in `folder`."""
-    tmp_path = tmp_path_factory.mktemp("command")
-    (tmp_path / "prompts.txt").write_text("capital A in red\n\ndigit 7 on cream\r\n  grüße ☃ \n", encoding="utf-8")
-
-    def words(folder: Path, *more: str) -> list[str]:
-        config = yaml.safe_load(Path("configs/glyphs/pairs.yaml").read_text())
-        config["trainer"] |= {"default_root_dir": str(folder), "accelerator": "cpu"}
-        config["trainer"]["callbacks"][0]["init_args"] |= {"folder": str(folder), "shard_size": SHARD}
-        config["model"]["init_args"] |= {"teacher": str(tiny_pipeline), "steps": 2}
-        numbers = {"pairs": PAIRS, "batch_size": BATCH, "seed_base": 10}
-        config["data"]["init_args"] |= {"prompts": str(tmp_path / "prompts.txt"), **numbers}
-        file = tmp_path / "pairs.yaml"
-        file.write_text(yaml.safe_dump(config))
-        return ["predict", "-c", str(file), *more]
-
-    return words
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a set but the record of the run's configuration."""
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".yaml"}
-
-
-def refusal(capsys, words) -> str:
-    """The one line with which the command refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        main(words)
-    assert exit.value.code == 1
-    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("diffgan: error:"))
+from diffgan.workers import machine
+from tests.pair_sets import PAIRS, contents, refusal
+from tests.processes import run_on_two_processes
 
 
 def test_numbers_out_of_range_are_refused(tmp_path):
@@ -71,30 +34,26 @@ def test_numbers_out_of_range_are_refused(tmp_path):
             Prompts(prompts, pairs, seed_base, batch_size).setup("predict")
 
 
-@pytest.fixture(scope="module")
-def unbroken(command, tmp_path_factory):
-    """A set made in one go, which nobody may change."""
-    folder = tmp_path_factory.mktemp("pairs") / "unbroken"
-    main(command(folder))
-    return folder
-
-
-@pytest.fixture
-def whole(unbroken, tmp_path):
-    """A copy of it that a test may spoil."""
-    return shutil.copytree(unbroken, tmp_path / "whole")
-
-
 def test_makes_the_set_that_the_teacher_would(unbroken, tiny_pipeline):
     read = PairSet(unbroken).read(range(PAIRS))
     assert read.seed.tolist() == list(range(10, 10 + PAIRS))
     assert read.prompt == [["capital A in red", "digit 7 on cream", "grüße ☃"][i % 3] for i in range(PAIRS)]
     assert sorted(contents(unbroken)) == ["manifest.json", *(f"pairs-{i:05d}-of-00006.safetensors" for i in range(6))]
-    assert verify(unbroken, Teacher.from_pretrained(str(tiny_pipeline)), sample=10) < 2e-3
+    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    solved = teacher.solve(read.noise, teacher.encode(read.prompt), 2, 3.0)
+    assert (solved - read.latent).abs().max() < 2e-3
 
 
-def test_verify_sees_another_teacher(unbroken, other_pipeline):
-    assert verify(unbroken, Teacher.from_pretrained(str(other_pipeline)), sample=4) > 0.05
+def test_the_bytes_are_those_of_batches_written_by_hand(unbroken, tiny_pipeline, tmp_path):
+    """Nothing of parts, threads and claims is left in a shard."""
+    manifest, teacher = Manifest.read(unbroken), Teacher.from_pretrained(str(tiny_pipeline))
+    held = PairSet(unbroken).read(manifest.span(1))
+    latent = [
+        teacher.solve(held.noise[rows], teacher.encode(held.prompt[rows]), 2, 3.0)
+        for rows in (slice(0, 3), slice(3, 6), slice(6, 8))
+    ]
+    write_shard(tmp_path, manifest, 1, held._replace(latent=torch.cat(latent)))
+    assert manifest.file(tmp_path, 1).read_bytes() == manifest.file(unbroken, 1).read_bytes()
 
 
 def test_running_it_again_changes_nothing(whole, command, capsys):
@@ -107,10 +66,30 @@ def test_running_it_again_changes_nothing(whole, command, capsys):
 def test_missing_shards_are_made_again_and_leftovers_swept(whole, unbroken, command, capsys):
     for shard in (0, 4):
         (whole / f"pairs-{shard:05d}-of-00006.safetensors").unlink()
-    (whole / "pairs-00000-of-00006.safetensors.4711.partial").write_bytes(b"half")
+    leave_partials(whole)
     main(command(whole))
     assert contents(whole) == contents(unbroken)
     assert "44/44 pairs" in capsys.readouterr().err
+
+
+def test_half_written_files_are_swept_once_their_writer_is_dead(whole, command):
+    gone, old, fresh = leave_partials(whole)
+    fresh.touch()
+    main(command(whole))
+    assert not gone.exists() and not old.exists() and fresh.exists()
+
+
+def leave_partials(folder: Path) -> list[Path]:
+    """Files half-written by a dead process of this machine, and by two of another machine: long ago, and just now."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (folder / "parts").mkdir()
+    names = [f"{machine()}-{process.pid}-1", "0123abcd-1-1", "0123abcd-2-1"]
+    partials = [folder / "parts" / f"00000-0-2.safetensors.{name}.partial" for name in names]
+    for partial in partials:
+        partial.write_bytes(b"half")
+        os.utime(partial, (0, 0))
+    return partials
 
 
 def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, command, other_pipeline, capsys, tmp_path):
@@ -175,44 +154,6 @@ def header(shard: Path) -> dict:
         return json.loads(archive.metadata()["diffgan"])
 
 
-def die_at_write(words: list[str], write: int) -> None:
-    """Run the command and kill -9 this process between its `write`-th file's bytes and its rename."""
-    fsync, calls = os.fsync, iter(range(write))
-
-    def fatal(descriptor):
-        fsync(descriptor)
-        if next(calls) == write - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.fsync = fatal
-    main(words)
-
-
-def run_apart(target, *args) -> int:
-    """Exit code of a fresh process that runs target(*args)."""
-    process = SERVER.Process(target=target, args=args)
-    process.start()
-    process.join(120)
-    return process.exitcode
-
-
-def test_kill_9_again_and_again_costs_nothing(unbroken, command, tmp_path):
-    broken = tmp_path / "broken"
-    for write in (1, 3, 2):  # the manifest; then a shard with one before it; then another
-        assert run_apart(die_at_write, command(broken), write) == -signal.SIGKILL
-        assert list(broken.glob("*.partial"))
-    assert 0 < len(list(broken.glob("*.safetensors"))) < 6
-    main(command(broken))
-    assert contents(broken) == contents(unbroken)
-
-
-def test_two_runs_on_one_set_are_kept_apart(whole, command, capsys):
-    with open(whole / "manifest.json") as manifest:
-        fcntl.flock(manifest, fcntl.LOCK_EX)
-        assert "another run is writing this pair set" in refusal(capsys, command(whole))
-    main(command(whole))
-
-
 def test_two_processes_make_the_same_bytes(unbroken, command, tmp_path):
     together = tmp_path / "together"
     assert run_on_two_processes(command(together, "--trainer.devices=2", "--trainer.strategy=ddp")) == [0, 0]
@@ -225,21 +166,3 @@ def test_a_refusal_stops_every_process(command, tmp_path):
     words = command(tmp_path / "set", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.init_args.guidance=9")
     assert run_on_two_processes(words) == [1, 1]
     assert contents(tmp_path / "set") == before
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
-def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(unbroken, command, capsys, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", small], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no right to mount here")
-    try:
-        message = refusal(capsys, command(small))
-        assert "safetensors: cannot be written: No space left on device" in message
-        assert not list(small.glob("*.partial"))
-        subprocess.run(["mount", "-o", "remount,size=1m", small], check=True)
-        main(command(small))
-        assert contents(small) == contents(unbroken)
-    finally:
-        subprocess.run(["umount", small], check=True)
