@@ -172,7 +172,7 @@ def test_a_creation_whose_answer_got_lost_counts(hasty, gate, s3):
 def test_what_the_user_can_mend_is_told(hasty, s3, monkeypatch):
     with pytest.raises(UserError, match=r"s3://nowhere/a/b: .*bucket does not exist.*; make the bucket"):
         open_store("s3://nowhere/a").write("b", b"")
-    with pytest.raises(UserError, match="gs://bucket/a: Please install gcsfs .*: pip install gcsfs"):
+    with pytest.raises(UserError, match=r"gs://bucket/a: Please install gcsfs .*: pip install gcsfs"):
         open_store("gs://bucket/a")
     with pytest.raises(UserError, match="s4://bucket/a: Protocol not known: s4; name a path or a URL"):
         open_store("s4://bucket/a")
