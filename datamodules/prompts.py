@@ -12,21 +12,19 @@ from diffgan.noise import SEEDS
 from diffgan.pairs import cut
 from diffgan.prompts import PromptFile
 
-NEVER_REACHED = 2**40
-
 
 class PromptBatches:
     """The batches whose numbers `work` names, each read when it is asked for.
 
     Nobody knows before how many they are. Lightning, told of no length, would ask for a batch before the one before it
-    is made, so it is told one that is never reached.
+    is made, and must ask once more at the end; so it is told a length that is not reached.
     """
 
     def __init__(self, data: "Prompts", work: Iterable[range]):
         self.data, self.work = data, work
 
     def __len__(self) -> int:
-        return NEVER_REACHED
+        return 2 * self.data.pairs + 1
 
     def __iter__(self) -> Iterator[PromptBatch]:
         return map(self.data.batch, self.work)

@@ -221,6 +221,7 @@ def _quieten() -> None:
     checkpoints = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", checkpoints):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every attempt to reach the hub
 
 
 def main(args: Sequence[str] | None = None) -> None:

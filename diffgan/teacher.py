@@ -147,7 +147,8 @@ class Teacher(nn.Module, ABC):
         Raises:
             UserError: `steps` is not between 1 and the teacher's timesteps, or `name` is no deterministic scheduler.
         """
-        if not 1 <= steps <= (most := self.scheduler.config.num_train_timesteps):
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
             raise UserError(f"steps: {steps} is not between 1 and the teacher's {most} timesteps")
         if name not in self._solvers:
             self._solvers[name] = solvers.solver(name, self.scheduler)
@@ -228,8 +229,12 @@ def _family(path: str) -> type[Teacher]:
     try:
         found = DiffusionPipeline.load_config(path).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        where = "model_index.json cannot be read" if Path(path).exists() else "no such directory, nor found on the hub"
-        raise UserError(f"teacher {path}: {where} ({_first_line(error)})") from error
+        if Path(path).exists():
+            raise UserError(f"teacher {path}: model_index.json cannot be read ({_first_line(error)})") from error
+        raise UserError(
+            f"teacher {path}: no such directory, and the hub does not give it either ({_first_line(error)}); "
+            "where there is no network, name a directory"
+        ) from error
     if found not in FAMILIES:
         raise UserError(f"teacher {path}: is a {found}, not a {' or '.join(FAMILIES)}")
     return FAMILIES[found]

@@ -142,7 +142,7 @@ def sdxl_with_empty_prompt() -> StableDiffusionXLPipeline:
     return sdxl(force_zeros_for_empty_prompt=False)
 
 
-FAMILIES = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-empty": sdxl_with_empty_prompt}
+FAMILIES = {"miniature": miniature, "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-empty": sdxl_with_empty_prompt}
 
 
 def saved(build, folder: Path, seed: int = 0) -> Path:

@@ -18,6 +18,8 @@ from diffgan.pairs import Manifest, shard_content, tensors_digest
 from diffgan.store import Entry, Store
 
 PARTS = "parts"
+PART = re.compile(r"/(\d+)-(\d+)-(\d+)\.safetensors$")  # shard, first and last pair
+CLAIM = re.compile(r"/(\d+)$")
 
 
 class Part(NamedTuple):
@@ -45,7 +47,7 @@ class Look(NamedTuple):
 
 def look(store: Store, manifest: Manifest) -> Look:
     """Three listings; claims and parts first, so that what is finished in between is seen as whole."""
-    claims = {int(name[-5:]): entry for name, entry in store.entries(CLAIMS).items() if name[-5:].isdigit()}
+    claims = {int(match[1]): entry for name, entry in store.entries(CLAIMS).items() if (match := CLAIM.search(name))}
     parts = all_parts(store)
     files = {manifest.name(shard): shard for shard in range(manifest.shards)}
     shards = {files[name]: entry for name, entry in store.entries().items() if name in files}
@@ -60,7 +62,7 @@ def all_parts(store: Store) -> dict[int, dict[range, Entry]]:
     """Shard -> numbers of the pairs in each of its parts -> the file."""
     found: dict[int, dict[range, Entry]] = {}
     for name, entry in store.entries(PARTS).items():
-        if match := re.search(r"/(\d+)-(\d+)-(\d+)\.safetensors$", name):
+        if match := PART.search(name):
             shard, first, last = map(int, match.groups())
             found.setdefault(shard, {})[range(first, last + 1)] = entry
     return found

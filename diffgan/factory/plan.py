@@ -117,9 +117,9 @@ def _disk_lines(recipe: Recipe, network: Network) -> Iterator[tuple[str, str]]:
 
 def _work_lines(recipe: Recipe, network: Network, calls: int) -> Iterator[tuple[str, str]]:
     module, flops = recipe.module, network.flops()
-    halves = "" if module.guidance == 1 else ", two latents a call (guidance)"
+    halves = "" if module.guidance == 1 else " (takes two at a time)"
     how = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
-    yield "network calls", f"{calls} a pair, {calls * recipe.data.pairs:.3g} in all: {how}{halves}"
+    yield "network calls", f"{calls} a pair, {calls * recipe.data.pairs:.3g} in all, of one latent each: {how}{halves}"
     yield (
         "FLOPs",
         f"{flops:.3g} a call (counted on the network's configuration), {flops * calls:.3g} a pair, "

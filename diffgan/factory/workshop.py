@@ -102,10 +102,10 @@ class Workshop:
         """A batch of another worker's shard, not the first one missing, which is in its hands."""
         others = [s for s in seen.claims if s not in seen.shards and s not in self.claims.held]
         missing = [[n for n in self.cuts(s) if n not in seen.parts.get(s, {})][1:] for s in others]
-        open_ones = [n for n in max(missing, key=len, default=[]) if n not in self.helped]
-        if not open_ones:
+        untried = [[numbers for numbers in batches if numbers not in self.helped] for batches in missing]
+        if not (most := max(untried, key=len, default=[])):
             return None
-        self.helped.add(numbers := CHANCE.choice(open_ones))
+        self.helped.add(numbers := CHANCE.choice(most))
         return numbers
 
     def _pause(self, seconds: float, seen: Look) -> float:

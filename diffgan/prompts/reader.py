@@ -49,7 +49,10 @@ def choose_column(source: Source, wanted: str | None, names: Sequence[str]) -> s
     count = list(names).count(found)
     if count == 1:
         return found
-    problem = f"column {found!r} is there {count} times" if found else "it is not clear which column holds the prompts"
+    if found is None:
+        problem = "it is not clear which column holds the prompts"
+    else:
+        problem = f"there are {count} columns {found!r}" if count else f"there is no column {found!r}"
     raise source.refuse(f"{problem}; set `column` to one of {', '.join(map(repr, names)) or '(no column)'}")
 
 

@@ -79,10 +79,15 @@ class Source:
             missing = (getattr(error.__cause__, "name", None) or error.name or "").split(".")[0]
             raise self.refuse(f"{_reason(error)}: pip install {missing}") from error
         except Exception as error:
-            raise self.refuse(f"{_reason(error)}; name a file or a URL that can be read") from error
+            reason = _reason(error)
+            if "range requests" in reason:
+                reason = "the server sends no parts of files; put simplecache:: before the URL to fetch it first"
+            else:
+                reason += "; name a file or a URL that can be read"
+            raise self.refuse(reason) from error
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "No such file or directory"
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):  # remote ones hide what happened behind it
+        return error.strerror or (_reason(error.__cause__) if error.__cause__ else "No such file")
     return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__

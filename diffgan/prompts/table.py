@@ -17,14 +17,13 @@ class TableReader(Reader):
 
     def __init__(self, source: Source, column: str | None, delimiter: str):
         self.source, self.delimiter = source, delimiter
-        rows = _Rows(source, source.begin(), 0, delimiter)
-        self.names = next(filter(None, rows), [])
+        self.rows = _Rows(source, delimiter)  # behind the header, the scan goes on with it
+        self.names = next(filter(None, self.rows), [])
         self.column = self.names.index(choose_column(source, column, self.names)) if self.names else 0
-        self.start, self.header_lines = rows.end, rows.line
+        self.start = self.rows.end
 
     def scan(self) -> Iterator[Block]:
-        values, begin = [], self.start
-        rows = _Rows(self.source, begin, self.header_lines, self.delimiter)
+        values, begin, rows = [], self.start, self.rows
         for row in rows:
             try:
                 values.append(self._value(row))
@@ -51,16 +50,16 @@ class TableReader(Reader):
 
 
 class _Rows:
-    """The records from a byte on.
+    """The records of a file, the header first.
 
     Attributes:
         end: byte behind the last record.
         line: number of its last line.
     """
 
-    def __init__(self, source: Source, begin: int, line: int, delimiter: str):
-        self.source, self.end, self.line = source, begin, line
-        self.rows = csv.reader(self._lines(begin), delimiter=delimiter, strict=True)
+    def __init__(self, source: Source, delimiter: str):
+        self.source, self.end, self.line = source, source.begin(), 0
+        self.rows = csv.reader(self._lines(), delimiter=delimiter, strict=True)
 
     def __iter__(self) -> "_Rows":
         return self
@@ -72,9 +71,9 @@ class _Rows:
         except csv.Error as error:
             raise self.source.refuse(f"line {first}: not CSV ({error}); is a quote not closed?") from error
 
-    def _lines(self, begin: int) -> Iterator[str]:
+    def _lines(self) -> Iterator[str]:
         """Lines, counted as they are handed out: the parser takes no more than the record at hand needs."""
-        for piece in self.source.pieces(begin):
+        for piece in self.source.pieces(self.end):
             for line in io.BytesIO(piece):
                 try:
                     text = line.decode()

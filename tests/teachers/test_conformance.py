@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
+from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
@@ -53,7 +54,7 @@ def test_encodes_as_stock(teacher, stock):
     stock.unet.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
     noise = draw_noise(range(3), teacher.latent_shape)
     stock(PROMPTS, latents=noise, num_inference_steps=1, guidance_scale=2.0, output_type="latent")
-    ours = teacher.unconditional(3).cat([teacher.unconditional(3), teacher.encode(PROMPTS)]).arguments()
+    ours = Conditioning.cat([teacher.unconditional(3), teacher.encode(PROMPTS)]).arguments()
     given = {name: seen[0].get(name) for name in ours}
     torch.testing.assert_close(ours["encoder_hidden_states"], given["encoder_hidden_states"], atol=1e-5, rtol=1e-5)
     assert (ours["added_cond_kwargs"] is None) == (given["added_cond_kwargs"] is None)

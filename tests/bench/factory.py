@@ -1,0 +1,52 @@
+"""The pair factory against what one would write without it: a loop over diffusers' `pipe()`, one file a pair."""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
+
+from datamodules.prompts import Prompts
+from diffgan.generation import PairGeneration
+from diffgan.teacher import SCHEDULER, resolve
+from tests.bench.overhead import BATCH, GUIDANCE, PAIRS, PROMPTS, STEPS, generation_seconds, seconds
+
+
+def pipeline(teacher: str, device: torch.device) -> StableDiffusionPipeline:
+    """The same network, scheduler and precision, as diffusers loads it."""
+    pipe = StableDiffusionPipeline.from_pretrained(resolve(teacher), torch_dtype=torch.float32, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **SCHEDULER)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def plain_loop(pipe: StableDiffusionPipeline, data: Prompts, folder: Path) -> None:
+    """A generator for each seed, prompts in batches, latents as they come, a file for each pair."""
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
+    for start in range(0, PAIRS, BATCH):
+        batch = data.batch(range(start, start + BATCH))
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seed.tolist()]
+        latents = pipe(batch.prompt, generator=generators, **options).images
+        for seed, prompt, latent in zip(batch.seed.tolist(), batch.prompt, latents, strict=True):
+            save_file({"latent": latent.half().cpu().clone()}, folder / f"{seed}.safetensors", {"prompt": prompt})
+
+
+def plain_seconds(pipe: StableDiffusionPipeline, data: Prompts) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return seconds(lambda: plain_loop(pipe, data, Path(folder)))
+
+
+def main() -> None:
+    module = PairGeneration("glyphs", STEPS, GUIDANCE)
+    generation_seconds(module)  # loads, warms up
+    data = Prompts(PROMPTS, PAIRS, seed_base=0, batch_size=BATCH)
+    data.setup("predict")
+    pipe = pipeline("glyphs", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ratio = statistics.median(plain_seconds(pipe, data) / generation_seconds(module) for _ in range(3))
+    print(f"loop over pipe(), a file a pair / factory   {ratio:.3f}   (aim: at least 1.2)")
+
+
+if __name__ == "__main__":
+    main()
