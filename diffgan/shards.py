@@ -89,7 +89,7 @@ class Shards:
         shards, rows = np.divmod(numbers, self.rows)
         if len(shards) and (shards == shards[0]).all():
             tensors = self[int(shards[0])].tensors
-            return [tensors[field][torch.from_numpy(rows)] for field in fields]
+            return [tensors[field].index_select(0, torch.from_numpy(rows)) for field in fields]
         order = np.argsort(shards, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
         found = [self.gather(numbers[part], fields) for part in parts if len(part)]
