@@ -82,12 +82,12 @@ class Cache:
                 abandoned = time.time() - state.st_mtime > ABANDONED_SECONDS
                 if file.suffix != ".lock" and (file.suffix != PARTIAL or abandoned):
                     copies.append((state.st_mtime, state.st_size, file))
-        taken = size + sum(bytes for _, bytes, _ in copies)
-        for _, bytes, file in sorted(copies):
+        taken = size + sum(held for _, held, _ in copies)
+        for _, held, file in sorted(copies):
             if taken <= self.limit:
                 return
             file.unlink(missing_ok=True)
-            taken -= bytes
+            taken -= held
 
 
 def _used(file: Path, size: int) -> bool:

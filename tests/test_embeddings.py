@@ -1,5 +1,6 @@
 """Text conditioning that is read instead of made."""
 
+import dataclasses
 import os
 
 import pytest
@@ -10,9 +11,10 @@ from diffgan.__main__ import main
 from diffgan.embed import embed
 from diffgan.embeddings import Embeddings, index_tensors
 from diffgan.errors import UserError
-from diffgan.pairs import PairSet
+from diffgan.pairs import PairSet, weights_digest, write_shard
 from diffgan.store import open_store
 from diffgan.teacher import Teacher
+from tests.pipelines import saved, sdxl
 from tests.runs import checkpoint, named, refused, write
 
 TOLERANCE = 1e-6  # a text encoder's rounding depends on what it encodes together
@@ -36,6 +38,21 @@ def test_every_unique_prompt_has_a_row_that_equals_encoding(pairs, embeddings, t
     assert batch.conditioning.text.dtype == wanted.text.dtype and batch.conditioning.pooled is None
     assert held.read([0]).prompt != held.read([1]).prompt
     assert not torch.equal(held.read([0]).conditioning.text, held.read([1]).conditioning.text)
+
+
+def test_all_that_sdxl_is_told_is_kept(pairs, tmp_path):
+    pipeline = saved(sdxl, tmp_path / "xl")
+    teacher, plain = Teacher.from_pretrained(str(pipeline)), PairSet(pairs)
+    changes = {"teacher": str(pipeline), "teacher_digest": weights_digest(teacher)}
+    manifest = dataclasses.replace(plain.manifest, **changes)
+    manifest.write(tmp_path / "set")
+    for shard in range(manifest.shards):
+        write_shard(tmp_path / "set", manifest, shard, plain.read(manifest.span(shard)))
+    embed(str(tmp_path / "set"), str(tmp_path / "embeddings"))
+    read = Embeddings(tmp_path / "embeddings", manifest.teacher_digest).read(["digit 7", "digit 7"])
+    wanted = teacher.encode(["digit 7", "digit 7"])
+    for held, made in zip(read, wanted, strict=True):
+        assert held.dtype == made.dtype and (held - made).abs().max() <= TOLERANCE
 
 
 def test_the_same_command_goes_on_and_others_are_refused(pairs, embeddings, other_pipeline, tmp_path):
