@@ -121,6 +121,7 @@ bench: $(INSTALLED) ## speed as ratios: pair generation and training step agains
 	$(VENV)/bin/python -m tests.bench.factory
 	$(VENV)/bin/python -m tests.bench.game
 	$(VENV)/bin/python -m tests.bench.perceptual
+	$(VENV)/bin/python -m tests.bench.loader
 
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

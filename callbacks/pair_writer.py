@@ -123,7 +123,7 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
     if isinstance(store, Folder):  # from a remote store every shard would have to be fetched: `diffgan pairs verify`
         for shard in range(manifest.shards):
             if manifest.file(store.folder, shard).exists():
-                read_shard(store.folder, manifest, shard)
+                read_shard(store, manifest, shard)
 
 
 def _leave_if_told(trainer: pl.Trainer) -> None:

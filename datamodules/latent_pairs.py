@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from diffgan.cache import CACHE_GB
+from diffgan.embeddings import Embeddings
 from diffgan.errors import UserError
 from diffgan.pairs import PairBatch, PairSet
 
@@ -21,6 +23,9 @@ def shuffled(pairs: int, block: int, seed: int, epoch: int) -> np.ndarray:
     return np.concatenate([start + random.permutation(min(block, pairs - start)) for start in starts])
 
 
+SHARDS_AHEAD = 2  # of a remote set, fetched before the stream comes to them
+
+
 class _Batches(Dataset):
     """Item p is this process's contiguous share of the global batch that begins at position p of the stream."""
 
@@ -29,12 +34,14 @@ class _Batches(Dataset):
         self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, position: int) -> PairBatch:
-        share = self.batch_size // self.world_size
-        return self.pairs.read(self.numbers(position)[self.rank * share : (self.rank + 1) * share])
+        share, size = self.batch_size // self.world_size, self.pairs.manifest.shard_size
+        numbers = self._at(np.arange(position, position + self.batch_size))
+        self.pairs.shards.expect(self._at(position + np.arange(1, SHARDS_AHEAD + 1) * size) // size)
+        return self.pairs.read(numbers[self.rank * share : (self.rank + 1) * share])
 
-    def numbers(self, position: int) -> np.ndarray:
-        """(batch_size,) numbers of the pairs of a global batch; the stream is one shuffled epoch after the other."""
-        epoch, place = np.divmod(np.arange(position, position + self.batch_size), self.training_pairs)
+    def _at(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers of the pairs at these positions of the stream, which is one shuffled epoch after the other."""
+        epoch, place = np.divmod(positions, self.training_pairs)
         return np.concatenate([self._epoch(e)[place[epoch == e]] for e in np.unique(epoch)])
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -97,38 +104,75 @@ class HeldOutPairs:
         yield from _loader(self.batches, range(len(self)), self.workers)
 
 
-def _loader(dataset: Dataset, items: range, workers: int) -> DataLoader:
+class _Told(Dataset):
+    """The items of a dataset, or the user's mistake in an item's place: workers would wrap it in a traceback."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, i: int) -> PairBatch | UserError:
+        try:
+            return self.dataset[i]
+        except UserError as error:
+            return error
+
+
+def _loader(dataset: Dataset, items: range, workers: int) -> Iterator[PairBatch]:
     """Items of a dataset of whole batches, in order; its own generator leaves the global one alone."""
-    return DataLoader(dataset, batch_size=None, sampler=items, num_workers=workers, generator=torch.Generator())
+    settings = {"batch_size": None, "collate_fn": _as_it_is, "generator": torch.Generator()}
+    for batch in DataLoader(_Told(dataset), sampler=items, num_workers=workers, **settings):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: PairBatch) -> PairBatch:
+    return batch
 
 
 class LatentPairs(pl.LightningDataModule):
     """A pair set for training and validation.
 
     Args:
-        folder: of the pair set, whole.
+        folder: of the pair set, whole: a path or URL.
         batch_size: pairs of one training batch, all processes together.
         validation_pairs: the last pairs of the set, held out of training.
         seed: another seed is another order.
         workers: processes that read and draw noise ahead of the training.
+        embeddings: folder that `diffgan pairs embed` made of the set, path or URL; without it prompts are encoded in
+            the training step.
+        cache_gb: limit of the copies kept of remote shards, in 10^9 bytes; where, `DIFFGAN_CACHE` of the environment
+            says.
 
     Attributes:
         pairs: the `PairSet`, from `setup` on.
     """
 
-    def __init__(self, folder: Path, batch_size: int, validation_pairs: int, seed: int = 0, workers: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int,
+        validation_pairs: int,
+        seed: int = 0,
+        workers: int = 0,
+        embeddings: str | Path | None = None,
+        cache_gb: float = CACHE_GB,
+    ):
         super().__init__()
-        self.folder, self.batch_size, self.validation_pairs = Path(folder), batch_size, validation_pairs
-        self.seed, self.workers = seed, workers
+        self.folder, self.batch_size, self.validation_pairs = str(folder), batch_size, validation_pairs
+        self.seed, self.workers, self.embeddings, self.cache_gb = seed, workers, embeddings, cache_gb
         self.pairs: PairSet | None = None
 
     def setup(self, stage: str) -> None:
         """Open the set.
 
         Raises:
-            UserError: the set is not whole, too small, or the batch does not divide among the processes.
+            UserError: the set is not whole, too small, the batch does not divide among the processes, or the
+                embeddings are another teacher's.
         """
-        self.pairs = PairSet(self.folder)
+        self.pairs = PairSet(self.folder, self.cache_gb)
+        if self.embeddings is not None:
+            self.pairs.embeddings = Embeddings(self.embeddings, self.pairs.manifest.teacher_digest, self.cache_gb)
         _, world_size = self._place()
         if self.batch_size < 1 or self.batch_size % world_size:
             raise UserError(f"batch_size: {self.batch_size} pairs do not divide among {world_size} processes")

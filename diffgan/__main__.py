@@ -43,12 +43,21 @@ GROUPS = {
     "pairs": {
         "plan": ("diffgan.factory.plan:plan", "what a pair set will take: disk, network calls, hours"),
         "status": ("diffgan.factory.status:status", "how far a set is: done, claimed, rate, time left, disk"),
+        "embed": ("diffgan.embed:embed", "encode every prompt of a set once, for trainings to read"),
         "verify": ("diffgan.factory.verify:verify", "check every shard, and make a sample of pairs again"),
     },
 }
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
-MAY_CHANGE = ("images", "cooldown_images", "max_steps", "steps", "cooldown", "workers")  # a run may be made longer
+MAY_CHANGE = (
+    "images",
+    "cooldown_images",
+    "max_steps",
+    "steps",
+    "cooldown",
+    "workers",
+    "cache_gb",
+)  # a run may be made longer
 
 
 class RunConfig(SaveConfigCallback):

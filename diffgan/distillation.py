@@ -296,10 +296,14 @@ class Diffusion2GAN(pl.LightningModule):
         count, share = self.accumulate, self.adversary.mismatch_share if self.adversary_plays else 0.0
         other = losses.neighbours(batch.latent) if share else batch.latent
         replaced = losses.mismatched(len(batch.latent), share, self.device)
-        conditioning = self.teacher.encode(batch.prompt)
+        conditioning = self._encode(batch)
         conditionings = [conditioning.map(lambda tensor, i=i: tensor.chunk(count)[i]) for i in range(count)]
         tensors = (tensor.chunk(count) for tensor in (batch.noise, batch.latent, other, replaced))
         return [Part(*of) for of in zip(*tensors, conditionings, strict=True)]
+
+    def _encode(self, batch: PairBatch) -> Conditioning:
+        """What the networks are told of the prompts: read with the pairs, or made here."""
+        return self.teacher.encode(batch.prompt) if batch.conditioning is None else batch.conditioning
 
     @contextlib.contextmanager
     def _moving(self, name: str) -> Iterator[LightningOptimizer]:
@@ -358,7 +362,7 @@ class Diffusion2GAN(pl.LightningModule):
 
     def validation_step(self, batch: PairBatch, _) -> None:
         """Trajectory fidelity: distance of student and teacher on pairs that training never saw."""
-        generated = self.generator_ema(batch.noise, self.teacher.encode(batch.prompt))
+        generated = self.generator_ema(batch.noise, self._encode(batch))
         fixed = torch.Generator().manual_seed(0)
         distances = {
             "validation/regression": self.regression(generated, batch.latent, fixed).mean(),

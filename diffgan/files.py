@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -39,9 +40,9 @@ def write_whole(file: Path, data: bytes) -> None:
 
 
 def partial_of(file: Path) -> Path:
-    """Where this process writes a file before the file gets its name; the name tells whose it is."""
-    worker = this_worker()
-    return file.with_name(f"{file.name}.{worker.machine}-{worker.pid}-{worker.born}{PARTIAL}")
+    """Where this thread writes a file before the file gets its name; the name tells whose it is."""
+    worker, thread = this_worker(), threading.get_ident()
+    return file.with_name(f"{file.name}.{thread}.{worker.machine}-{worker.pid}-{worker.born}{PARTIAL}")
 
 
 def write_partial(partial: Path, data: bytes) -> None:

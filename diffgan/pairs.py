@@ -24,13 +24,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffgan.cache import CACHE_GB
+from diffgan.conditioning import Conditioning
+from diffgan.embeddings import Embeddings
 from diffgan.errors import UserError
 from diffgan.files import write_whole
 from diffgan.noise import draw_noise
+from diffgan.shards import HEADER, Shard, Shards, open_shard
+from diffgan.store import Folder, Store, open_store
 from diffgan.teacher import Teacher
 
 MANIFEST = "manifest.json"
@@ -45,12 +49,14 @@ class PairBatch(NamedTuple):
 
     seed: (N,) int64.  noise: (N, C, H, W) float32, N(0, I), drawn from `seed`.  prompt: N str.
     latent: (N, C, H, W) float32, the teacher's solution from `noise` under `prompt`.
+    conditioning: N rows that the teacher's text encoder made of `prompt`, where they were cached.
     """
 
     seed: Tensor
     noise: Tensor
     prompt: list[str]
     latent: Tensor
+    conditioning: Conditioning | None = None
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,15 @@ class Manifest:
     versions: dict[str, str]
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, store: Store) -> "Manifest":
         """The manifest of a pair set.
 
         Raises:
             UserError: there is none, or it is not a manifest of this version.
         """
-        file = folder / MANIFEST
-        try:
-            return cls.parse(file.read_bytes(), str(file))
-        except OSError as error:
-            raise UserError(f"{file}: no pair set ({error.strerror}); make one with `diffgan predict`") from error
+        if (content := store.read(MANIFEST)) is None:
+            raise UserError(f"{store.path(MANIFEST)}: no pair set; make one with `diffgan predict`")
+        return cls.parse(content, store.path(MANIFEST))
 
     @classmethod
     def parse(cls, content: bytes, file: str) -> "Manifest":
@@ -201,7 +205,7 @@ def pack(pairs: PairBatch, store_noise: bool, file: str) -> dict[str, Tensor]:
 def shard_content(manifest: Manifest, shard: int, tensors: dict[str, Tensor], truncated: int) -> bytes:
     """The bytes of a shard's file: a function of the manifest and of its tensors."""
     told = {"shard": shard, "truncated": truncated, "digest": tensors_digest(tensors)}
-    return save(tensors, {"diffgan": json.dumps(told | manifest.identity())})
+    return save(tensors, {HEADER: json.dumps(told | manifest.identity())})
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
@@ -213,38 +217,47 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_shard(folder: Path, manifest: Manifest, shard: int) -> dict[str, Tensor]:
-    """The tensors of a shard, memory-mapped.
+def read_shard(store: Store, manifest: Manifest, shard: int) -> Shard:
+    """A shard, memory-mapped.
 
     Raises:
         UserError: the shard is missing, damaged, or of another set.
     """
-    file = manifest.file(folder, shard)
-    if not file.is_file():
-        raise UserError(f"{file}: shard is missing; run `diffgan predict` with the configuration of this set again")
-    try:
-        with safe_open(file, framework="pt") as archive:
-            header = json.loads((archive.metadata() or {})["diffgan"])
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-        whole = tensors["seed"].tolist() == [manifest.seed_base + i for i in manifest.span(shard)]
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{file}: shard is damaged ({error}); delete it and run `diffgan predict` again") from error
-    manifest.require(header, file)
-    if not whole:
-        raise UserError(f"{file}: holds other pairs than its name says; delete it and run `diffgan predict` again")
-    return tensors
+    name, remedy = manifest.name(shard), "run `diffgan predict` with the configuration of this set again"
+    found, span = open_shard(store, name, remedy), manifest.span(shard)
+    manifest.require(found.header, store.path(name))
+    seed, first = found.tensors.get("seed"), manifest.seed_base + span.start
+    if seed is None or not torch.equal(seed, torch.arange(first, first + len(span))):
+        raise UserError(f"{store.path(name)}: holds other pairs than its name says; delete it and {remedy}")
+    return found
 
 
 class PairSet:
     """A whole pair set, memory-mapped: `len` pairs, read by number.
 
+    Shards are opened and checked when they are first read; those of this machine's disks at once, if they are no more
+    than can stay open. Remote ones are copied to the cache.
+
+    Args:
+        folder: path or URL.
+        cache_gb: limit of the copies that are kept of remote shards, in 10^9 bytes.
+
+    Attributes:
+        embeddings: where `read` finds the conditioning of the prompts, if it is to read that too.
+
     Raises:
         UserError: the manifest or a shard is missing, damaged or of another set.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, Manifest.read(folder)
-        self.shards = [read_shard(folder, self.manifest, shard) for shard in range(self.manifest.shards)]
+    def __init__(self, folder: str | Path, cache_gb: float = CACHE_GB):
+        self.folder, self.store = str(folder), open_store(folder, cache_gb)
+        self.manifest = Manifest.read(self.store)
+        self._require_all()
+        self.embeddings: Embeddings | None = None
+        self.shards = Shards(self.store, self.manifest.name, self._load, self.manifest.shard_size)
+        if isinstance(self.store, Folder) and self.manifest.shards <= self.shards.most:
+            for shard in range(self.manifest.shards):
+                self.shards[shard]
 
     def __len__(self) -> int:
         return self.manifest.pairs
@@ -253,23 +266,37 @@ class PairSet:
         """The pairs of these numbers (0 <= number < len), in this order.
 
         Raises:
-            UserError: the noise drawn here is not the noise the set was made from.
+            UserError: a shard is not as it should be, or the noise drawn here is not the noise the set was made from.
         """
-        places = [divmod(int(number), self.manifest.shard_size) for number in numbers]
-        seed, head, latent = (self._rows(name, places) for name in ("seed", "noise_head", "latent"))
-        if self.manifest.store_noise:
-            noise = self._rows("noise", places)
-        else:
-            noise = draw_noise(seed, tuple(self.manifest.latent_shape))
+        stored = ["noise"] if self.manifest.store_noise else []
+        seed, head, latent, *noise = self.shards.gather(numbers, ["seed", "noise_head", "latent", *stored])
+        noise = noise[0] if noise else draw_noise(seed, tuple(self.manifest.latent_shape))
         self._check_noise(seed, noise, head)
-        return PairBatch(seed, noise, [self._prompt(*place) for place in places], latent.float())
+        prompts = self.prompts(numbers)
+        conditioning = self.embeddings and self.embeddings.read(prompts)
+        return PairBatch(seed, noise, prompts, latent.float(), conditioning)
 
-    def _rows(self, name: str, places: Sequence[tuple[int, int]]) -> Tensor:
-        return torch.stack([self.shards[shard][name][row] for shard, row in places])
+    def prompts(self, numbers: Sequence[int]) -> list[str]:
+        """The prompts of the pairs of these numbers."""
+        return [self._prompt(*divmod(int(number), self.manifest.shard_size)) for number in numbers]
 
     def _prompt(self, shard: int, row: int) -> str:
-        begin, end = self.shards[shard]["prompt_offsets"][row : row + 2].tolist()
-        return self.shards[shard]["prompt_bytes"][begin:end].numpy().tobytes().decode()
+        tensors = self.shards[shard].tensors
+        begin, end = tensors["prompt_offsets"].numpy()[row : row + 2]
+        return tensors["prompt_bytes"].numpy()[begin:end].tobytes().decode()
+
+    def _load(self, shard: int) -> Shard:
+        return read_shard(self.store, self.manifest, shard)
+
+    def _require_all(self) -> None:
+        """Raises: UserError naming the first shard that is missing."""
+        there = self.store.entries()
+        if missing := [shard for shard in range(self.manifest.shards) if self.manifest.name(shard) not in there]:
+            others = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise UserError(
+                f"{self.store.path(self.manifest.name(missing[0]))}: shard is missing{others}; run `diffgan predict` "
+                "with the configuration of this set again"
+            )
 
     def _check_noise(self, seed: Tensor, noise: Tensor, head: Tensor) -> None:
         deviation = (noise.flatten(1)[:, :NOISE_HEAD] - head).abs().amax(1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffgan.cache import CACHE_GB, Cache, cache_folder
 from diffgan.errors import UserError
 from diffgan.files import PARTIAL, partial_of, sweep_partials, write_partial, write_whole
 
@@ -50,6 +51,10 @@ class Store(ABC):
     @abstractmethod
     def local(self, name: str) -> Path | None:
         """A file of this machine to be memory-mapped: the file itself or a copy; None where there is no such file."""
+
+    def forget(self, name: str) -> bool:
+        """Drop the copy that `local` made, which is damaged; whether there can be a better one."""
+        return False
 
     def tidy(self, seconds: float, folders: Sequence[str]) -> None:  # noqa: B027, nothing where there are no folders
         """Remove those of the folders that are empty, and what dead writers left half-written (of other machines:
@@ -124,6 +129,17 @@ class Folder(Store):
             raise UserError(f"{self.path(name)}: {error.strerror}; mend it and run the same command") from error
 
 
-def open_store(place: str | Path) -> Store:
-    """The store at a path or URL."""
-    return Folder(Path(place))
+def open_store(place: str | Path, cache_gb: float = CACHE_GB) -> Store:
+    """The store at a path or URL; of remote files, copies of up to `cache_gb` (10^9 bytes) are kept in `cache_folder`.
+
+    Raises:
+        UserError: the URL's protocol is unknown or its package not installed, or `cache_gb` is not above 0.
+    """
+    protocol, separator, path = str(place).partition("://")
+    if not separator or protocol in ("file", "local"):
+        return Folder(Path(path or place))
+    if not cache_gb > 0:
+        raise UserError(f"cache_gb: {cache_gb} must be above 0")
+    from diffgan.remote import Remote  # which is a Store
+
+    return Remote(str(place), Cache(cache_folder(), cache_gb * 1e9))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffgan.__main__ import main
+from tests.object_stores import Gate, s3_server, use
 from tests.pipelines import miniature, saved
 from tests.runs import write
 
@@ -97,3 +98,31 @@ def config(tiny_pipeline, pairs, tmp_path):
             "init_args": {"folder": str(pairs), "batch_size": 8, "validation_pairs": 8},
         },
     }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Copies of remote files go to a folder of the tests'."""
+    os.environ["DIFFGAN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint, monkeypatch, tmp_path) -> str:
+    """URL of an empty folder on an S3 server."""
+    use(monkeypatch, s3_endpoint)
+    return f"s3://bucket/{tmp_path.name}"
+
+
+@pytest.fixture
+def gate(s3, s3_endpoint, monkeypatch):
+    """What stands before that server and can be told to fail."""
+    gate = Gate(s3_endpoint)
+    use(monkeypatch, gate.url)
+    yield gate
+    gate.close()

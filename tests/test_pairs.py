@@ -9,6 +9,7 @@ from diffgan import pairs as pairs_module
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs import Manifest, PairBatch, PairSet, read_shard, versions, weights_digest, write_shard
+from diffgan.store import open_store
 from diffgan.teacher import Teacher
 
 SHAPE = (4, 8, 8)
@@ -75,7 +76,7 @@ def test_shards_are_the_same_bytes_every_time(folder, tmp_path_factory):
 
 
 def test_names_the_first_differing_field_and_tells_nothing_of_versions(folder):
-    held = Manifest.read(folder)
+    held = Manifest.read(open_store(folder))
     assert held == manifest()
     manifest(versions={}, teacher="moved", batch_size=9).require(held.identity(), folder)
     with pytest.raises(UserError, match=r"guidance is 3\.0 there and 8\.0 here"):
@@ -152,7 +153,7 @@ def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch):
 
 
 def test_memory_mapping_reads_only_what_is_asked(folder):
-    tensors = read_shard(folder, manifest(), 0)
+    tensors = read_shard(open_store(folder), manifest(), 0).tensors
     with open("/proc/self/maps") as maps:
         assert manifest().file(folder, 0).name in maps.read()
     assert tensors["latent"].dtype == torch.float16

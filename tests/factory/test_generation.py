@@ -16,6 +16,7 @@ from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
 from diffgan.pairs import Manifest, PairSet, write_shard
+from diffgan.store import open_store
 from diffgan.teacher import Teacher
 from diffgan.workers import machine
 from tests.pair_sets import PAIRS, contents, refusal
@@ -46,7 +47,7 @@ def test_makes_the_set_that_the_teacher_would(unbroken, tiny_pipeline):
 
 def test_the_bytes_are_those_of_batches_written_by_hand(unbroken, tiny_pipeline, tmp_path):
     """Nothing of parts, threads and claims is left in a shard."""
-    manifest, teacher = Manifest.read(unbroken), Teacher.from_pretrained(str(tiny_pipeline))
+    manifest, teacher = Manifest.read(open_store(unbroken)), Teacher.from_pretrained(str(tiny_pipeline))
     held = PairSet(unbroken).read(manifest.span(1))
     latent = [
         teacher.solve(held.noise[rows], teacher.encode(held.prompt[rows]), 2, 3.0)
@@ -136,7 +137,7 @@ def test_parquet_with_several_noises_a_prompt_and_prompts_cut(command, tmp_path,
     shown = capsys.readouterr().err
     assert "prompts.parquet: 3 prompts, 2 blank ones skipped" in shown
     assert "diffgan: 5 pairs: prompt cut, it had more than 16 tokens" in shown
-    read, manifest = PairSet(tmp_path / "set").read(range(15)), Manifest.read(tmp_path / "set")
+    read, manifest = PairSet(tmp_path / "set").read(range(15)), Manifest.read(open_store(tmp_path / "set"))
     assert read.prompt == [prompt for prompt in (prompts[0], prompts[2].strip(), prompts[4]) for _ in range(5)]
     assert read.seed.tolist() == list(range(10, 25)) and len(read.latent.flatten(1).unique(dim=0)) == 15
     assert [header(manifest.file(tmp_path / "set", shard))["truncated"] for shard in range(2)] == [3, 2]
@@ -146,7 +147,7 @@ def test_parquet_with_several_noises_a_prompt_and_prompts_cut(command, tmp_path,
 
 def test_a_set_of_a_text_file_keeps_its_digest(unbroken):
     text = "capital A in red\ndigit 7 on cream\ngrüße ☃"
-    assert Manifest.read(unbroken).prompts_digest == blake2b(text.encode(), digest_size=16).hexdigest()
+    assert Manifest.read(open_store(unbroken)).prompts_digest == blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def header(shard: Path) -> dict:

@@ -1,0 +1,101 @@
+"""Copies of remote files on this machine, to be memory-mapped."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from diffgan.errors import UserError
+from diffgan.files import PARTIAL
+
+CACHE_GB = 100.0
+ABANDONED_SECONDS = 3600  # an unfinished copy that nobody has written to for so long is rubbish
+
+
+def cache_folder() -> Path:
+    """`$DIFFGAN_CACHE`, or `.cache/diffgan` in the user's home."""
+    return Path(os.environ.get("DIFFGAN_CACHE") or Path.home() / ".cache" / "diffgan")
+
+
+class Cache:
+    """A folder of copies that all processes of a machine share; the least recently used make room for new ones.
+
+    The limit counts what is in the folder: a copy that is mapped keeps its disk until it is closed. One copy is kept,
+    however large.
+
+    Args:
+        folder: made when it is needed.
+        limit: bytes.
+    """
+
+    def __init__(self, folder: Path, limit: float):
+        self.folder, self.limit = folder, limit
+
+    def file(self, key: str, size: int, fetch: Callable[[Path], None]) -> Path:
+        """The copy under this key, of `size` bytes; `fetch` writes it to the path that it is given.
+
+        Of several processes that ask for one copy, one fetches it. Another may make room at any time, so whoever opens
+        the file asks again if it is gone.
+
+        Raises:
+            UserError: the copy cannot be written.
+        """
+        file = self.folder / key
+        try:
+            if not _used(file, size):
+                with self._locked(key):
+                    if not _used(file, size):  # another process has fetched it meanwhile
+                        self._make_room(size)
+                        self._fetch(file, fetch)
+        except OSError as error:
+            advice = "free some disk, lower cache_gb, or set DIFFGAN_CACHE to another folder"
+            raise UserError(f"{file}: cannot be written: {error.strerror}; {advice}") from error
+        return file
+
+    def drop(self, key: str) -> None:
+        """Forget a copy."""
+        (self.folder / key).unlink(missing_ok=True)
+
+    def _fetch(self, file: Path, fetch: Callable[[Path], None]) -> None:
+        partial = file.with_name(f"{file.name}{PARTIAL}")  # one writer: it holds the lock
+        try:
+            fetch(partial)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        """Keys share a few locks, whose files stay."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{key[0]}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when it is closed, or the process dies
+            yield
+
+    def _make_room(self, size: int) -> None:
+        copies = []
+        for file in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                state = file.stat()
+                abandoned = time.time() - state.st_mtime > ABANDONED_SECONDS
+                if file.suffix != ".lock" and (file.suffix != PARTIAL or abandoned):
+                    copies.append((state.st_mtime, state.st_size, file))
+        taken = size + sum(held for _, held, _ in copies)
+        for _, held, file in sorted(copies):
+            if taken <= self.limit:
+                return
+            file.unlink(missing_ok=True)
+            taken -= held
+
+
+def _used(file: Path, size: int) -> bool:
+    """Whether there is a copy of this size; it counts as used now."""
+    try:
+        whole = file.stat().st_size == size
+        if whole:
+            os.utime(file)
+        return whole
+    except FileNotFoundError:
+        return False

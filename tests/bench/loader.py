@@ -1,0 +1,191 @@
+"""The loader of pairs: pairs a second against webdataset, the wait of a training for it, and the disk a pair takes.
+
+Both loaders run in one process, on one thread, and hand out the same tensors: latent and noise (N, C, H, W) float32,
+seeds, prompts; seconds are the processor's, so that a busy machine tells the same. The webdataset holds a pair as
+latent.npy (float16), txt, cls (the seed) and, where noise is stored, noise.npy (float32); it is read in the order of
+the file, which costs it nothing, while `LatentPairs` shuffles. Drawing noise takes both the same time.
+"""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import webdataset as wds
+
+from callbacks.ema import EMA
+from datamodules.latent_pairs import LatentPairs, PairStream
+from diffgan.generation import PairGeneration
+from diffgan.noise import draw_noise
+from diffgan.pairs import Manifest, PairBatch, PairSet, write_shard
+from tests.bench.overhead import QUIET, STEPS, distillation, write_pairs
+
+BATCH, ROUNDS, ROWS = 16, 3, 256
+GLYPHS, SD15 = (4, 16, 16), (4, 64, 64)
+PROMPT = "a photograph of an old red bicycle leaning against a white wall, 35mm"  # as long as the average of LAION
+TOKENS, WIDTH = 77, 768
+
+
+class Shape(NamedTuple):
+    """A set to be measured: latent shape, and whether the noise is on disk."""
+
+    latent: tuple[int, int, int]
+    store_noise: bool
+
+
+def write_set(folder: Path, shape: Shape) -> Manifest:
+    """Two shards of random latents."""
+    told = {"teacher": "t", "teacher_digest": "d", "scheduler": {}, "timestep_spacing": "trailing", "steps": 1}
+    made = {"precision": "32-true", "guidance": 1.0, "latent_space": {}, "prompts_digest": "p", "seed_base": 0}
+    size = {"pairs": 2 * ROWS, "shard_size": ROWS, "store_noise": shape.store_noise, "batch_size": 1, "versions": {}}
+    manifest = Manifest(**told, **made, **size, latent_shape=list(shape.latent))
+    manifest.write(folder)
+    for shard in range(manifest.shards):
+        seed = torch.tensor(manifest.span(shard))
+        noise = draw_noise(seed, shape.latent)
+        prompts = [f"{PROMPT} {i}" for i in manifest.span(shard)]
+        write_shard(folder, manifest, shard, PairBatch(seed, noise, prompts, torch.randn(len(seed), *shape.latent)))
+    return manifest
+
+
+def write_tar(file: Path, pairs: PairSet) -> None:
+    with wds.TarWriter(str(file)) as tar:
+        for i in range(len(pairs)):
+            pair = pairs.read([i])
+            sample = {"__key__": f"{i:06d}", "txt": pair.prompt[0], "cls": int(pair.seed)}
+            sample["latent.npy"] = _npy(pair.latent[0].half())
+            if pairs.manifest.store_noise:
+                sample["noise.npy"] = _npy(pair.noise[0])
+            tar.write(sample)
+
+
+def _npy(tensor: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    np.save(file, tensor.numpy())
+    return file.getvalue()
+
+
+def read_tar(file: Path, shape: Shape) -> list[PairBatch]:
+    fields = ["cls", "txt", "latent.npy", *(["noise.npy"] if shape.store_noise else [])]
+    samples = wds.WebDataset(str(file), shardshuffle=False).decode().to_tuple(*fields)
+    found = []
+    for seed, prompt, latent, *noise in samples.batched(BATCH):
+        seed = torch.as_tensor(seed)
+        drawn = torch.from_numpy(noise[0]) if noise else draw_noise(seed, shape.latent)
+        found.append(PairBatch(seed, drawn, prompt, torch.from_numpy(latent).float()))
+    return found
+
+
+def read_shards(folder: Path) -> list[PairBatch]:
+    data = LatentPairs(folder, BATCH, validation_pairs=0)
+    data.setup("fit")
+    return list(data.train_dataloader())
+
+
+def require_same(ours: list[PairBatch], theirs: list[PairBatch]) -> None:
+    for name in ("latent", "noise"):
+        a, b = (torch.cat([getattr(batch, name) for batch in of]) for of in (ours, theirs))
+        order = torch.cat([batch.seed for batch in ours])
+        assert torch.equal(a, b[order]) and a.dtype == b.dtype == torch.float32
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def throughput(shape: Shape) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, tar = Path(name), Path(name) / "pairs.tar"
+        write_set(folder, shape)
+        write_tar(tar, PairSet(folder))
+        require_same(read_shards(folder), read_tar(tar, shape))
+        readers = (lambda: read_shards(folder), lambda: read_tar(tar, shape))
+        turns = [[cpu_seconds(read) for read in readers] for _ in range(ROUNDS)]
+    ours, theirs = (2 * ROWS / statistics.median(of) for of in zip(*turns, strict=True))
+    how = "noise stored" if shape.store_noise else "noise drawn"
+    latent = "x".join(map(str, shape.latent))
+    print(f"{latent}, {how}: {ours:6.0f} pairs/s, webdataset {theirs:6.0f}: {ours / theirs:5.1f} times", flush=True)
+
+
+# ---- waiting ----
+
+
+class TimedStream(PairStream):
+    """Counts the seconds in which a batch is waited for."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+class TimedPairs(LatentPairs):
+    def train_dataloader(self) -> TimedStream:
+        plain = super().train_dataloader()
+        self.stream = TimedStream(plain.batches, plain.workers)
+        return self.stream
+
+
+class Stall(pl.Callback):
+    """Share of a training's time in which it waits for the loader, the first two batches aside."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 2:
+            self.before, self.begun = trainer.datamodule.stream.waited, time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx > 2:
+            self.share = (trainer.datamodule.stream.waited - self.before) / (time.perf_counter() - self.begun)
+
+
+def stall_share() -> float:
+    """Of a training of the miniature by regression alone: the cheapest step there is, so the largest share."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(PairGeneration("glyphs", STEPS, 1.0), Path(folder))
+        stall = Stall()
+        trainer = pl.Trainer(max_epochs=-1, limit_val_batches=0, callbacks=[EMA(1000.0), stall], **QUIET)
+        trainer.fit(distillation(images=BATCH * 12), TimedPairs(folder, BATCH, validation_pairs=0))
+    return stall.share
+
+
+# ---- disk ----
+
+
+def bytes_per_pair(store_noise: bool) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_set(Path(folder), Shape(SD15, store_noise))
+        return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / manifest.pairs
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    for shape in (Shape(latent, stored) for latent in (SD15, GLYPHS) for stored in (True, False)):
+        throughput(shape)
+    print("pairs a processor's second, one process   (aim: at least 5 times; drawing z takes both the same time)")
+    print(f"share of a training that waits for pairs  {stall_share():.2%}   (aim: below 1%)", flush=True)
+    drawn, stored = bytes_per_pair(False), bytes_per_pair(True)
+    text = TOKENS * WIDTH
+    print(
+        f"disk per SD1.5 pair: {drawn / 1e3:.1f} kB; with its noise {stored / 1e3:.1f} kB; with noise and embedding "
+        f"{(stored + 2 * text) / 1e3:.1f} kB in float16, {(stored + 4 * text) / 1e3:.1f} kB in float32"
+    )
+
+
+if __name__ == "__main__":
+    main()
