@@ -1,10 +1,12 @@
 """Seed -> z: the only place where noise is drawn."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+VALUES_PER_THREAD = 2**17  # fewer are drawn sooner than a thread starts
 SEEDS = 2**32  # torch's CPU generator keeps the low 32 bits of a seed: larger ones would repeat smaller ones
 
 
@@ -22,9 +24,19 @@ def draw_noise(seeds: Sequence[int] | Tensor, shape: tuple[int, int, int]) -> Te
         ValueError: a seed is outside [0, 2^32).
     """
     seeds = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
-    noise = torch.empty(len(seeds), *shape)
-    for row, seed in zip(noise, seeds, strict=True):
+    for seed in seeds:
         if not 0 <= seed < SEEDS:
             raise ValueError(f"seed {seed}: noise is drawn from seeds in [0, 2^32)")
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed), out=row)
+    noise = torch.empty(len(seeds), *shape)
+    threads = min(torch.get_num_threads(), -(-noise.numel() // VALUES_PER_THREAD)) or 1
+
+    def draw(first: int) -> None:
+        for row, seed in zip(noise[first::threads], seeds[first::threads], strict=True):
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed), out=row)
+
+    if threads == 1:
+        draw(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, range(threads)))
     return noise

@@ -34,3 +34,13 @@ def test_neighbouring_seeds_give_independent_standard_normal_rows():
 def test_refuses_seeds_that_torch_would_fold(seed):
     with pytest.raises(ValueError, match=str(seed)):
         draw_noise([seed], SHAPE)
+
+
+def test_threads_draw_the_same():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        together = draw_noise(range(40), (4, 64, 64))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(together, torch.cat([draw_noise([seed], (4, 64, 64)) for seed in range(40)]))
