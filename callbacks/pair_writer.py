@@ -11,7 +11,8 @@ from diffgan import solvers
 from diffgan.errors import UserError
 from diffgan.factory.workshop import Workshop
 from diffgan.generation import PairGeneration
-from diffgan.pairs import MANIFEST, Manifest, PairBatch, read_shard, versions, weights_digest
+from diffgan.manifest import MANIFEST, Manifest, versions
+from diffgan.pairs import PairBatch, read_shard, weights_digest
 from diffgan.store import Folder, Store, open_store
 
 

@@ -7,8 +7,9 @@ import torch
 
 from diffgan import pairs as pairs_module
 from diffgan.errors import UserError
+from diffgan.manifest import Manifest, versions
 from diffgan.noise import draw_noise
-from diffgan.pairs import Manifest, PairBatch, PairSet, read_shard, versions, weights_digest, write_shard
+from diffgan.pairs import PairBatch, PairSet, read_shard, weights_digest, write_shard
 from diffgan.store import open_store
 from diffgan.teacher import Teacher
 

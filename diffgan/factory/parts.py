@@ -14,7 +14,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from diffgan.factory.claims import CLAIMS
-from diffgan.pairs import Manifest, shard_content, tensors_digest
+from diffgan.manifest import Manifest
+from diffgan.pairs import shard_content, tensors_digest
 from diffgan.store import Entry, Store
 
 PARTS = "parts"

@@ -9,8 +9,7 @@ from safetensors import safe_open
 
 from diffgan.factory.claims import is_free, read_claim
 from diffgan.factory.parts import Look, look
-from diffgan.factory.verify import open_manifest
-from diffgan.pairs import Manifest
+from diffgan.manifest import Manifest
 from diffgan.store import Folder, Store, open_store
 
 RECENT_SECONDS = 3600  # what the rate is measured over
@@ -26,7 +25,7 @@ def status(folder: str) -> None:
         folder: of the pair set: a path or URL.
     """
     store = open_store(folder)
-    manifest = open_manifest(store)
+    manifest = Manifest.read(store)
     print("\n".join(f"{name:<10}{line}" for name, line in _lines(store, manifest, look(store, manifest))))
 
 

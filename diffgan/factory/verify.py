@@ -12,8 +12,9 @@ from diffgan.errors import UserError
 from diffgan.factory.parts import header_of
 from diffgan.factory.simulate import simulate
 from diffgan.generation import PairGeneration, PromptBatch
+from diffgan.manifest import Manifest
 from diffgan.noise import draw_noise
-from diffgan.pairs import MANIFEST, NOISE_HEAD, NOISE_TOLERANCE, Manifest, cut, tensors_digest, weights_digest
+from diffgan.pairs import NOISE_HEAD, NOISE_TOLERANCE, cut, tensors_digest, weights_digest
 from diffgan.solvers import named_in
 from diffgan.store import Store, open_store
 
@@ -42,7 +43,7 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         tolerance: largest deviation of a latent that is allowed; by default what storage and rounding explain.
     """
     store = open_store(folder)
-    manifest = open_manifest(store)
+    manifest = Manifest.read(store)
     chosen = set(np.random.default_rng(0).permutation(manifest.pairs)[:sample].tolist())
     samples, undigested = _check_shards(store, manifest, chosen)
     told = "headers, seeds, prompts, values" + ("" if undigested else ", digests")
@@ -54,13 +55,6 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
     _check_noise(store, samples)
     if samples:
         print(f"{folder}: {_simulate_again(store, manifest, samples, teacher, tolerance)}")
-
-
-def open_manifest(store: Store) -> Manifest:
-    """The manifest of the set in a store; UserError if there is none, or none of this version."""
-    if (content := store.read(MANIFEST)) is None:
-        raise UserError(f"{store.path(MANIFEST)}: no pair set; make one with `diffgan predict`")
-    return Manifest.parse(content, store.path(MANIFEST))
 
 
 # ---- what is on disk ----

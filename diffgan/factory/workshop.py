@@ -11,7 +11,8 @@ from diffgan.errors import UserError
 from diffgan.factory.background import Background
 from diffgan.factory.claims import CLAIMS, Claims, read_claim
 from diffgan.factory.parts import PARTS, Look, Part, all_parts, join, look, part_file, read_part, write_part
-from diffgan.pairs import Manifest, PairBatch, cut, pack, shard_content
+from diffgan.manifest import Manifest
+from diffgan.pairs import PairBatch, cut, pack, shard_content
 from diffgan.store import Store
 
 CHANCE = random.SystemRandom()  # workers started with the same seed must not all go for the same shard

@@ -22,8 +22,9 @@ import webdataset as wds
 from callbacks.ema import EMA
 from datamodules.latent_pairs import LatentPairs, PairStream
 from diffgan.generation import PairGeneration
+from diffgan.manifest import Manifest
 from diffgan.noise import draw_noise
-from diffgan.pairs import Manifest, PairBatch, PairSet, write_shard
+from diffgan.pairs import PairBatch, PairSet, write_shard
 from tests.bench.overhead import QUIET, STEPS, distillation, write_pairs
 
 BATCH, ROUNDS, ROWS = 16, 3, 256

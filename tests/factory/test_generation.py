@@ -15,7 +15,8 @@ from safetensors import safe_open
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
-from diffgan.pairs import Manifest, PairSet, write_shard
+from diffgan.manifest import Manifest
+from diffgan.pairs import PairSet, write_shard
 from diffgan.store import open_store
 from diffgan.teacher import Teacher
 from diffgan.workers import machine
