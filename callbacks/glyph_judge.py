@@ -5,12 +5,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import Tensor
 
-from diffgan.errors import UserError
+from callbacks.judging import Judging
 from diffgan.metrics import judge
 from diffgan.metrics.protocols import glyph_protocol
 
 
-class GlyphJudge(pl.Callback):
+class GlyphJudge(Judging):
     """Judge `generator_ema` on a glyph protocol; log the figures as `judge/<name>`.
 
     Under several processes each generates its share of every batch, and exactly the protocol's images count.
@@ -22,35 +22,14 @@ class GlyphJudge(pl.Callback):
     """
 
     def __init__(self, protocol: str = "glyphs-2k", every_images: int | None = None, cache: Path | None = None):
-        if every_images is not None and every_images < 1:
-            raise UserError(f"GlyphJudge: every_images {every_images} must be at least 1")
-        self.protocol, self.every_images, self.cache = glyph_protocol(protocol), every_images, cache
-        self.figures: dict[str, float | str] = {}  # of the last judgement, with protocol and digest
+        super().__init__(every_images)
+        self.protocol, self.cache = glyph_protocol(protocol), cache
         self._judge: judge.GlyphJudge | None = None
-        self._due = every_images
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or (trainer.state.fn == "fit" and not self._is_due(pl_module.images_seen)):
-            self.figures = {}
-            return
-        self.run(pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.run(pl_module)
-
-    def _is_due(self, images_seen: int) -> bool:
-        if self._due is None or images_seen < self._due:
-            return False
-        self._due = images_seen + self.every_images
-        return True
-
-    def run(self, pl_module: pl.LightningModule) -> None:
-        """Judge now, log the numbers and keep them in `figures`."""
+    def judge(self, pl_module: pl.LightningModule) -> dict[str, float | str]:
         if self._judge is None:
             self._judge = judge.GlyphJudge(self.protocol, cache=self.cache)
-        self.figures = self._judge.evaluate(_one_step(pl_module), pl_module.teacher.latent_shape)
-        numbers = {f"judge/{name}": value for name, value in self.figures.items() if isinstance(value, float)}
-        pl_module.log_dict(numbers)
+        return self._judge.evaluate(_one_step(pl_module), pl_module.teacher.latent_shape)
 
 
 def _one_step(pl_module: pl.LightningModule) -> judge.Generate:

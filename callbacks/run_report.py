@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.folders import run_folder
-from callbacks.glyph_judge import GlyphJudge
+from callbacks.judging import Judging
 from diffgan.record import digest, environment, write_json
 
 
@@ -54,7 +54,7 @@ class RunReport(pl.Callback):
 
 def _protocol(trainer: pl.Trainer) -> dict[str, str]:
     """Name and digest of the protocol that the figures belong to."""
-    judges = [callback for callback in trainer.callbacks if isinstance(callback, GlyphJudge)]
+    judges = [callback for callback in trainer.callbacks if isinstance(callback, Judging)]
     figures = judges[0].figures if judges else {}
     return {name: figures[name] for name in ("protocol", "protocol_digest") if name in figures}
 

@@ -8,6 +8,8 @@ from diffgan.errors import UserError
 
 # Column heading -> key of the metric, digits.
 COLUMNS = {
+    "FID": ("judge/fid", 2),
+    "CLIP score": ("judge/clip_score", 3),
     "FD (EfficientNet)": ("judge/fd_efficientnet", 1),
     "KID x 1000": ("judge/kid_efficientnet", 1),
     "reading": ("judge/reading", 3),
@@ -21,7 +23,7 @@ REAL = {"reading": "judge/reading_real", "colours": "judge/colour_real"}
 
 
 def tables(records: list[Path], output: Path | None = None) -> None:
-    """Print a Markdown table, one row a name; the last row is what real pictures score under the same protocol.
+    """Print a Markdown table, one row a name; the last is what real pictures score under the protocol, if it says so.
 
     Records of one name are runs that differ in their seed: their mean, and the lowest and highest value.
 
@@ -43,8 +45,9 @@ def tables(records: list[Path], output: Path | None = None) -> None:
     for name, runs in named.items():
         cells = (_cell([run["metrics"] for run in runs], head, COLUMNS[head][0]) for head in heads)
         lines.append(_line([name, str(runs[0].get("network_calls", 1)), *cells]))
-    real = [rows[0]["metrics"]]
-    lines.append(_line(["real pictures", "", *(_cell(real, head, {**FLOORS, **REAL}.get(head)) for head in heads)]))
+    real = [_cell([rows[0]["metrics"]], head, {**FLOORS, **REAL}.get(head)) for head in heads]
+    if any(real):
+        lines.append(_line(["real pictures", "", *real]))
     text = "\n".join(lines) + f"\n\nprotocol {rows[0].get('protocol')} ({rows[0].get('protocol_digest')})\n"
     print(text, end="")
     if output is not None:

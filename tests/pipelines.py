@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffgan.glyphs.tokenizer import train_tokenizer
@@ -152,3 +153,18 @@ def saved(build, folder: Path, seed: int = 0) -> Path:
         pipeline: DiffusionPipeline = build()
         pipeline.save_pretrained(folder)
     return folder
+
+
+class _Untrained(FeatureExtractorInceptionV3):
+    def load_state_dict(self, *_) -> None:
+        """Keep the weights that the network begins with."""
+
+
+def random_inception(file: Path) -> FeatureExtractorInceptionV3:
+    """FID's Inception with random weights, and the file of these."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save({}, file)
+        network = _Untrained("inception", ["2048"], file)
+    torch.save(network.state_dict(), file)
+    return network

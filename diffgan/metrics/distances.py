@@ -30,6 +30,12 @@ class FeatureStatistics(NamedTuple):
         triangle = torch.linalg.qr(features - mean, mode="r").R  # (r, D), triangle.T @ triangle = (N - 1) covariance
         return cls(mean, triangle.T / (len(features) - 1) ** 0.5)
 
+    @classmethod
+    def of_moments(cls, mean: Tensor, covariance: Tensor) -> "FeatureStatistics":
+        """mean: (D,).  covariance: (D, D), symmetric; what rounding made negative of its eigenvalues counts as 0."""
+        values, vectors = torch.linalg.eigh(covariance.double())
+        return cls(mean.double(), vectors * values.clamp_min(0).sqrt())
+
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), eq. 6 of Heusel et al., arXiv 1706.08500.

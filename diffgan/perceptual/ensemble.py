@@ -35,7 +35,14 @@ class Ensemble(nn.Module):
         self.groups = groups
 
     def forward(self, first: Tensor, second: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Two inputs (N, C, H, W) -> the same transform of both, another one for each of the N samples."""
+        """Two inputs (N, C, H, W) -> the same transform of both, another one for each of the N samples.
+
+        Positions do not bear bfloat16, so autocast ends here.
+        """
+        with torch.autocast(first.device.type, enabled=False):
+            return self._transformed(first, second, generator)
+
+    def _transformed(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         both = torch.cat([first, second], dim=1)  # (N, 2C, H, W)
         if set(self.groups) & set("bg"):
             both = resample(both, self._affine(len(both), both.shape[-1], generator).to(both.device))

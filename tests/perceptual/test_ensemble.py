@@ -72,6 +72,19 @@ def test_resampling_is_grid_sample_and_has_its_derivative():
     assert resample(x.bfloat16(), theta).dtype == torch.float32
 
 
+@pytest.mark.parametrize("groups", ["b", "g", "bgcno"])
+def test_autocast_changes_nothing(groups):
+    """Neither the transformed inputs nor the gradient, taken inside autocast as a training step does."""
+    x, y = torch.randn(4, 3, 16, 16, requires_grad=True), torch.randn(4, 3, 16, 16)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            both = Ensemble(groups)(x, y, seeded())
+            found.append((*both, *torch.autograd.grad((both[0] - both[1]).square().sum(), x)))
+    for expected, under in zip(*found, strict=True):
+        assert torch.equal(under, expected)
+
+
 def test_colours_keep_the_mean_they_turn_about():
     x = torch.randn(5, 4, 8, 8, dtype=torch.float64)
     same = change_colours(x, torch.tensor([[0.0, 1.0, 1.0]]).double())

@@ -1,0 +1,127 @@
+"""Protocols of photographs (COCO): a frozen file names the captions, the noises, the reference and the size."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from diffgan.errors import UserError
+from diffgan.noise import SEEDS
+from diffgan.prompts import PromptFile
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class CocoProtocol:
+    """What is generated, and what it is compared with.
+
+    name: what records call it.
+    captions: path or URL of a prompt file; its first `images` prompts count, one image is made of each.
+    images: how many.
+    seed_base: image i begins with the noise of seed_base + i.
+    side: every picture is cut to a square and resized to so many pixels before any network looks at it.
+    reference: folder of real pictures (searched in depth), or an .npz of their features' `mu` and `sigma`.
+    clip_model, clip_weights: names of open_clip (the second may be a file); null leaves the CLIP score out.
+    """
+
+    name: str
+    captions: str
+    images: int
+    seed_base: int
+    side: int
+    reference: str
+    clip_model: str | None = None
+    clip_weights: str | None = None
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The captions; raises UserError if there are fewer than `images`."""
+        file = PromptFile(self.captions)
+        if len(file) < self.images:
+            raise UserError(f"{self.captions}: {len(file)} captions, but protocol {self.name} needs {self.images}")
+        return file.read(range(self.images))
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed_base, self.seed_base + self.images)
+
+    @cached_property
+    def reference_files(self) -> list[Path]:
+        """The pictures of the reference in order of their names, or its one .npz; raises UserError if there is none."""
+        place = Path(self.reference)
+        if place.suffix == ".npz" and place.is_file():
+            return [place]
+        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in PICTURES)
+        if not files:
+            raise UserError(
+                f"{place}: protocol {self.name} finds no reference there; put the real pictures "
+                f"({', '.join(PICTURES)}) into this folder, or name an .npz of mu and sigma"
+            )
+        return files
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits: the captions, names and sizes of the reference's files, and all other fields."""
+        place = Path(self.reference)
+        files = [(str(f.relative_to(place)) if f != place else f.name, f.stat().st_size) for f in self.reference_files]
+        own = [self.name, self.images, self.seed_base, self.side, self.clip_model, self.clip_weights]
+        return hashlib.blake2b(json.dumps([own, self.prompts, files]).encode(), digest_size=8).hexdigest()
+
+
+def read_protocol(path: Path) -> CocoProtocol:
+    """A protocol of a YAML file with the fields of `CocoProtocol`; raises UserError if it is none."""
+    try:
+        given = yaml.safe_load(path.read_text())
+        protocol = CocoProtocol(**given)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        raise UserError(
+            f"protocol {path}: is no YAML file with {', '.join(f.name for f in fields(CocoProtocol))} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    for name, (least, most) in {"images": (2, SEEDS), "side": (1, 8192), "seed_base": (0, SEEDS)}.items():
+        value = getattr(protocol, name)
+        if not isinstance(value, int) or not least <= value <= most:
+            raise UserError(f"protocol {path}: {name} is {value!r} and must be a whole number from {least} to {most}")
+    if protocol.seeds.stop > SEEDS:
+        raise UserError(f"protocol {path}: the seeds of {protocol.images} images from seed_base on leave [0, 2^32)")
+    if (protocol.clip_model is None) != (protocol.clip_weights is None):
+        raise UserError(f"protocol {path}: give both clip_model and clip_weights, or neither")
+    return protocol
+
+
+# ---- pictures as every network sees them ----
+
+
+def squared(picture: Image.Image, side: int) -> Tensor:
+    """The largest centred square of a picture, Lanczos-resized: (3, side, side) uint8 (as mingukkang/GigaGAN does)."""
+    short = min(picture.size)
+    left, top = ((length - short) // 2 for length in picture.size)
+    square = picture.convert("RGB").crop((left, top, left + short, top + short))
+    resized = square if short == side else square.resize((side, side), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Generated pictures (N, 3, H, W) uint8 on the CPU -> (N, 3, side, side) uint8."""
+    return torch.stack([squared(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in images])
+
+
+def read_pictures(files: Iterable[Path], side: int) -> Tensor:
+    """Files of the reference -> (N, 3, side, side) uint8; raises UserError naming a file that is no picture."""
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                pictures.append(squared(picture, side))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from error
+    return torch.stack(pictures)
