@@ -21,7 +21,8 @@ class Adversary:
         discriminator: called with the teacher's network.
         optimizer: called with the discriminator's parameters.
         weight: lambda_GAN.
-        balanced: multiply `weight` by |grad L_reg| / |grad L_GAN| at the generated latent, in every step.
+        balanced: multiply `weight` by |grad L_reg| / |grad L_GAN| at the generated latent, in every step: the share of
+            the discriminator in G's gradient is then the same whatever the losses' scales (about 50 in the miniature).
         starts_at_images: regression alone until then.
         warmup_images: linear rise of the discriminator's learning rate from there.
         clip_norm: largest norm of the discriminator's gradient.
@@ -36,8 +37,8 @@ class Adversary:
         self,
         discriminator: Callable[[UNet2DConditionModel], MultiScaleDiscriminator],
         optimizer: OptimizerCallable,
-        weight: float = 1.0,
-        balanced: bool = False,
+        weight: float = 0.5,
+        balanced: bool = True,
         starts_at_images: int = 0,
         warmup_images: int = 1000,
         clip_norm: float = 10.0,

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from diffgan.__main__ import main
+from diffgan.metrics.coco import read_protocol
 
 LOSSES = ("mse", "pseudo_huber", "latent_lpips", "e_latent_lpips")
 PAIRS, DISTILL = ["configs/glyphs/pairs.yaml"], ["configs/glyphs/distill.yaml"]
@@ -97,11 +98,35 @@ def test_schedules_end_with_the_training_and_weights_are_saved_then(capsys, stag
     assert stage == "autoencoder" or trainer["max_steps"] % trainer["val_check_interval"] == 0
 
 
-@pytest.mark.parametrize("file", sorted(map(str, Path("configs/sd15").glob("*.yaml"))))
-def test_recipes_for_stable_diffusion_parse(capsys, file):
-    config = merged(capsys, "fit", [file])
-    assert config["trainer"]["accelerator"] == "gpu"
-    assert config["trainer"]["max_steps"] == config["model"]["init_args"]["steps"]
+HUB = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+STAGES = {"pairs": "predict", "latent_vgg": "fit", "calibration": "fit", "distill": "fit"}
+
+
+@pytest.mark.parametrize("recipe", HUB)
+def test_recipes_for_stable_diffusion_meet(capsys, recipe):
+    """Every file is a stage; one takes up what another makes, of the same teacher."""
+    assert {file.stem for file in Path("configs", recipe).glob("*.yaml")} == set(STAGES)
+    files = {stage: merged(capsys, verb, [f"configs/{recipe}/{stage}.yaml"]) for stage, verb in STAGES.items()}
+    assert {config["trainer"]["accelerator"] for config in files.values()} == {"gpu"}
+    given = {stage: config["model"]["init_args"] for stage, config in files.items()}
+    assert given["pairs"]["teacher"] == given["distill"]["teacher"] == HUB[recipe]
+    autoencoders = [given["latent_vgg"], *(files[s]["data"]["init_args"] for s in ("latent_vgg", "calibration"))]
+    assert {given["vae"] for given in autoencoders} == {f"{HUB[recipe]}/vae"}
+    assert given["latent_vgg"]["target"] == given["calibration"]["weights"]
+    distance = given["distill"]["regression"]["init_args"]["distance"]["init_args"]
+    assert distance["weights"] == given["calibration"]["target"]
+    folder = arguments(files["pairs"], "PairWriter")["folder"]
+    assert folder == files["distill"]["data"]["init_args"]["folder"] == files["pairs"]["trainer"]["default_root_dir"]
+    for stage in ("latent_vgg", "calibration"):
+        assert files[stage]["trainer"]["max_steps"] == given[stage]["steps"]
+    budget = given["distill"]
+    starts = budget["adversary"]["init_args"]["starts_at_images"]
+    assert starts + budget["adversary"]["init_args"]["warmup_images"] + budget["cooldown_images"] <= budget["images"]
+    protocol = read_protocol(Path(arguments(files["distill"], "COCOFID")["protocol"]))
+    assert protocol.seeds.start >= files["pairs"]["data"]["init_args"]["pairs"]  # judged with noises of no pair
 
 
 def test_pixels_and_latents_have_one_recipe(capsys):

@@ -161,6 +161,16 @@ def test_sample_writes_pictures(tiny_pipeline, tmp_path):
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["000-digit-7.png", "001-a-b.png"]
 
 
+def test_progress_may_be_drawn_after_the_first_batch(config, tmp_path, monkeypatch, capfd):
+    """Whose loss Lightning does not keep; later ones are shown."""
+    monkeypatch.setattr("callbacks.progress.LINE_SECONDS", 0)
+    config["trainer"]["enable_progress_bar"] = True
+    config["trainer"]["callbacks"].append({"class_path": "callbacks.progress.ImageProgress"})
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    error = capfd.readouterr().err
+    assert "distilling: 8/48 images" in error and "distilling: 48/48 images" in error and ", loss " in error
+
+
 def test_pairs_of_another_teacher_are_refused(config, other_pipeline, tmp_path, capsys):
     config["model"]["init_args"]["teacher"] = str(other_pipeline)
     assert "another teacher" in refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", config))

@@ -23,10 +23,6 @@ from tests.runs import write
 
 RECIPES = {"sd15": "sd1", "sdxl": "sdxl"}
 PROTOCOLS = {"sd15": "coco2014-30k", "sdxl": "coco2017-5k"}
-HUB = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
 CONFIGS = Path("configs").resolve()
 SMALLER = {
     "pairs": {"data.pairs": 80, "data.batch_size": 16},
@@ -96,6 +92,8 @@ def figures(run):
     return metrics["metrics"][name], metrics["protocol_digest"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_recipe_from_pairs_to_figures(recipe, tmp_path):
     """With the recipe's own strategy, precision, losses and callbacks, on two processes; judged on two and on one."""
     main(words("predict", recipe, "pairs"))

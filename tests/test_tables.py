@@ -37,6 +37,13 @@ def test_runs_of_one_name_are_one_row_with_their_range(tmp_path, capsys):
     assert lines[2:4] == ["| a | 1 | 30.0 (10.0 to 60.0) |", "| b | 1 | 5.0 |"]
 
 
+def test_figures_of_photographs_have_no_row_of_real_pictures(tmp_path, capsys):
+    tables([record(tmp_path / "a.json", "student", **{"judge/fid": 9.294, "judge/clip_score": 0.3099})])
+    heads, _, row, *rest = capsys.readouterr().out.splitlines()
+    assert heads == "|  | network calls | FID | CLIP score |" and row == "| student | 1 | 9.29 | 0.310 |"
+    assert not any("real pictures" in line for line in rest)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     a, b = record(tmp_path / "a.json", "a"), record(tmp_path / "b.json", "b", protocol="q")
     (tmp_path / "c.json").write_text("{}")
