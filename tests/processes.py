@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import socket
+import sys
+from pathlib import Path
 
 from diffgan.__main__ import main
 
@@ -28,24 +30,26 @@ def start(words: list[str]):
     return process
 
 
-def start_two_processes(words: list[str], **environment: str) -> list:
-    """The command as two processes, as a launcher (torchrun) starts them."""
+def start_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list:
+    """The command as two processes, as a launcher (torchrun) starts them; `errors`: the file of their error output."""
     port = _free_port()
-    ranks = [SERVER.Process(target=_as_rank, args=(words, rank, port, environment)) for rank in range(2)]
+    ranks = [SERVER.Process(target=_as_rank, args=(words, rank, port, errors, environment)) for rank in range(2)]
     for process in ranks:
         process.start()
     return ranks
 
 
-def run_on_two_processes(words: list[str], **environment: str) -> list[int]:
+def run_on_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list[int]:
     """Run the command as two processes; their exit codes."""
-    ranks = start_two_processes(words, **environment)
+    ranks = start_two_processes(words, errors, **environment)
     for process in ranks:
         process.join(300)
     return [process.exitcode for process in ranks]
 
 
-def _as_rank(words: list[str], rank: int, port: int, environment: dict[str, str]) -> None:
+def _as_rank(words: list[str], rank: int, port: int, errors: Path | None, environment: dict[str, str]) -> None:
+    if errors is not None:
+        sys.stderr = open(errors, "a", buffering=1)  # noqa: SIM115
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in (place | address | environment).items()})

@@ -296,7 +296,7 @@ def test_regression_goes_on_as_a_game(game, tmp_path, capsys):
     assert "another model" in refusal and "discriminator" in refusal
 
 
-def test_regression_goes_on_as_a_game_in_shards(game, tmp_path, capfd):
+def test_regression_goes_on_as_a_game_in_shards(game, tmp_path):
     """The discriminator begins there; one of another shape is refused by every process in one line."""
     settle(game)
     main(["fit", "-c", write(tmp_path / "fit.yaml", game)])
@@ -308,11 +308,10 @@ def test_regression_goes_on_as_a_game_in_shards(game, tmp_path, capfd):
     words = ["fit", "-c", joined, "-c", "configs/strategies/fsdp.yaml", "--trainer.devices", "2", "--ckpt_path"]
     assert run_on_two_processes([*words, str(tmp_path / "alone" / "checkpoints" / "last.ckpt")]) == [0, 0]
     same_weights(tmp_path / "run", tmp_path / "joined", exactly=False, atol=5e-6, rtol=1e-4)
-    capfd.readouterr()
     smaller = "--model.init_args.adversary.init_args.discriminator.init_args.multi_scale"
     words = [*words, str(tmp_path / "run" / "checkpoints" / "last.ckpt"), smaller, "false"]
-    assert run_on_two_processes(words) == [1, 1]
-    said = capfd.readouterr().err
+    assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
+    said = (tmp_path / "errors").read_text()
     assert "another model: discriminator" in said and "Traceback" not in said
 
 
