@@ -125,7 +125,7 @@ class Teacher(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device  # diffusers' own property looks at every module
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
