@@ -106,6 +106,27 @@ def test_the_least_recently_used_copies_make_room(tmp_path):
     assert [file.name[33:] for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == ["large"]
 
 
+def test_only_copies_make_room(tmp_path):
+    folder = tmp_path / "cache"
+    (folder / "models").mkdir(parents=True)
+    mine = [folder / name for name in ("thesis.tex", "a.partial", ".hidden", f"{'x' * 32}-a", "models/weights")]
+    for file in mine:
+        file.write_bytes(bytes(300))
+    link = folder / f"{'0' * 32}-link"
+    link.symlink_to(mine[0])
+    copies = [folder / f"{'0' * 32}-a", folder / f"{'0' * 32}-b.partial"]
+    for file in (*copies, *mine):
+        file.touch()
+        os.utime(file, (1, 1))
+    store = Remote(f"memory://{tmp_path}", Cache(folder, 250))
+    for name in "bcd":
+        store.write(name, bytes(100))
+        store.local(name)
+    assert all(file.read_bytes() == bytes(300) for file in (*mine, link)) and not any(file.exists() for file in copies)
+    kept = {file.name[33:] for file in folder.iterdir() if file.suffix != ".lock"}
+    assert {"c", "d"} <= kept and "b" not in kept
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("")
     store = Remote(f"memory://{tmp_path}", Cache(tmp_path / "cache", 250))
