@@ -1,6 +1,7 @@
 """Copies of remote files on this machine, to be memory-mapped."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -14,6 +15,7 @@ from diffgan.files import PARTIAL
 
 CACHE_GB = 100.0
 COPY = re.compile(r"[0-9a-f]{32}-.+", re.DOTALL)  # what keys look like; other files in the folder are the user's
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 ABANDONED_SECONDS = 3600  # an unfinished copy that nobody has written to for so long is rubbish
 
 
@@ -54,8 +56,7 @@ class Cache:
                         self._make_room(size)
                         self._fetch(file, fetch)
         except OSError as error:
-            advice = "free some disk, lower cache_gb, or set DIFFGAN_CACHE to another folder"
-            raise UserError(f"{file}: cannot be written: {error.strerror}; {advice}") from error
+            raise unwritable(self.folder, error) from error
         return file
 
     def drop(self, key: str) -> None:
@@ -97,6 +98,17 @@ class Cache:
                 return
             file.unlink(missing_ok=True)
             taken -= held
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The error that names the folder of the copies."""
+    advice = "free some disk, lower cache_gb, or set DIFFGAN_CACHE to another folder"
+    return UserError(f"cache folder {folder}: cannot be written: {error.strerror}; {advice}")
+
+
+def is_disks_fault(error: OSError, file: Path) -> bool:
+    """Whether this machine, not the service, kept a copy from being written to `file`."""
+    return error.errno in FULL or str(error.filename) == str(file)
 
 
 def _used(file: Path, size: int) -> bool:
