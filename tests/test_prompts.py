@@ -142,6 +142,11 @@ def test_the_column_is_found_or_asked_for(tmp_path):
         ("p.jsonl", b'{"text": ["a"]}\n', """line 1: 'text' is ["a"], not text"""),
         ("p.jsonl", b'"a"\n', 'line 1: not a JSON object, but "a"'),
         ("p.jsonl", b"[" * 100_000, "line 1: nested too deeply"),
+        (
+            "p.jsonl",
+            b'{"text": "a", "n": 1}\n{"n": ' + b"9" * 5000 + b"}\n",
+            "line 2: not JSON (Exceeds the limit (4300",
+        ),
         ("p.jsonl", rb'{"text": "\ud83d"}', r"prompt '\ud83d' holds half of a surrogate pair"),
         ("p.csv", b"text\nred, green\n", "line 2: 2 values under 1 columns; a value with ',' in it needs quotes"),
         ("p.csv", b'text\na\n"b\nc\n', "line 3: not CSV (unexpected end of data); is a quote not closed?"),
