@@ -171,6 +171,14 @@ def test_columns_of_parquet_that_are_no_text_are_refused(tmp_path):
     assert "column 'size' holds int64, not text" in refusal(tmp_path / "p.parquet", "size")
 
 
+def test_a_column_named_as_a_field_of_a_struct_is_read(tmp_path):
+    struct, text = pa.array([{"t": "x"}, {"t": "y"}]), ["a", "b"]
+    for number, table in enumerate(({"s": struct, "s.t": text}, {"s.t": text, "s": struct})):
+        pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
+        assert PromptFile(tmp_path / f"{number}.parquet", "s.t").read(range(2)) == text
+    assert "column 's' holds struct<t: string>, not text" in refusal(tmp_path / "0.parquet", "s")
+
+
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.parquet"])
 def test_a_zero_byte_is_part_of_a_prompt(tmp_path, name):
     assert PromptFile(write(tmp_path / name, ["a\0b", "\0"])).read(range(2)) == ["a\0b", "\0"]
