@@ -119,7 +119,9 @@ def test_the_column_is_found_or_asked_for(tmp_path):
     tables = {"one.csv": "words\nw\n", "usual.csv": "id,text,url\n1,t,u\n", "both.csv": "text,caption\nt,c\n"}
     for name, content in tables.items():
         (tmp_path / name).write_text(content)
-    assert PromptFile(tmp_path / "one.csv").read(range(1)) == ["w"]
+    assert PromptFile(tmp_path / "one.csv", "words").read(range(1)) == ["w"]
+    (tmp_path / "one.jsonl").write_text('{"words": "w"}')
+    assert PromptFile(tmp_path / "one.jsonl").read(range(1)) == ["w"]
     assert PromptFile(tmp_path / "usual.csv").read(range(1)) == ["t"]
     assert PromptFile(tmp_path / "both.csv", "caption").read(range(1)) == ["c"]
     assert "not clear which column" in refusal(tmp_path / "both.csv")
@@ -149,6 +151,19 @@ def test_the_column_is_found_or_asked_for(tmp_path):
         ),
         ("p.jsonl", rb'{"text": "\ud83d"}', r"prompt '\ud83d' holds half of a surrogate pair"),
         ("p.csv", b"text\nred, green\n", "line 2: 2 values under 1 columns; a value with ',' in it needs quotes"),
+        (
+            "p.csv",
+            b"id,text,url\n1,t,u\n2,t\n",
+            "line 3: 2 values under 3 columns; every column needs one, if an empty",
+        ),
+        (
+            "p.csv",
+            b"caption;id\na;1\n",
+            "the only column is 'caption;id'; set `column: 'caption;id'` to take it",
+        ),
+        ("p.csv", b"a red ball\na blue ball\n", "the only column is 'a red ball'"),
+        ("p.csv", b'"a red\nball"\na blue ball\n', r"the only column is 'a red\nball'"),
+        ("p.tsv", b"caption,id\na,1\n", "the only column is 'caption,id'"),
         ("p.csv", b'text\na\n"b\nc\n', "line 3: not CSV (unexpected end of data); is a quote not closed?"),
         ("p.csv", b"text,text\na,b\n", "there are 2 columns 'text'"),
         ("p.txt.gz", b"word", "Not a gzipped file"),

@@ -23,7 +23,8 @@ class PromptFile:
 
     Args:
         source: path or URL, .txt, .jsonl, .csv, .tsv or .parquet, all but the last also packed (.gz).
-        column: holds the prompts; by default the only one, or the only one named prompt, caption or text.
+        column: holds the prompts; by default the only one named prompt, caption or text, or (not of tables) the only
+            one there is.
 
     Attributes:
         digest: of the prompts in their order, whatever the format.
