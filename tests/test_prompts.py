@@ -82,6 +82,16 @@ def test_every_format_reads_the_same_at_any_place(tmp_path, many, name):
         file.read(range(8999, 9001))
 
 
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zip"])
+def test_packed_files_are_unpacked(tmp_path, many, packing):
+    plain = write(tmp_path / "p.csv", many)
+    with fsspec.open(str(tmp_path / f"p.csv.{packing}"), "wb", compression="infer") as target:
+        target.write(plain.read_bytes())
+    file = PromptFile(tmp_path / f"p.csv.{packing}")
+    assert file.digest == PromptFile(plain).digest
+    assert file.read(range(8990, 9000)) == many[8990:] and file.read(range(2)) == many[:2]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_blank_prompts_are_left_out_and_counted(tmp_path, name):
     blank = ["", " \t", None, "\u00a0", ""] * 1000

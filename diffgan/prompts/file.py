@@ -22,7 +22,7 @@ class PromptFile:
     not count; equal prompts stay. In tables and JSON lines a prompt may hold line feeds.
 
     Args:
-        source: path or URL, .txt, .jsonl, .csv, .tsv or .parquet, all but the last also packed (.gz).
+        source: path or URL, .txt, .jsonl, .csv, .tsv or .parquet, all but the last also packed (.gz, .bz2, .xz, .zip).
         column: holds the prompts; by default the only one named prompt, caption or text, or (not of tables) the only
             one there is.
 
