@@ -39,7 +39,8 @@ class Prompts(pl.LightningDataModule):
         pairs: how many pairs the set has; null takes every prompt `repeat` times.
         seed_base: seed of the first pair; all seeds lie in [0, 2^32).
         batch_size: pairs a batch and process.
-        column: holds the prompts; by default the only one, or the only one named prompt, caption or text.
+        column: holds the prompts; by default the only one named prompt, caption or text, or (not of tables) the only
+            one there is.
         repeat: consecutive pairs with the same prompt and different noises.
 
     Attributes:

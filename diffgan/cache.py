@@ -1,8 +1,11 @@
 """Copies of remote files on this machine, to be memory-mapped."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,8 @@ from diffgan.errors import UserError
 from diffgan.files import PARTIAL
 
 CACHE_GB = 100.0
+COPY = re.compile(r"[0-9a-f]{32}-.+", re.DOTALL)  # what keys look like; other files in the folder are the user's
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 ABANDONED_SECONDS = 3600  # an unfinished copy that nobody has written to for so long is rubbish
 
 
@@ -22,8 +27,8 @@ def cache_folder() -> Path:
 class Cache:
     """A folder of copies that all processes of a machine share; the least recently used make room for new ones.
 
-    The limit counts what is in the folder: a copy that is mapped keeps its disk until it is closed. One copy is kept,
-    however large.
+    The limit counts the copies in the folder: one that is mapped keeps its disk until it is closed. One copy is kept,
+    however large. Whatever else is in the folder is left alone and does not count.
 
     Args:
         folder: made when it is needed.
@@ -34,7 +39,8 @@ class Cache:
         self.folder, self.limit = folder, limit
 
     def file(self, key: str, size: int, fetch: Callable[[Path], None]) -> Path:
-        """The copy under this key, of `size` bytes; `fetch` writes it to the path that it is given.
+        """The copy under this key, of `size` bytes; `fetch` writes it to the path that it is given. A key
+        looks like `COPY`.
 
         Of several processes that ask for one copy, one fetches it. Another may make room at any time, so whoever opens
         the file asks again if it is gone.
@@ -50,8 +56,7 @@ class Cache:
                         self._make_room(size)
                         self._fetch(file, fetch)
         except OSError as error:
-            advice = "free some disk, lower cache_gb, or set DIFFGAN_CACHE to another folder"
-            raise UserError(f"{file}: cannot be written: {error.strerror}; {advice}") from error
+            raise unwritable(self.folder, error) from error
         return file
 
     def drop(self, key: str) -> None:
@@ -74,20 +79,36 @@ class Cache:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when it is closed, or the process dies
             yield
 
-    def _make_room(self, size: int) -> None:
+    def _copies(self) -> list[tuple[float, int, Path]]:
+        """When it was last used, bytes and path of every copy; of unfinished ones those that nobody writes to."""
         copies = []
-        for file in self.folder.iterdir():
+        for file in filter(lambda file: COPY.fullmatch(file.name), self.folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                state = file.stat()
+                state = file.lstat()
                 abandoned = time.time() - state.st_mtime > ABANDONED_SECONDS
-                if file.suffix != ".lock" and (file.suffix != PARTIAL or abandoned):
+                if stat.S_ISREG(state.st_mode) and (file.suffix != PARTIAL or abandoned):
                     copies.append((state.st_mtime, state.st_size, file))
+        return copies
+
+    def _make_room(self, size: int) -> None:
+        copies = self._copies()
         taken = size + sum(held for _, held, _ in copies)
         for _, held, file in sorted(copies):
             if taken <= self.limit:
                 return
             file.unlink(missing_ok=True)
             taken -= held
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The error that names the folder of the copies."""
+    advice = "free some disk, lower cache_gb, or set DIFFGAN_CACHE to another folder"
+    return UserError(f"cache folder {folder}: cannot be written: {error.strerror}; {advice}")
+
+
+def is_disks_fault(error: OSError, file: Path) -> bool:
+    """Whether this machine, not the service, kept a copy from being written to `file`."""
+    return error.errno in FULL or str(error.filename) == str(file)
 
 
 def _used(file: Path, size: int) -> bool:

@@ -6,13 +6,15 @@ A folder holds `index.safetensors` and `embeddings-00000-of-00012.safetensors`, 
     row    (U,) int64, which row is whose
 
 and, in its header, the teacher's digest and the rows a shard; rows are in the order in which the pair set has the
-prompts, so that pairs read together find theirs together. A shard holds the fields of `Conditioning`, (N, ...) each.
+prompts, so that pairs read together find theirs together. A shard holds the fields of `Conditioning`, (N, ...) each,
+and, in its header, its number, the teacher's digest and a digest of its prompts in their order.
 """
 
 import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,8 @@ from torch import Tensor
 from diffgan.cache import CACHE_GB
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.shards import Shard, Shards, open_shard
-from diffgan.store import open_store
+from diffgan.shards import DamagedShard, Shard, Shards, open_shard
+from diffgan.store import Store, open_store
 
 INDEX = "index.safetensors"
 REMEDY = "run `diffgan pairs embed` again"
@@ -37,6 +39,28 @@ def keys(prompts: Sequence[str]) -> np.ndarray:
     """(N,) int64: digests of prompts."""
     digests = (hashlib.blake2b(prompt.encode(), digest_size=8).digest() for prompt in prompts)
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+
+
+def shard_header(shard: int, teacher_digest: str, keys: np.ndarray) -> dict[str, Any]:
+    """What a shard tells of itself.
+
+    Args:
+        keys: (N,) int64, the digests of its prompts.
+    """
+    digest = hashlib.blake2b(keys.astype("<i8").tobytes(), digest_size=16).hexdigest()
+    return {"shard": shard, "teacher_digest": teacher_digest, "prompts_digest": digest}
+
+
+def open_embeddings(store: Store, name: str, header: dict[str, Any]) -> Shard:
+    """A shard, memory-mapped, that is to have this header.
+
+    Raises:
+        UserError: the shard is missing; DamagedShard: it is damaged, holds other prompts or is another teacher's.
+    """
+    found = open_shard(store, name, REMEDY)
+    if found.header != header:
+        raise DamagedShard(f"{store.path(name)}: holds other prompts or is another teacher's; {REMEDY}")
+    return found
 
 
 class Embeddings:
@@ -60,6 +84,8 @@ class Embeddings:
                 f"there, {teacher_digest} of the pairs); {REMEDY} on these pairs"
             )
         self.keys, self.rows = index.tensors["key"].numpy(), index.tensors["row"].numpy()
+        self.teacher_digest, self.ordered = teacher_digest, np.empty_like(self.keys)  # the keys by row
+        self.ordered[self.rows] = self.keys
         shards = -(-len(self.keys) // index.header["shard_size"])
         self.shards = Shards(self.store, partial(shard_name, shards), self._load, index.header["shard_size"])
 
@@ -67,7 +93,7 @@ class Embeddings:
         """(N, ...) the rows of these prompts.
 
         Raises:
-            UserError: a prompt has none, or a shard is missing, damaged or another teacher's.
+            UserError: a prompt has none, or a shard is missing, damaged, another teacher's or of other prompts.
         """
         wanted = keys(prompts)
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
@@ -79,7 +105,8 @@ class Embeddings:
         return Conditioning(**dict(zip(names, self.shards.gather(rows, names), strict=True)))
 
     def _load(self, shard: int) -> Shard:
-        return open_shard(self.store, self.shards.name(shard), REMEDY)
+        own = self.ordered[shard * self.shards.rows : (shard + 1) * self.shards.rows]
+        return open_embeddings(self.store, self.shards.name(shard), shard_header(shard, self.teacher_digest, own))
 
 
 def tensors_of(conditioning: Conditioning) -> dict[str, Tensor]:

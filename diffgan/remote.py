@@ -11,7 +11,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
-from diffgan.cache import Cache
+from diffgan.cache import Cache, is_disks_fault, unwritable
 from diffgan.errors import UserError
 from diffgan.patience import patiently, reason
 from diffgan.store import Entry, Store
@@ -130,7 +130,12 @@ class Remote(Store):
 
     def _fetch(self, name: str, info: dict[str, Any], file: Path) -> None:
         def fetch() -> None:
-            self.fs.get_file(self._object(name), str(file))
+            try:
+                self.fs.get_file(self._object(name), str(file))
+            except OSError as error:
+                if is_disks_fault(error, file):
+                    raise unwritable(file.parent, error) from error
+                raise
             if (got := file.stat().st_size) != info["size"]:
                 raise OSError(f"{got} of {info['size']} bytes came")
 

@@ -21,6 +21,10 @@ MOST_OPEN, MOST_OPEN_REMOTE = 256, 8  # an open copy of a remote file keeps its 
 HEADER = "diffgan"
 
 
+class DamagedShard(UserError):
+    """A shard's file is no safetensors file of ours, or not all of it."""
+
+
 class Shard(NamedTuple):
     """header: what its file tells, plain JSON.  tensors: memory-mapped."""
 
@@ -35,7 +39,7 @@ def open_shard(store: Store, name: str, remedy: str) -> Shard:
         remedy: ends the sentence "delete it and ...", should the file be damaged or missing.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing; DamagedShard: it is damaged.
     """
     fault: Exception | None = None
     for _ in range(3):
@@ -51,7 +55,7 @@ def open_shard(store: Store, name: str, remedy: str) -> Shard:
             fault = error
             if not store.forget(name):
                 break
-    raise UserError(f"{store.path(name)}: shard is damaged ({fault}); delete it and {remedy}") from fault
+    raise DamagedShard(f"{store.path(name)}: shard is damaged ({fault}); delete it and {remedy}") from fault
 
 
 class Shards:

@@ -1,17 +1,20 @@
 """Text conditioning that is read instead of made."""
 
 import dataclasses
+import json
 import os
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from datamodules.latent_pairs import LatentPairs
 from diffgan.__main__ import main
 from diffgan.embed import embed
-from diffgan.embeddings import Embeddings, index_tensors
+from diffgan.embeddings import Embeddings, index_tensors, keys, shard_header
 from diffgan.errors import UserError
 from diffgan.pairs import PairSet, weights_digest, write_shard
+from diffgan.shards import HEADER
 from diffgan.store import open_store
 from diffgan.teacher import Teacher
 from tests.pipelines import saved, sdxl
@@ -67,6 +70,54 @@ def test_the_same_command_goes_on_and_others_are_refused(pairs, embeddings, othe
     (folder / "index.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"index\.safetensors: embeddings of other prompts"):
         embed(str(pairs), str(folder))
+
+
+def other_order(pairs, folder):
+    """A set with the prompts of another, whose first is another one."""
+    held = PairSet(pairs)
+    one, two = dict.fromkeys(held.prompts(range(len(held))))
+    held.manifest.write(folder)
+    for shard in range(held.manifest.shards):
+        batch = held.read(held.manifest.span(shard))
+        swapped = [two if prompt == one else one for prompt in batch.prompt]
+        write_shard(folder, held.manifest, shard, batch._replace(prompt=swapped))
+    return folder
+
+
+def test_shards_of_other_prompts_are_made_again(pairs, embeddings, tmp_path, capsys):
+    folder, digest = tmp_path / "again", PairSet(pairs).manifest.teacher_digest
+    embed(str(pairs), str(folder))
+    (folder / "index.safetensors").unlink()
+    embed(str(other_order(pairs, tmp_path / "set")), str(folder))
+    assert (
+        "embeddings-00000-of-00001.safetensors: holds other prompts or is another teacher's" in capsys.readouterr().err
+    )
+    for prompt in dict.fromkeys(PairSet(pairs).prompts(range(40))):
+        read, wanted = (Embeddings(place, digest).read([prompt]).text for place in (folder, embeddings))
+        assert (read - wanted).abs().max() <= TOLERANCE
+
+
+def test_damaged_shards_are_made_again(pairs, tmp_path, capsys):
+    embed(str(pairs), str(tmp_path))
+    file = next(tmp_path.glob("embeddings-*"))
+    whole = file.read_bytes()
+    for broken in (b"", whole[:100], whole[:-1]):
+        file.write_bytes(broken)
+        embed(str(pairs), str(tmp_path))
+        assert file.read_bytes() == whole and "shard is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["prompts", "teacher", "shard"])
+def test_shards_of_other_prompts_or_another_teacher_are_not_read(pairs, tmp_path, change):
+    embed(str(pairs), str(tmp_path))
+    file, held = next(tmp_path.glob("embeddings-*")), PairSet(pairs)
+    found = dict.fromkeys(held.prompts(range(40)))
+    told = {"shard": 0, "teacher": held.manifest.teacher_digest, "prompts": list(found)}
+    told[change] = {"prompts": list(found)[::-1], "teacher": "00", "shard": 1}[change]
+    header = shard_header(told["shard"], told["teacher"], keys(told["prompts"]))
+    file.write_bytes(save(load(file.read_bytes()), {HEADER: json.dumps(header)}))
+    with pytest.raises(UserError, match="holds other prompts or is another teacher's; run `diffgan pairs embed` again"):
+        Embeddings(tmp_path, held.manifest.teacher_digest).read(["digit 7"])
 
 
 def test_what_does_not_fit_the_pairs_is_refused(pairs, embeddings, tmp_path):

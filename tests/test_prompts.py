@@ -82,6 +82,16 @@ def test_every_format_reads_the_same_at_any_place(tmp_path, many, name):
         file.read(range(8999, 9001))
 
 
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zip"])
+def test_packed_files_are_unpacked(tmp_path, many, packing):
+    plain = write(tmp_path / "p.csv", many)
+    with fsspec.open(str(tmp_path / f"p.csv.{packing}"), "wb", compression="infer") as target:
+        target.write(plain.read_bytes())
+    file = PromptFile(tmp_path / f"p.csv.{packing}")
+    assert file.digest == PromptFile(plain).digest
+    assert file.read(range(8990, 9000)) == many[8990:] and file.read(range(2)) == many[:2]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_blank_prompts_are_left_out_and_counted(tmp_path, name):
     blank = ["", " \t", None, "\u00a0", ""] * 1000
@@ -119,7 +129,9 @@ def test_the_column_is_found_or_asked_for(tmp_path):
     tables = {"one.csv": "words\nw\n", "usual.csv": "id,text,url\n1,t,u\n", "both.csv": "text,caption\nt,c\n"}
     for name, content in tables.items():
         (tmp_path / name).write_text(content)
-    assert PromptFile(tmp_path / "one.csv").read(range(1)) == ["w"]
+    assert PromptFile(tmp_path / "one.csv", "words").read(range(1)) == ["w"]
+    (tmp_path / "one.jsonl").write_text('{"words": "w"}')
+    assert PromptFile(tmp_path / "one.jsonl").read(range(1)) == ["w"]
     assert PromptFile(tmp_path / "usual.csv").read(range(1)) == ["t"]
     assert PromptFile(tmp_path / "both.csv", "caption").read(range(1)) == ["c"]
     assert "not clear which column" in refusal(tmp_path / "both.csv")
@@ -142,8 +154,26 @@ def test_the_column_is_found_or_asked_for(tmp_path):
         ("p.jsonl", b'{"text": ["a"]}\n', """line 1: 'text' is ["a"], not text"""),
         ("p.jsonl", b'"a"\n', 'line 1: not a JSON object, but "a"'),
         ("p.jsonl", b"[" * 100_000, "line 1: nested too deeply"),
+        (
+            "p.jsonl",
+            b'{"text": "a", "n": 1}\n{"n": ' + b"9" * 5000 + b"}\n",
+            "line 2: not JSON (Exceeds the limit (4300",
+        ),
         ("p.jsonl", rb'{"text": "\ud83d"}', r"prompt '\ud83d' holds half of a surrogate pair"),
         ("p.csv", b"text\nred, green\n", "line 2: 2 values under 1 columns; a value with ',' in it needs quotes"),
+        (
+            "p.csv",
+            b"id,text,url\n1,t,u\n2,t\n",
+            "line 3: 2 values under 3 columns; every column needs one, if an empty",
+        ),
+        (
+            "p.csv",
+            b"caption;id\na;1\n",
+            "the only column is 'caption;id'; set `column: 'caption;id'` to take it",
+        ),
+        ("p.csv", b"a red ball\na blue ball\n", "the only column is 'a red ball'"),
+        ("p.csv", b'"a red\nball"\na blue ball\n', r"the only column is 'a red\nball'"),
+        ("p.tsv", b"caption,id\na,1\n", "the only column is 'caption,id'"),
         ("p.csv", b'text\na\n"b\nc\n', "line 3: not CSV (unexpected end of data); is a quote not closed?"),
         ("p.csv", b"text,text\na,b\n", "there are 2 columns 'text'"),
         ("p.txt.gz", b"word", "Not a gzipped file"),
@@ -164,6 +194,14 @@ def test_columns_of_parquet_that_are_no_text_are_refused(tmp_path):
     pq.write_table(pa.table({"text": broken, "size": [1, 2]}), tmp_path / "p.parquet")
     assert "rows 0 to 1: 'text' is not UTF-8" in refusal(tmp_path / "p.parquet")
     assert "column 'size' holds int64, not text" in refusal(tmp_path / "p.parquet", "size")
+
+
+def test_a_column_named_as_a_field_of_a_struct_is_read(tmp_path):
+    struct, text = pa.array([{"t": "x"}, {"t": "y"}]), ["a", "b"]
+    for number, table in enumerate(({"s": struct, "s.t": text}, {"s.t": text, "s": struct})):
+        pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
+        assert PromptFile(tmp_path / f"{number}.parquet", "s.t").read(range(2)) == text
+    assert "column 's' holds struct<t: string>, not text" in refusal(tmp_path / "0.parquet", "s")
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.parquet"])

@@ -106,12 +106,52 @@ def test_the_least_recently_used_copies_make_room(tmp_path):
     assert [file.name[33:] for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == ["large"]
 
 
+def test_only_copies_make_room(tmp_path):
+    folder = tmp_path / "cache"
+    (folder / "models").mkdir(parents=True)
+    mine = [folder / name for name in ("thesis.tex", "a.partial", ".hidden", f"{'x' * 32}-a", "models/weights")]
+    for file in mine:
+        file.write_bytes(bytes(300))
+    link = folder / f"{'0' * 32}-link"
+    link.symlink_to(mine[0])
+    copies = [folder / f"{'0' * 32}-a", folder / f"{'0' * 32}-b.partial"]
+    for file in (*copies, *mine):
+        file.touch()
+        os.utime(file, (1, 1))
+    store = Remote(f"memory://{tmp_path}", Cache(folder, 250))
+    for name in "bcd":
+        store.write(name, bytes(100))
+        store.local(name)
+    assert all(file.read_bytes() == bytes(300) for file in (*mine, link)) and not any(file.exists() for file in copies)
+    kept = {file.name[33:] for file in folder.iterdir() if file.suffix != ".lock"}
+    assert {"c", "d"} <= kept and "b" not in kept
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("")
     store = Remote(f"memory://{tmp_path}", Cache(tmp_path / "cache", 250))
     store.write("a", b"1")
-    with pytest.raises(UserError, match=r"cache/\w+-a: cannot be written: .* set DIFFGAN_CACHE to another folder"):
+    with pytest.raises(UserError, match=r"cache: cannot be written: .* set DIFFGAN_CACHE to another folder"):
         store.local("a")
+
+
+@pytest.mark.parametrize("protocol", ["memory", "s3"])
+@pytest.mark.parametrize(
+    "target, reason",
+    [("/dev/full", "No space left on device"), ("gone/a", "No such file or directory"), ("loop", "Too many levels")],
+)
+def test_a_disk_that_takes_no_copy_is_named_instead_of_the_service(request, tmp_path, protocol, target, reason):
+    place = request.getfixturevalue("s3") if protocol == "s3" else f"memory://{tmp_path}"
+    store = Remote(place, Cache(tmp_path / "cache", 1e9))
+    store.write("a", bytes(100_000))
+    copy = store.local("a")
+    copy.unlink()
+    (tmp_path / "cache" / "loop").symlink_to("loop")
+    partial = copy.with_name(f"{copy.name}.partial")
+    partial.symlink_to(target)
+    with pytest.raises(UserError, match=f"^cache folder {tmp_path}/cache: cannot be written: {reason}.*; free some"):
+        store.local("a")
+    assert store.local("a").stat().st_size == 100_000
 
 
 # ---- failures ----

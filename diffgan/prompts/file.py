@@ -22,8 +22,9 @@ class PromptFile:
     not count; equal prompts stay. In tables and JSON lines a prompt may hold line feeds.
 
     Args:
-        source: path or URL, .txt, .jsonl, .csv, .tsv or .parquet, all but the last also packed (.gz).
-        column: holds the prompts; by default the only one, or the only one named prompt, caption or text.
+        source: path or URL, .txt, .jsonl, .csv, .tsv or .parquet, all but the last also packed (.gz, .bz2, .xz, .zip).
+        column: holds the prompts; by default the only one named prompt, caption or text, or (not of tables) the only
+            one there is.
 
     Attributes:
         digest: of the prompts in their order, whatever the format.

@@ -78,6 +78,8 @@ class JsonLinesReader(_Lines):
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise _BadLine(number, f"not JSON ({error.msg} at character {error.colno})") from error
+        except ValueError as error:  # a number with too many digits
+            raise _BadLine(number, f"not JSON ({str(error).partition(';')[0]})") from error
         except RecursionError as error:
             raise _BadLine(number, "nested too deeply") from error
         if not isinstance(record, dict):

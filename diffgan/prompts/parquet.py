@@ -48,7 +48,10 @@ class ParquetReader(Reader):
         """The values of rows [begin, end), which lie in one row group."""
         if self.held != group:
             with self.source.explained():
-                self.rows = self.file.read_row_group(group, columns=[self.column]).column(0)
+                table = self.file.read_row_group(
+                    group, columns=[self.column]
+                )  # of "s.t", the field t of a struct s too
+            self.rows = table.column(self.column)
             self.held = group
         start = self.starts[group]
         return self.rows.slice(begin - start, end - begin).to_pylist()

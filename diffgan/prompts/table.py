@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from diffgan.prompts.reader import Block, Reader, choose_column, not_utf8
+from diffgan.prompts.reader import USUAL, Block, Reader, choose_column, not_utf8
 from diffgan.prompts.source import PIECE, Source
 
 
@@ -19,6 +19,7 @@ class TableReader(Reader):
         self.source, self.delimiter = source, delimiter
         self.rows = _Rows(source, delimiter)  # behind the header, the scan goes on with it
         self.names = next(filter(None, self.rows), [])
+        self._require_header(column)
         self.column = self.names.index(choose_column(source, column, self.names)) if self.names else 0
         self.start = self.rows.end
 
@@ -41,11 +42,19 @@ class TableReader(Reader):
         except csv.Error as error:
             raise ValueError(str(error)) from error
 
+    def _require_header(self, column: str | None) -> None:
+        """Raises: UserError where the first line may be a prompt, or names with another delimiter between them."""
+        if column is None and len(self.names) == 1 and self.names[0] not in USUAL:
+            name, other = self.names[0], f"a line 'prompt' above a first prompt, and {self.delimiter!r} between columns"
+            raise self.source.refuse(
+                f"the only column is {name!r}; set `column: {name!r}` to take it; or write {other}"
+            )
+
     def _value(self, row: list[str]) -> str | None:
         if row and len(row) != len(self.names):
-            raise ValueError(
-                f"{len(row)} values under {len(self.names)} columns; a value with {self.delimiter!r} in it needs quotes"
-            )
+            many = f"a value with {self.delimiter!r} in it needs quotes"
+            advice = many if len(row) > len(self.names) else "every column needs one, if an empty one"
+            raise ValueError(f"{len(row)} values under {len(self.names)} columns; {advice}")
         return row[self.column] if row else None
 
 
