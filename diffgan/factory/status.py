@@ -5,11 +5,12 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from diffgan.factory.claims import is_free, read_claim
 from diffgan.factory.parts import Look, look
 from diffgan.manifest import Manifest
+from diffgan.shards import HEADER
 from diffgan.store import Folder, Store, open_store
 
 RECENT_SECONDS = 3600  # what the rate is measured over
@@ -44,7 +45,9 @@ def _lines(store: Store, manifest: Manifest, seen: Look) -> Iterator[tuple[str, 
     yield from _rate_lines(manifest, seen, made, at_work, _started(store))
     yield "disk", _disk_line(store, manifest, seen)
     if isinstance(store, Folder):
-        yield "cut", f"{_truncated(store, manifest, seen)} prompts of whole shards were too long for the tokenizer"
+        cut, damaged = _truncated(store, manifest, seen)
+        yield from (("damaged", f"{fault}; delete it and run `diffgan predict` again") for fault in damaged)
+        yield "cut", f"{cut} prompts of whole shards were too long for the tokenizer"
 
 
 def _claim_line(store: Store, shard: int, seen: Look) -> tuple[bool, str]:
@@ -116,9 +119,15 @@ def size(count: float) -> str:
     return f"{count / 1000**exponent:.3g} {UNITS_OF_SIZE[exponent]}"
 
 
-def _truncated(store: Folder, manifest: Manifest, seen: Look) -> int:
-    cut = 0
-    for shard in seen.shards:
-        with safe_open(manifest.file(store.folder, shard), framework="pt") as archive:
-            cut += json.loads((archive.metadata() or {}).get("diffgan", "{}")).get("truncated", 0)
-    return cut
+def _truncated(store: Folder, manifest: Manifest, seen: Look) -> tuple[int, list[str]]:
+    """Prompts that were cut, and the shards that cannot be read, each with the reason."""
+    cut, damaged = 0, []
+    for file in (manifest.file(store.folder, shard) for shard in seen.shards):
+        try:
+            with safe_open(file, framework="pt") as archive:
+                cut += dict(json.loads((archive.metadata() or {})[HEADER])).get("truncated", 0)
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            damaged.append(f"{file} ({error})")
+    return cut, damaged

@@ -72,6 +72,49 @@ def test_status_needs_a_set(tmp_path, capsys):
     assert "manifest.json: no pair set" in refusal(capsys, ["pairs", "status", str(tmp_path)])
 
 
+def test_status_names_a_truncated_shard_and_goes_on(whole, capsys):
+    os.truncate(whole / shards(whole)[2], 100)
+    told = shown(capsys, "pairs", "status", whole)
+    assert re.search(rf"damaged +{whole / shards(whole)[2]} \(.+\); delete it and run `diffgan predict` again", told)
+    assert "0 prompts of whole shards were too long" in told
+
+
+def test_status_counts_the_shards_of_an_older_version(whole, capsys):
+    """They do not tell how many of their prompts were cut."""
+    file = whole / shards(whole)[0]
+    with safe_open(file, framework="pt") as archive:
+        header = json.loads(archive.metadata()["diffgan"])
+    del header["truncated"]
+    save_file(load_file(file), file, {"diffgan": json.dumps(header)})
+    assert "damaged" not in shown(capsys, "pairs", "status", whole)
+
+
+@pytest.mark.parametrize("verb", ["status", "verify"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pairs": "abc"},
+        {"pairs": 0},
+        {"pairs": True},
+        {"shard_size": 0},
+        {"batch_size": -1},
+        {"steps": 2.5},
+        {"seed_base": -1},
+        {"latent_shape": [4, 8]},
+        {"latent_shape": [4, 8, "8"]},
+        {"latent_shape": 4},
+        {"scheduler": []},
+        {"teacher": None},
+        {"guidance": "8"},
+    ],
+)
+def test_a_manifest_of_odd_values_is_refused_by_field(verb, change, whole, capsys):
+    file = whole / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (name, value), line = *change.items(), refusal(capsys, ["pairs", verb, str(whole)])
+    assert f"{file}: {name} is {value!r} there and must be" in line
+
+
 # ---- verify ----
 
 
