@@ -115,6 +115,16 @@ def test_a_manifest_of_odd_values_is_refused_by_field(verb, change, whole, capsy
     assert f"{file}: {name} is {value!r} there and must be" in line
 
 
+# ---- predict ----
+
+
+def test_a_root_folder_that_cannot_be_made_is_refused_in_one_line(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    root = tmp_path / "file" / "runs"
+    line = refusal(capsys, command(tmp_path / "set", f"--trainer.default_root_dir={root}"))
+    assert f"{root}: predict.yaml cannot be written (" in line
+
+
 # ---- verify ----
 
 
