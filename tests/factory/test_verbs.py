@@ -229,7 +229,25 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
     [
         (["--measure", "--calls_per_second", "3"], "give one of"),
         (["--peak_tflops", "3"], "--peak_tflops and --utilization go together"),
+        (["--calls_per_second", "0"], "--calls_per_second: 0.0 must be more than 0"),
+        (["--calls_per_second", ".nan"], "--calls_per_second: nan must be more than 0"),
+        (["--calls_per_second", ".inf"], "--calls_per_second: inf must be more than 0"),
+        (["--peak_tflops", "-1", "--utilization", "0.3"], "--peak_tflops: -1.0 must be more than 0"),
+        (["--peak_tflops", "3", "--utilization", "0"], "--utilization: 0.0 must be more than 0 and at most 1"),
+        (["--peak_tflops", "3", "--utilization", "30"], "--utilization: 30.0 must be more than 0 and at most 1"),
+        (["--devices", "0"], "--devices: 0 must be at least 1"),
+        (["--devices", "-2"], "--devices: -2 must be at least 1"),
     ],
 )
-def test_plan_wants_one_source(options, message, command, tmp_path, capsys):
+def test_plan_refuses_options_that_cannot_be(options, message, command, tmp_path, capsys):
     assert message in refusal(capsys, ["pairs", "plan", *command(tmp_path / "set")[1:], *options])
+
+
+def test_plan_refuses_a_shard_size_that_cannot_be(command, tmp_path, capsys):
+    words = command(tmp_path / "set")[1:]
+    (tmp_path / "more.yaml").write_text(
+        "trainer: {callbacks: [{class_path: callbacks.pair_writer.PairWriter, "
+        f"init_args: {{folder: {tmp_path / 'set'}, shard_size: 0}}}}]}}"
+    )
+    line = refusal(capsys, ["pairs", "plan", *words, "-c", str(tmp_path / "more.yaml")])
+    assert "shard_size: 0 must be at least 1" in line
