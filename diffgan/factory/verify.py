@@ -42,6 +42,10 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         teacher: where the set's teacher is now; by default where the manifest says it was.
         tolerance: largest deviation of a latent that is allowed; by default what storage and rounding explain.
     """
+    if sample < 0:
+        raise UserError(f"--sample: {sample} must be at least 0")
+    if tolerance is not None and not tolerance >= 0:
+        raise UserError(f"--tolerance: {tolerance} must be at least 0")
     store = open_store(folder)
     manifest = Manifest.read(store)
     chosen = set(np.random.default_rng(0).permutation(manifest.pairs)[:sample].tolist())

@@ -192,6 +192,18 @@ def test_verify_wants_the_whole_set_and_its_teacher(whole, other_pipeline, capsy
     assert "pairs-00003-of-00006.safetensors: shard is missing" in refusal(capsys, ["pairs", "verify", str(whole)])
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sample", "-5"], "--sample: -5 must be at least 0"),
+        (["--tolerance", "-1"], "--tolerance: -1.0 must be at least 0"),
+        (["--tolerance", ".nan"], "--tolerance: nan must be at least 0"),
+    ],
+)
+def test_verify_refuses_options_that_cannot_be(options, message, unbroken, capsys):
+    assert message in refusal(capsys, ["pairs", "verify", str(unbroken), *options])
+
+
 # ---- plan ----
 
 
