@@ -5,17 +5,22 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
+from diffgan import generation
 from diffgan.__main__ import main
+from diffgan.factory import verify
 from diffgan.factory.claims import Claim, claim_file
 from diffgan.factory.flops import Network
+from diffgan.noise import draw_noise
 from diffgan.pairs import tensors_digest
 from diffgan.store import open_store
 from diffgan.workers import Worker
@@ -180,6 +185,56 @@ def test_verify_sees_other_noise(whole, capsys):
     file = whole / shards(whole)[3]
     rewritten(file, lambda tensors: tensors["noise_head"][2].add_(1), keep_digest=False)
     assert f"{file}: seed 36 draws other noise" in refusal(capsys, ["pairs", "verify", str(whole)])
+
+
+@pytest.fixture(scope="module")
+def with_noise(command, tmp_path_factory):
+    """A set that holds its noise, which nobody may change."""
+    folder = tmp_path_factory.mktemp("stored") / "with_noise"
+    words = command(folder)
+    file = Path(words[-1])
+    config = yaml.safe_load(file.read_text())
+    config["trainer"]["callbacks"][0]["init_args"]["store_noise"] = True
+    file.write_text(yaml.safe_dump(config))
+    main(words)
+    return folder
+
+
+def draw_other_noise(monkeypatch):
+    """As a torch would whose generator is another one."""
+    other = lambda seeds, shape: draw_noise([int(seed) + 1 for seed in seeds], shape)  # noqa: E731
+    for module in (generation, verify):
+        monkeypatch.setattr(module, "draw_noise", other)
+
+
+def test_verify_takes_the_noise_that_is_stored(with_noise, unbroken, monkeypatch, capsys):
+    draw_other_noise(monkeypatch)
+    assert "44 pairs made again" in shown(capsys, "pairs", "verify", with_noise)
+    assert "draws other noise here" in refusal(capsys, ["pairs", "verify", str(unbroken)])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda tensors: tensors["noise"][1, 0, 0, 0].add_(1), "noise does not begin with noise_head"),
+        (lambda tensors: tensors.update(noise=tensors["noise"][:, :2].clone()), "noise is (8, 2, "),
+        (lambda tensors: tensors["noise"][0, -1].fill_(float("inf")), "noise is not finite"),
+        (lambda tensors: tensors.pop("noise"), "noise"),
+    ],
+)
+def test_verify_checks_the_noise_that_is_stored(with_noise, change, message, tmp_path, capsys):
+    folder = shutil.copytree(with_noise, tmp_path / "spoilt")
+    file = folder / shards(folder)[2]
+    rewritten(file, change, keep_digest=False)
+    line = refusal(capsys, ["pairs", "verify", str(folder), "--sample", "0"])
+    assert f"{file}: shard is damaged" in line and message in line
+
+
+def test_verify_makes_pairs_again_from_the_noise_that_is_stored(with_noise, tmp_path, capsys):
+    folder = shutil.copytree(with_noise, tmp_path / "spoilt")
+    file = folder / shards(folder)[2]
+    rewritten(file, lambda tensors: tensors["noise"][1, -1].neg_(), keep_digest=False)
+    assert f"{file}: made again, seed 27 deviates" in refusal(capsys, ["pairs", "verify", str(folder)])
 
 
 def test_verify_wants_the_whole_set_and_its_teacher(whole, other_pipeline, capsys, tiny_pipeline, tmp_path):
