@@ -93,6 +93,17 @@ class Manifest:
                     "choose another folder, or the configuration that made this one"
                 )
 
+    def require_whole(self, store: Store) -> None:
+        """Raises: UserError naming the first shard that the set's store does not hold."""
+        there = store.entries()
+        if missing := [name for name in map(self.name, range(self.shards)) if name not in there]:
+            more = len(missing) - 1
+            others = f", and {more} other{'s' * (more > 1)}" if more else ""
+            raise UserError(
+                f"{store.path(missing[0])}: shard is missing{others}; run `diffgan predict` with the configuration of "
+                "this set again"
+            )
+
     @property
     def shards(self) -> int:
         """Number of shards of the whole set."""

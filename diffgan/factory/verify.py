@@ -71,10 +71,8 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
 
 def _check_shards(store: Store, manifest: Manifest, chosen: set[int]) -> tuple[list[Sample], int]:
     """The pairs of these numbers, and how many shards have no digest; UserError at the first shard that is wrong."""
-    samples, undigested, there = [], 0, store.entries()
-    if missing := [s for s in range(manifest.shards) if manifest.name(s) not in there]:
-        first = store.path(manifest.name(missing[0]))
-        raise UserError(f"{first}: shard is missing, with {len(missing) - 1} others; run `diffgan predict` again")
+    manifest.require_whole(store)
+    samples, undigested = [], 0
     for shard in range(manifest.shards):
         name = store.path(manifest.name(shard))
         tensors, digested = _check_shard(store, manifest, shard, name)

@@ -17,13 +17,14 @@ from transformers import CLIPTextConfig
 
 from diffgan import generation
 from diffgan.__main__ import main
+from diffgan.errors import UserError
 from diffgan.factory import verify
 from diffgan.factory.claims import Claim, claim_file
 from diffgan.factory.flops import Network
 from diffgan.noise import draw_noise
-from diffgan.pairs import tensors_digest
+from diffgan.pairs import PairSet, tensors_digest
 from diffgan.store import open_store
-from diffgan.workers import Worker
+from diffgan.workers import Worker, this_worker
 from tests.pair_sets import refusal, shards
 
 
@@ -70,7 +71,7 @@ def test_status_of_an_interrupted_set(whole, capsys):
     for file in whole.iterdir():
         os.utime(file, (time.time() - 7200,) * 2)
     told = shown(capsys, "pairs", "status", whole)
-    assert "of work, which ended 2 hours ago" in told and "nobody is at work" in told
+    assert "of work, which ended 2 hours ago" in told and "no sign of anyone at work" in told
 
 
 def test_status_needs_a_set(tmp_path, capsys):
@@ -118,6 +119,23 @@ def test_a_manifest_of_odd_values_is_refused_by_field(verb, change, whole, capsy
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     (name, value), line = *change.items(), refusal(capsys, ["pairs", verb, str(whole)])
     assert f"{file}: {name} is {value!r} there and must be" in line
+
+
+def test_status_tells_how_long_a_worker_elsewhere_gave_no_sign(whole, capsys):
+    """Nobody can see from here whether it is dead, nor how long its lease is."""
+    (whole / shards(whole)[5]).unlink()
+    open_store(whole).write(claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), time.time() - 9000).content())
+    os.utime(whole / claim_file(5), (time.time() - 8100,) * 2)
+    told = shown(capsys, "pairs", "status", whole)
+    assert "no sign for 2.25 hours, free for anyone with fewer lease_seconds" in told
+    assert "dead" not in told and "no sign of anyone at work" in told
+
+
+def test_status_knows_a_dead_worker_of_this_machine(whole, capsys):
+    (whole / shards(whole)[5]).unlink()
+    dead = this_worker()._replace(born="before")
+    open_store(whole).write(claim_file(5), Claim(dead, time.time()).content())
+    assert "; dead, free for anyone" in shown(capsys, "pairs", "status", whole)
 
 
 # ---- predict ----
@@ -237,14 +255,22 @@ def test_verify_makes_pairs_again_from_the_noise_that_is_stored(with_noise, tmp_
     assert f"{file}: made again, seed 27 deviates" in refusal(capsys, ["pairs", "verify", str(folder)])
 
 
-def test_verify_wants_the_whole_set_and_its_teacher(whole, other_pipeline, capsys, tiny_pipeline, tmp_path):
+def test_verify_wants_the_teacher_of_the_set(whole, other_pipeline, capsys, tiny_pipeline, tmp_path):
     assert "not the teacher of this set" in refusal(
         capsys, ["pairs", "verify", str(whole), "--teacher", str(other_pipeline)]
     )
     moved = shutil.copytree(tiny_pipeline, tmp_path / "moved")
     assert "44 pairs made again" in shown(capsys, "pairs", "verify", whole, "--teacher", moved)
-    (whole / shards(whole)[3]).unlink()
-    assert "pairs-00003-of-00006.safetensors: shard is missing" in refusal(capsys, ["pairs", "verify", str(whole)])
+
+
+@pytest.mark.parametrize("missing, others", [([3], ""), ([3, 4], ", and 1 other"), ([3, 4, 5], ", and 2 others")])
+def test_verify_and_readers_tell_missing_shards_alike(missing, others, whole, capsys):
+    for shard in missing:
+        (whole / f"pairs-{shard:05d}-of-00006.safetensors").unlink()
+    told = f"{whole}/pairs-00003-of-00006.safetensors: shard is missing{others}; run `diffgan predict` with the "
+    assert told in refusal(capsys, ["pairs", "verify", str(whole)])
+    with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+        PairSet(whole)
 
 
 @pytest.mark.parametrize(
