@@ -77,7 +77,14 @@ class RunConfig(SaveConfigCallback):
     def _save(self, trainer, pl_module) -> None:
         if not self.already_saved:
             self.config_filename = f"{trainer.state.fn.value}.yaml"
-            super().setup(trainer, pl_module, trainer.state.fn.value)
+            folder = run_folder(trainer)  # asked here, where every process is: only one of them writes
+            try:
+                super().setup(trainer, pl_module, trainer.state.fn.value)
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: {self.config_filename} cannot be written ({error.strerror or error}); "
+                    "choose another folder: --trainer.default_root_dir, or that of --trainer.logger"
+                ) from error
 
 
 class DiffganCLI(LightningCLI):

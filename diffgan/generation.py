@@ -45,8 +45,12 @@ class PairGeneration(pl.LightningModule):
 
     def predict_step(self, batch: PromptBatch, _) -> PairBatch:
         """The pairs of a batch; their latents stay on the device, so that the next batch need not wait for a copy."""
-        noise = draw_noise(batch.seed, self.teacher.latent_shape)
+        noise = self.noise(batch.seed)
         conditioning = self.teacher.encode(batch.prompt)
         given = noise.to(self.device)
         latent = self.teacher.solve(given, conditioning, self.steps, self.guidance, solver=self.solver)
         return PairBatch(batch.seed, noise, batch.prompt, latent.float())
+
+    def noise(self, seed: Tensor) -> Tensor:
+        """z of each seed, float32 on the CPU whatever the trainer's precision."""
+        return draw_noise(seed, self.teacher.latent_shape)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from diffgan.errors import UserError
 from diffgan.files import write_whole
@@ -13,6 +13,8 @@ from diffgan.store import Store
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
 RECORDED = ("teacher", "batch_size", "versions")  # told, not compared: they say how a set was made, not which set it is
+LEAST = {"seed_base": 0}  # of the integers, which else are at least 1
+KINDS = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Manifest:
         names = {field.name for field in fields(cls)}
         if odd := sorted(names.symmetric_difference(values if isinstance(values, dict) else {})):
             raise UserError(f"{file}: no manifest of this version (field {odd[0]}); make the set in another folder")
+        for field in fields(cls):
+            if wanted := _odd(field.name, field.type, value := values[field.name]):
+                raise UserError(
+                    f"{file}: {field.name} is {value!r} there and must be {wanted}; make the set in another folder"
+                )
         return cls(**values)
 
     def write(self, folder: Path) -> None:
@@ -86,6 +93,17 @@ class Manifest:
                     "choose another folder, or the configuration that made this one"
                 )
 
+    def require_whole(self, store: Store) -> None:
+        """Raises: UserError naming the first shard that the set's store does not hold."""
+        there = store.entries()
+        if missing := [name for name in map(self.name, range(self.shards)) if name not in there]:
+            more = len(missing) - 1
+            others = f", and {more} other{'s' * (more > 1)}" if more else ""
+            raise UserError(
+                f"{store.path(missing[0])}: shard is missing{others}; run `diffgan predict` with the configuration of "
+                "this set again"
+            )
+
     @property
     def shards(self) -> int:
         """Number of shards of the whole set."""
@@ -102,6 +120,19 @@ class Manifest:
     def file(self, folder: Path, shard: int) -> Path:
         """Where a shard lies."""
         return folder / self.name(shard)
+
+
+def _odd(name: str, annotation: Any, value: Any) -> str | None:
+    """What a field must hold, if the value is not that."""
+    if name == "latent_shape":
+        right = isinstance(value, list) and len(value) == 3 and all(type(side) is int and side > 0 for side in value)
+        return None if right else "three integers of at least 1"
+    if annotation is int:
+        least = LEAST.get(name, 1)
+        return None if type(value) is int and value >= least else f"an integer of at least {least}"
+    kind = get_origin(annotation) or annotation
+    right = type(value) in ((int, float) if kind is float else (kind,))  # JSON may have 3 for 3.0; true is no number
+    return None if right else KINDS[kind]
 
 
 def versions() -> dict[str, str]:

@@ -57,9 +57,11 @@ class PairBatch(NamedTuple):
 
 
 def weights_digest(teacher: Teacher) -> str:
-    """Digest of what turns (prompt, noise) into a latent: denoiser, text encoders, vocabularies and other settings.
+    """Digest of a teacher's weights (denoiser and text encoders), vocabularies and `settings`.
 
-    It depends on the values, not on files and names, so a moved or renamed copy is the same teacher.
+    It depends on the values, not on files and names, so a moved or renamed copy is the same teacher. What else is in
+    the configurations of the networks and tokenizers (attention_head_dim, hidden_act, ...) is not in it: two teachers
+    that differ in that alone have one digest, though not the same latents. `diffgan pairs verify` sees that.
     """
     plain = [tokenizer.get_vocab() for tokenizer in teacher.tokenizers] + [teacher.settings] * bool(teacher.settings)
     digest = hashlib.blake2b("".join(json.dumps(part, sort_keys=True) for part in plain).encode(), digest_size=16)
@@ -155,7 +157,7 @@ class PairSet:
     def __init__(self, folder: str | Path, cache_gb: float = CACHE_GB):
         self.folder, self.store = str(folder), open_store(folder, cache_gb)
         self.manifest = Manifest.read(self.store)
-        self._require_all()
+        self.manifest.require_whole(self.store)
         self.embeddings: Embeddings | None = None
         self.shards = Shards(self.store, self.manifest.name, self._load, self.manifest.shard_size)
         if isinstance(self.store, Folder) and self.manifest.shards <= self.shards.most:
@@ -190,16 +192,6 @@ class PairSet:
 
     def _load(self, shard: int) -> Shard:
         return read_shard(self.store, self.manifest, shard)
-
-    def _require_all(self) -> None:
-        """Raises: UserError naming the first shard that is missing."""
-        there = self.store.entries()
-        if missing := [shard for shard in range(self.manifest.shards) if self.manifest.name(shard) not in there]:
-            others = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
-            raise UserError(
-                f"{self.store.path(self.manifest.name(missing[0]))}: shard is missing{others}; run `diffgan predict` "
-                "with the configuration of this set again"
-            )
 
     def _check_noise(self, seed: Tensor, noise: Tensor, head: Tensor) -> None:
         deviation = (noise.flatten(1)[:, :NOISE_HEAD] - head).abs().amax(1)

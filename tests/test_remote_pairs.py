@@ -100,7 +100,7 @@ def test_what_is_wrong_on_the_remote_is_named(pairs, remote):
     with pytest.raises(UserError, match=f"^{remote}/{SHARD}: shard is missing; run"):
         PairSet(remote)
     store.remove(SHARD.replace("00001-", "00000-"))
-    with pytest.raises(UserError, match=r"00000-of-00003\.safetensors: shard is missing, and 1 others; run"):
+    with pytest.raises(UserError, match=r"00000-of-00003\.safetensors: shard is missing, and 1 other; run"):
         PairSet(remote)
     with pytest.raises(UserError, match=r"elsewhere/manifest\.json: no pair set"):
         PairSet(f"{remote}/elsewhere")

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffgan.factory.claims import CLAIMS
 from diffgan.manifest import Manifest
 from diffgan.pairs import shard_content, tensors_digest
+from diffgan.shards import HEADER
 from diffgan.store import Entry, Store
 
 PARTS = "parts"
@@ -99,7 +100,7 @@ def header_of(content: bytes) -> dict:
     """What a shard or part tells of itself; KeyError, ValueError or SafetensorError if it is none."""
     deserialize(content)
     size = int.from_bytes(content[:8], "little")
-    return json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["diffgan"])
+    return json.loads(json.loads(content[8 : 8 + size])["__metadata__"][HEADER])
 
 
 def join(parts: list[Part]) -> Part:

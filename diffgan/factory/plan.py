@@ -1,5 +1,6 @@
 """The verb `pairs plan`: what a pair set will cost, before anything is made."""
 
+import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -55,6 +56,7 @@ def plan(
         utilization: share of that peak that the network reaches, e.g. 0.3.
         devices: how many share the work.
     """
+    _check_options(measure, calls_per_second, peak_tflops, utilization, devices)
     recipe = read_recipe(config)
     network = Network(recipe.module.teacher_path)
     recipe.data.setup("predict")
@@ -67,6 +69,30 @@ def plan(
 def calls_of_a_pair(module: PairGeneration, network: Network) -> int:
     """Network calls of one latent each: guidance takes two of them at a time."""
     return network.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
+
+
+# ---- the options ----
+
+
+def _check_options(
+    measure: bool,
+    calls_per_second: float | None,
+    peak_tflops: float | None,
+    utilization: float | None,
+    devices: int,
+) -> None:
+    """Raises: UserError naming the option that cannot be, or those that do not go together."""
+    if sum([measure, calls_per_second is not None, peak_tflops is not None]) > 1:
+        raise UserError("plan: give one of --measure, --calls_per_second and --peak_tflops")
+    if (peak_tflops is None) != (utilization is None):
+        raise UserError("plan: --peak_tflops and --utilization go together")
+    for option, value in {"calls_per_second": calls_per_second, "peak_tflops": peak_tflops}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{option}: {value} must be more than 0, and finite")
+    if utilization is not None and not 0 < utilization <= 1:
+        raise UserError(f"--utilization: {utilization} must be more than 0 and at most 1")
+    if devices < 1:
+        raise UserError(f"--devices: {devices} must be at least 1")
 
 
 # ---- the configuration ----
@@ -86,7 +112,7 @@ def read_recipe(config: list[str]) -> Recipe:
     """The parts of the configurations, later ones overriding earlier ones.
 
     Raises:
-        UserError: it makes no pairs, or does not write them.
+        UserError: it makes no pairs, or does not write them, or writes shards of no pairs.
     """
     words = [word for file in config for word in ("-c", file)]
     read = _Reader(args=["predict", *words], auto_configure_optimizers=False, save_config_callback=None)
@@ -94,6 +120,8 @@ def read_recipe(config: list[str]) -> Recipe:
     writers = [c for c in trainer["callbacks"] or [] if isinstance(c, PairWriter)]
     if not (isinstance(read.model, PairGeneration) and isinstance(read.datamodule, Prompts) and writers):
         raise UserError(f"{config[-1]}: does not make pairs: it needs PairGeneration, Prompts and PairWriter")
+    if writers[0].shard_size < 1:
+        raise UserError(f"shard_size: {writers[0].shard_size} must be at least 1")
     return Recipe(read.model, read.datamodule, writers[0], str(trainer["precision"] or "32-true"))
 
 
@@ -149,10 +177,6 @@ def _rate(
     devices: int,
 ) -> Rate | None:
     """Pairs a second by what the user gave; None if that was nothing."""
-    if sum([measure, calls_per_second is not None, peak_tflops is not None]) > 1:
-        raise UserError("plan: give one of --measure, --calls_per_second and --peak_tflops")
-    if (peak_tflops is None) != (utilization is None):
-        raise UserError("plan: --peak_tflops and --utilization go together")
     if measure:
         return measured_rate(recipe, devices)
     if calls_per_second is not None:

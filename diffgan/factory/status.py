@@ -5,15 +5,17 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from diffgan.factory.claims import is_free, read_claim
+from diffgan.factory.claims import read_claim
 from diffgan.factory.parts import Look, look
-from diffgan.manifest import Manifest
+from diffgan.manifest import MANIFEST, Manifest
+from diffgan.shards import HEADER
 from diffgan.store import Folder, Store, open_store
+from diffgan.workers import is_dead
 
 RECENT_SECONDS = 3600  # what the rate is measured over
-LEASE_SECONDS = 600  # as `PairWriter` has it by default
+LEASE_SECONDS = 600  # as `PairWriter` has it by default; the workers may have another, which the folder does not tell
 UNITS_OF_SIZE = ("B", "kB", "MB", "GB", "TB", "PB")
 UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -44,17 +46,22 @@ def _lines(store: Store, manifest: Manifest, seen: Look) -> Iterator[tuple[str, 
     yield from _rate_lines(manifest, seen, made, at_work, _started(store))
     yield "disk", _disk_line(store, manifest, seen)
     if isinstance(store, Folder):
-        yield "cut", f"{_truncated(store, manifest, seen)} prompts of whole shards were too long for the tokenizer"
+        cut, damaged = _truncated(store, manifest, seen)
+        yield from (("damaged", f"{fault}; delete it and run `diffgan predict` again") for fault in damaged)
+        yield "cut", f"{cut} prompts of whole shards were too long for the tokenizer"
 
 
 def _claim_line(store: Store, shard: int, seen: Look) -> tuple[bool, str]:
     """Whether a claim's worker is at work, as far as one can tell, and the line about it."""
-    claim, entry = read_claim(store, shard), seen.claims[shard]
+    claim, silent = read_claim(store, shard), time.time() - seen.claims[shard].modified
     who = f"{claim.worker.host}, process {claim.worker.pid}" if claim else "unknown"
     since = f", since {duration(time.time() - claim.since)}" if claim else ""
-    free = is_free(store, shard, entry, LEASE_SECONDS)
-    state = "; dead, free for anyone" if free else f", last sign {duration(time.time() - entry.modified)} ago"
-    return not free, f"shard {shard} by {who}{since}{state}"
+    if claim and is_dead(claim.worker):
+        return False, f"shard {shard} by {who}{since}; dead, free for anyone"
+    if silent > LEASE_SECONDS:
+        freed = "free for anyone with fewer lease_seconds"
+        return False, f"shard {shard} by {who}{since}; no sign for {duration(silent)}, {freed}"
+    return True, f"shard {shard} by {who}{since}, last sign {duration(silent)} ago"
 
 
 # ---- rate ----
@@ -70,7 +77,7 @@ def _rate_lines(manifest: Manifest, seen: Look, made: int, at_work: bool, starte
     )
     yield "rate", f"{rate:.3g} pairs/s over {when} (by the files' times)"
     left = duration((manifest.pairs - made) / rate) + " at that rate"
-    yield "time left", ("none" if made == manifest.pairs else left) + ("" if at_work else "; nobody is at work")
+    yield "time left", ("none" if made == manifest.pairs else left) + ("" if at_work else "; no sign of anyone at work")
 
 
 def recent_rate(manifest: Manifest, seen: Look, now: float | None, started: float) -> tuple[float, float, float]:
@@ -88,7 +95,7 @@ def recent_rate(manifest: Manifest, seen: Look, now: float | None, started: floa
 
 def _started(store: Store) -> float:
     """When the set was begun."""
-    return store.entries()["manifest.json"].modified
+    return store.entries()[MANIFEST].modified
 
 
 def duration(seconds: float) -> str:
@@ -116,9 +123,15 @@ def size(count: float) -> str:
     return f"{count / 1000**exponent:.3g} {UNITS_OF_SIZE[exponent]}"
 
 
-def _truncated(store: Folder, manifest: Manifest, seen: Look) -> int:
-    cut = 0
-    for shard in seen.shards:
-        with safe_open(manifest.file(store.folder, shard), framework="pt") as archive:
-            cut += json.loads((archive.metadata() or {}).get("diffgan", "{}")).get("truncated", 0)
-    return cut
+def _truncated(store: Folder, manifest: Manifest, seen: Look) -> tuple[int, list[str]]:
+    """Prompts that were cut, and the shards that cannot be read, each with the reason."""
+    cut, damaged = 0, []
+    for file in (manifest.file(store.folder, shard) for shard in seen.shards):
+        try:
+            with safe_open(file, framework="pt") as archive:
+                cut += dict(json.loads((archive.metadata() or {})[HEADER])).get("truncated", 0)
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            damaged.append(f"{file} ({error})")
+    return cut, damaged

@@ -24,13 +24,18 @@ COMPUTED_IN_HALF = 0.2
 
 
 class Sample(NamedTuple):
-    """A pair of a set.  shard: the name of its file.  seed: of z.  noise_head: (4,).  latent: (C, H, W) float16."""
+    """A pair of a set.
+
+    shard: the name of its file.  seed: of z.  noise_head: (4,).  latent: (C, H, W) float16.  noise: (C, H, W) float32,
+    if the set holds it.
+    """
 
     shard: str
     seed: int
     noise_head: Tensor
     prompt: str
     latent: Tensor
+    noise: Tensor | None
 
 
 def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance: float | None = None) -> None:
@@ -42,6 +47,10 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         teacher: where the set's teacher is now; by default where the manifest says it was.
         tolerance: largest deviation of a latent that is allowed; by default what storage and rounding explain.
     """
+    if sample < 0:
+        raise UserError(f"--sample: {sample} must be at least 0")
+    if tolerance is not None and not tolerance >= 0:
+        raise UserError(f"--tolerance: {tolerance} must be at least 0")
     store = open_store(folder)
     manifest = Manifest.read(store)
     chosen = set(np.random.default_rng(0).permutation(manifest.pairs)[:sample].tolist())
@@ -52,7 +61,7 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         print(
             f"{folder}: {undigested} shards hold no digest (an older version made them): their bytes were not compared"
         )
-    _check_noise(store, samples)
+    _check_noise(samples)
     if samples:
         print(f"{folder}: {_simulate_again(store, manifest, samples, teacher, tolerance)}")
 
@@ -62,15 +71,14 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
 
 def _check_shards(store: Store, manifest: Manifest, chosen: set[int]) -> tuple[list[Sample], int]:
     """The pairs of these numbers, and how many shards have no digest; UserError at the first shard that is wrong."""
-    samples, undigested, there = [], 0, store.entries()
-    if missing := [s for s in range(manifest.shards) if manifest.name(s) not in there]:
-        first = store.path(manifest.name(missing[0]))
-        raise UserError(f"{first}: shard is missing, with {len(missing) - 1} others; run `diffgan predict` again")
+    manifest.require_whole(store)
+    samples, undigested = [], 0
     for shard in range(manifest.shards):
         name = store.path(manifest.name(shard))
         tensors, digested = _check_shard(store, manifest, shard, name)
         undigested += not digested
-        samples += [_sample(name, tensors, row) for row, number in enumerate(manifest.span(shard)) if number in chosen]
+        rows = [row for row, number in enumerate(manifest.span(shard)) if number in chosen]
+        samples += [_sample(name, tensors, row, manifest.store_noise) for row in rows]
     return samples, undigested
 
 
@@ -93,12 +101,8 @@ def _check_shard(store: Store, manifest: Manifest, shard: int, name: str) -> tup
 def _fault(manifest: Manifest, shard: int, tensors: dict[str, Tensor]) -> str | None:
     """What is wrong with the tensors of a shard."""
     span, offsets = manifest.span(shard), tensors["prompt_offsets"]
-    wanted = {"latent": (len(span), *manifest.latent_shape), "noise_head": (len(span), NOISE_HEAD)}
-    for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            return f"{name} is {tuple(tensors[name].shape)} and not {shape}"
-        if not tensors[name].isfinite().all():
-            return f"{name} is not finite"
+    if fault := _fault_of_values(manifest, len(span), tensors):
+        return fault
     if tensors["seed"].tolist() != [manifest.seed_base + i for i in span]:
         return "seeds of other pairs than its name says"
     ends = [0, len(tensors["prompt_bytes"])]
@@ -108,19 +112,36 @@ def _fault(manifest: Manifest, shard: int, tensors: dict[str, Tensor]) -> str | 
     return None
 
 
+def _fault_of_values(manifest: Manifest, count: int, tensors: dict[str, Tensor]) -> str | None:
+    """What is wrong with the latents and noise of `count` pairs."""
+    stored = {"noise": (count, *manifest.latent_shape)} if manifest.store_noise else {}
+    wanted = {"latent": (count, *manifest.latent_shape), "noise_head": (count, NOISE_HEAD)} | stored
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            return f"{name} is {tuple(tensors[name].shape)} and not {shape}"
+        if not tensors[name].isfinite().all():
+            return f"{name} is not finite"
+    if stored and (tensors["noise"].flatten(1)[:, :NOISE_HEAD] - tensors["noise_head"]).abs().max() > NOISE_TOLERANCE:
+        return "noise does not begin with noise_head"
+    return None
+
+
 def _changed(header: dict, tensors: dict[str, Tensor]) -> str | None:
     changed = "digest" in header and header["digest"] != tensors_digest(tensors)
     return "its bytes are not those that were written" if changed else None
 
 
-def _sample(name: str, tensors: dict[str, Tensor], row: int) -> Sample:
+def _sample(name: str, tensors: dict[str, Tensor], row: int, store_noise: bool) -> Sample:
     begin, end = tensors["prompt_offsets"][row : row + 2].tolist()
     prompt = tensors["prompt_bytes"][begin:end].numpy().tobytes().decode()
-    return Sample(name, tensors["seed"][row].item(), tensors["noise_head"][row], prompt, tensors["latent"][row].clone())
+    noise = tensors["noise"][row].clone() if store_noise else None  # a clone, for the shard is let go
+    head, latent = tensors["noise_head"][row].clone(), tensors["latent"][row].clone()
+    return Sample(name, tensors["seed"][row].item(), head, prompt, latent, noise)
 
 
-def _check_noise(store: Store, samples: list[Sample]) -> None:
-    for sample in samples:
+def _check_noise(samples: list[Sample]) -> None:
+    """Raises: UserError if the noise of a pair must be drawn, and is another one here."""
+    for sample in (sample for sample in samples if sample.noise is None):
         head = draw_noise([sample.seed], tuple(sample.latent.shape)).flatten()[:NOISE_HEAD]
         if (head - sample.noise_head).abs().max() > NOISE_TOLERANCE:
             raise UserError(f"{sample.shard}: seed {sample.seed} draws other noise here than the set was made from")
@@ -153,7 +174,8 @@ def allowed_deviation(precision: str, largest: float) -> float:
 
 def _deviations(manifest: Manifest, samples: list[Sample], teacher: str) -> Tensor:
     """(N,): of each pair's latent, its largest deviation."""
-    module = PairGeneration(teacher, manifest.steps, manifest.guidance, named_in(manifest.scheduler))
+    module = _Again(teacher, manifest.steps, manifest.guidance, named_in(manifest.scheduler))
+    module.stored = {sample.seed: sample.noise for sample in samples if sample.noise is not None}
     module.setup("predict")
     if (digest := weights_digest(module.teacher)) != manifest.teacher_digest:
         raise UserError(
@@ -166,3 +188,12 @@ def _deviations(manifest: Manifest, samples: list[Sample], teacher: str) -> Tens
     ]
     made = torch.cat([pairs.latent.cpu() for pairs in simulate(module, batches, manifest.precision)])
     return (made - torch.stack([sample.latent.float() for sample in samples])).abs().flatten(1).amax(1)
+
+
+class _Again(PairGeneration):
+    """Solves from stored noise if there is any; in the batch, it would be rounded to the trainer's precision."""
+
+    stored: dict[int, Tensor]
+
+    def noise(self, seed: Tensor) -> Tensor:
+        return torch.stack([self.stored[s] for s in seed.tolist()]) if self.stored else super().noise(seed)

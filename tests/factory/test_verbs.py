@@ -5,20 +5,26 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
+from diffgan import generation
 from diffgan.__main__ import main
+from diffgan.errors import UserError
+from diffgan.factory import verify
 from diffgan.factory.claims import Claim, claim_file
 from diffgan.factory.flops import Network
-from diffgan.pairs import tensors_digest
+from diffgan.noise import draw_noise
+from diffgan.pairs import PairSet, tensors_digest
 from diffgan.store import open_store
-from diffgan.workers import Worker
+from diffgan.workers import Worker, this_worker
 from tests.pair_sets import refusal, shards
 
 
@@ -65,11 +71,81 @@ def test_status_of_an_interrupted_set(whole, capsys):
     for file in whole.iterdir():
         os.utime(file, (time.time() - 7200,) * 2)
     told = shown(capsys, "pairs", "status", whole)
-    assert "of work, which ended 2 hours ago" in told and "nobody is at work" in told
+    assert "of work, which ended 2 hours ago" in told and "no sign of anyone at work" in told
 
 
 def test_status_needs_a_set(tmp_path, capsys):
     assert "manifest.json: no pair set" in refusal(capsys, ["pairs", "status", str(tmp_path)])
+
+
+def test_status_names_a_truncated_shard_and_goes_on(whole, capsys):
+    os.truncate(whole / shards(whole)[2], 100)
+    told = shown(capsys, "pairs", "status", whole)
+    assert re.search(rf"damaged +{whole / shards(whole)[2]} \(.+\); delete it and run `diffgan predict` again", told)
+    assert "0 prompts of whole shards were too long" in told
+
+
+def test_status_counts_the_shards_of_an_older_version(whole, capsys):
+    """They do not tell how many of their prompts were cut."""
+    file = whole / shards(whole)[0]
+    with safe_open(file, framework="pt") as archive:
+        header = json.loads(archive.metadata()["diffgan"])
+    del header["truncated"]
+    save_file(load_file(file), file, {"diffgan": json.dumps(header)})
+    assert "damaged" not in shown(capsys, "pairs", "status", whole)
+
+
+@pytest.mark.parametrize("verb", ["status", "verify"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pairs": "abc"},
+        {"pairs": 0},
+        {"pairs": True},
+        {"shard_size": 0},
+        {"batch_size": -1},
+        {"steps": 2.5},
+        {"seed_base": -1},
+        {"latent_shape": [4, 8]},
+        {"latent_shape": [4, 8, "8"]},
+        {"latent_shape": 4},
+        {"scheduler": []},
+        {"teacher": None},
+        {"guidance": "8"},
+    ],
+)
+def test_a_manifest_of_odd_values_is_refused_by_field(verb, change, whole, capsys):
+    file = whole / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (name, value), line = *change.items(), refusal(capsys, ["pairs", verb, str(whole)])
+    assert f"{file}: {name} is {value!r} there and must be" in line
+
+
+def test_status_tells_how_long_a_worker_elsewhere_gave_no_sign(whole, capsys):
+    """Nobody can see from here whether it is dead, nor how long its lease is."""
+    (whole / shards(whole)[5]).unlink()
+    open_store(whole).write(claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), time.time() - 9000).content())
+    os.utime(whole / claim_file(5), (time.time() - 8100,) * 2)
+    told = shown(capsys, "pairs", "status", whole)
+    assert "no sign for 2.25 hours, free for anyone with fewer lease_seconds" in told
+    assert "dead" not in told and "no sign of anyone at work" in told
+
+
+def test_status_knows_a_dead_worker_of_this_machine(whole, capsys):
+    (whole / shards(whole)[5]).unlink()
+    dead = this_worker()._replace(born="before")
+    open_store(whole).write(claim_file(5), Claim(dead, time.time()).content())
+    assert "; dead, free for anyone" in shown(capsys, "pairs", "status", whole)
+
+
+# ---- predict ----
+
+
+def test_a_root_folder_that_cannot_be_made_is_refused_in_one_line(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    root = tmp_path / "file" / "runs"
+    line = refusal(capsys, command(tmp_path / "set", f"--trainer.default_root_dir={root}"))
+    assert f"{root}: predict.yaml cannot be written (" in line
 
 
 # ---- verify ----
@@ -129,14 +205,84 @@ def test_verify_sees_other_noise(whole, capsys):
     assert f"{file}: seed 36 draws other noise" in refusal(capsys, ["pairs", "verify", str(whole)])
 
 
-def test_verify_wants_the_whole_set_and_its_teacher(whole, other_pipeline, capsys, tiny_pipeline, tmp_path):
+@pytest.fixture(scope="module")
+def with_noise(command, tmp_path_factory):
+    """A set that holds its noise, which nobody may change."""
+    folder = tmp_path_factory.mktemp("stored") / "with_noise"
+    words = command(folder)
+    file = Path(words[-1])
+    config = yaml.safe_load(file.read_text())
+    config["trainer"]["callbacks"][0]["init_args"]["store_noise"] = True
+    file.write_text(yaml.safe_dump(config))
+    main(words)
+    return folder
+
+
+def draw_other_noise(monkeypatch):
+    """As a torch would whose generator is another one."""
+    other = lambda seeds, shape: draw_noise([int(seed) + 1 for seed in seeds], shape)  # noqa: E731
+    for module in (generation, verify):
+        monkeypatch.setattr(module, "draw_noise", other)
+
+
+def test_verify_takes_the_noise_that_is_stored(with_noise, unbroken, monkeypatch, capsys):
+    draw_other_noise(monkeypatch)
+    assert "44 pairs made again" in shown(capsys, "pairs", "verify", with_noise)
+    assert "draws other noise here" in refusal(capsys, ["pairs", "verify", str(unbroken)])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda tensors: tensors["noise"][1, 0, 0, 0].add_(1), "noise does not begin with noise_head"),
+        (lambda tensors: tensors.update(noise=tensors["noise"][:, :2].clone()), "noise is (8, 2, "),
+        (lambda tensors: tensors["noise"][0, -1].fill_(float("inf")), "noise is not finite"),
+        (lambda tensors: tensors.pop("noise"), "noise"),
+    ],
+)
+def test_verify_checks_the_noise_that_is_stored(with_noise, change, message, tmp_path, capsys):
+    folder = shutil.copytree(with_noise, tmp_path / "spoilt")
+    file = folder / shards(folder)[2]
+    rewritten(file, change, keep_digest=False)
+    line = refusal(capsys, ["pairs", "verify", str(folder), "--sample", "0"])
+    assert f"{file}: shard is damaged" in line and message in line
+
+
+def test_verify_makes_pairs_again_from_the_noise_that_is_stored(with_noise, tmp_path, capsys):
+    folder = shutil.copytree(with_noise, tmp_path / "spoilt")
+    file = folder / shards(folder)[2]
+    rewritten(file, lambda tensors: tensors["noise"][1, -1].neg_(), keep_digest=False)
+    assert f"{file}: made again, seed 27 deviates" in refusal(capsys, ["pairs", "verify", str(folder)])
+
+
+def test_verify_wants_the_teacher_of_the_set(whole, other_pipeline, capsys, tiny_pipeline, tmp_path):
     assert "not the teacher of this set" in refusal(
         capsys, ["pairs", "verify", str(whole), "--teacher", str(other_pipeline)]
     )
     moved = shutil.copytree(tiny_pipeline, tmp_path / "moved")
     assert "44 pairs made again" in shown(capsys, "pairs", "verify", whole, "--teacher", moved)
-    (whole / shards(whole)[3]).unlink()
-    assert "pairs-00003-of-00006.safetensors: shard is missing" in refusal(capsys, ["pairs", "verify", str(whole)])
+
+
+@pytest.mark.parametrize("missing, others", [([3], ""), ([3, 4], ", and 1 other"), ([3, 4, 5], ", and 2 others")])
+def test_verify_and_readers_tell_missing_shards_alike(missing, others, whole, capsys):
+    for shard in missing:
+        (whole / f"pairs-{shard:05d}-of-00006.safetensors").unlink()
+    told = f"{whole}/pairs-00003-of-00006.safetensors: shard is missing{others}; run `diffgan predict` with the "
+    assert told in refusal(capsys, ["pairs", "verify", str(whole)])
+    with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+        PairSet(whole)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sample", "-5"], "--sample: -5 must be at least 0"),
+        (["--tolerance", "-1"], "--tolerance: -1.0 must be at least 0"),
+        (["--tolerance", ".nan"], "--tolerance: nan must be at least 0"),
+    ],
+)
+def test_verify_refuses_options_that_cannot_be(options, message, unbroken, capsys):
+    assert message in refusal(capsys, ["pairs", "verify", str(unbroken), *options])
 
 
 # ---- plan ----
@@ -176,7 +322,25 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
     [
         (["--measure", "--calls_per_second", "3"], "give one of"),
         (["--peak_tflops", "3"], "--peak_tflops and --utilization go together"),
+        (["--calls_per_second", "0"], "--calls_per_second: 0.0 must be more than 0"),
+        (["--calls_per_second", ".nan"], "--calls_per_second: nan must be more than 0"),
+        (["--calls_per_second", ".inf"], "--calls_per_second: inf must be more than 0"),
+        (["--peak_tflops", "-1", "--utilization", "0.3"], "--peak_tflops: -1.0 must be more than 0"),
+        (["--peak_tflops", "3", "--utilization", "0"], "--utilization: 0.0 must be more than 0 and at most 1"),
+        (["--peak_tflops", "3", "--utilization", "30"], "--utilization: 30.0 must be more than 0 and at most 1"),
+        (["--devices", "0"], "--devices: 0 must be at least 1"),
+        (["--devices", "-2"], "--devices: -2 must be at least 1"),
     ],
 )
-def test_plan_wants_one_source(options, message, command, tmp_path, capsys):
+def test_plan_refuses_options_that_cannot_be(options, message, command, tmp_path, capsys):
     assert message in refusal(capsys, ["pairs", "plan", *command(tmp_path / "set")[1:], *options])
+
+
+def test_plan_refuses_a_shard_size_that_cannot_be(command, tmp_path, capsys):
+    words = command(tmp_path / "set")[1:]
+    (tmp_path / "more.yaml").write_text(
+        "trainer: {callbacks: [{class_path: callbacks.pair_writer.PairWriter, "
+        f"init_args: {{folder: {tmp_path / 'set'}, shard_size: 0}}}}]}}"
+    )
+    line = refusal(capsys, ["pairs", "plan", *words, "-c", str(tmp_path / "more.yaml")])
+    assert "shard_size: 0 must be at least 1" in line
