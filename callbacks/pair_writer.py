@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 from datamodules.prompts import Prompts
 from diffgan import solvers
 from diffgan.errors import UserError
+from diffgan.factory.claims import CLAIMS
+from diffgan.factory.parts import PARTS
 from diffgan.factory.workshop import Workshop
 from diffgan.generation import PairGeneration
 from diffgan.manifest import MANIFEST, Manifest, versions
@@ -120,7 +122,7 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
     if not store.create(MANIFEST, manifest.content()):
         held = Manifest.parse(store.read(MANIFEST), store.path(MANIFEST))
         manifest.require(held.identity(), store.path(MANIFEST))
-    store.tidy(lease_seconds, ())
+    store.sweep(lease_seconds, (CLAIMS, PARTS))
     if isinstance(store, Folder):  # from a remote store every shard would have to be fetched: `diffgan pairs verify`
         for shard in range(manifest.shards):
             if manifest.file(store.folder, shard).exists():

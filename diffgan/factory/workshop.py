@@ -160,4 +160,5 @@ class Workshop:
         for name in self.store.entries(CLAIMS):
             self.store.remove(name)
         with contextlib.suppress(UserError):
-            self.store.tidy(self.claims.lease_seconds, (CLAIMS, PARTS))
+            self.store.sweep(self.claims.lease_seconds, (CLAIMS, PARTS))
+        self.store.prune((CLAIMS, PARTS))

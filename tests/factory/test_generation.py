@@ -81,13 +81,25 @@ def test_half_written_files_are_swept_once_their_writer_is_dead(whole, command):
     assert not gone.exists() and not old.exists() and fresh.exists()
 
 
+def test_partials_of_others_are_left_alone(whole, command):
+    writer = "77.0123abcd-1-1.partial"
+    names = (f"sub/00000-0-2.safetensors.{writer}", f"sub/parts/00001.{writer}", "movie.mkv.partial")
+    foreign = [whole / name for name in (*names, "claims/7.partial", f"mine.txt.{writer}")]
+    for file in foreign:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+        os.utime(file, (0, 0))
+    main(command(whole))
+    assert all(file.exists() for file in foreign)
+
+
 def leave_partials(folder: Path) -> list[Path]:
     """Files half-written by a dead process of this machine, and by two of another machine: long ago, and just now."""
     process = subprocess.Popen(["true"])
     process.wait()
     (folder / "parts").mkdir()
     names = [f"{machine()}-{process.pid}-1", "0123abcd-1-1", "0123abcd-2-1"]
-    partials = [folder / "parts" / f"00000-0-2.safetensors.{name}.partial" for name in names]
+    partials = [folder / "parts" / f"00000-0-2.safetensors.77.{name}.partial" for name in names]
     for partial in partials:
         partial.write_bytes(b"half")
         os.utime(partial, (0, 0))
