@@ -10,7 +10,7 @@ from datamodules.prompts import Prompts
 from diffgan import solvers
 from diffgan.errors import UserError
 from diffgan.factory.claims import CLAIMS
-from diffgan.factory.parts import PARTS
+from diffgan.factory.parts import PARTS, require_own_leftovers
 from diffgan.factory.workshop import Workshop
 from diffgan.generation import PairGeneration
 from diffgan.manifest import MANIFEST, Manifest, versions
@@ -119,6 +119,8 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
     Raises:
         UserError: the folder cannot be written, holds another set, or a shard that is damaged.
     """
+    if store.read(MANIFEST) is None:
+        require_own_leftovers(store, manifest)
     if not store.create(MANIFEST, manifest.content()):
         held = Manifest.parse(store.read(MANIFEST), store.path(MANIFEST))
         manifest.require(held.identity(), store.path(MANIFEST))

@@ -120,6 +120,20 @@ def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, comma
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
 
 
+@pytest.mark.parametrize("kind", ["shards", "parts"])
+def test_a_refused_command_leaves_no_manifest(whole, unbroken, command, capsys, tmp_path, kind):
+    folder = whole if kind == "shards" else tmp_path / "begun"
+    if kind == "parts":
+        main(command(folder, "--trainer.limit_predict_batches=1"))
+    (folder / "manifest.json").unlink()
+    before = contents(folder)
+    for option, field in {"--model.init_args.steps=3": "steps", "--data.init_args.pairs=60": "pairs"}.items():
+        assert f"another pair set: {field} is" in refusal(capsys, command(folder, option))
+        assert contents(folder) == before
+    main(command(folder))
+    assert contents(folder) == contents(unbroken)
+
+
 def test_a_truncated_shard_is_refused_and_kept(whole, command, capsys):
     shard = whole / "pairs-00003-of-00006.safetensors"
     os.truncate(shard, 1000)
