@@ -84,8 +84,9 @@ class Claims:
                 self.held.pop(shard, None)
 
     def release(self, shard: int) -> None:
-        """Let a shard go."""
-        if self.held.pop(shard, None) is not None:
+        """Let a shard go, if it was not taken over."""
+        content = self.held.pop(shard, None)
+        if content is not None and self.store.read(claim_file(shard)) == content:
             self.store.remove(claim_file(shard))
 
     def abandon(self) -> None:

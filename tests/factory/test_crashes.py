@@ -10,6 +10,7 @@ import time
 import pytest
 
 from diffgan.__main__ import main
+from diffgan.factory.workshop import Workshop
 from tests.pair_sets import claims, contents, die_at_write, parts, refusal, shards, wait_until
 from tests.processes import SERVER, start, start_two_processes
 
@@ -82,6 +83,58 @@ def test_parts_of_another_batch_size_are_not_used(begun, command, tmp_path):
     main(command(begun, "--data.init_args.batch_size=4"))
     assert contents(begun).keys() == contents(alike).keys()
     assert all(contents(begun)[name] == contents(alike)[name] for name in shards(alike))
+
+
+def at_write(monkeypatch, number: int, act) -> None:
+    """Have act() called when a finished batch is handed over for the `number`-th time."""
+    keep, calls = Workshop.keep, iter(range(1000))
+
+    def kept(self, pairs, truncated):
+        if next(calls) == number - 1:
+            self.background.finish()
+            act()
+        keep(self, pairs, truncated)
+
+    monkeypatch.setattr(Workshop, "keep", kept)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_a_folder_deleted_meanwhile_ends_with_one_line(command, unbroken, monkeypatch, tmp_path, capsys, batch):
+    folder = tmp_path / "gone"
+    at_write(monkeypatch, batch, lambda: shutil.rmtree(folder))
+    assert f"{folder}/manifest.json: is gone; run the same command again" in refusal(capsys, command(folder))
+    assert not shards(folder) and not parts(folder)
+    main(command(folder))
+    assert contents(folder) == contents(unbroken)
+
+
+def test_a_manifest_deleted_before_the_end_is_told(command, unbroken, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "gone"
+    finish = Workshop._finish
+
+    def finish_and_delete(self, shard):
+        finish(self, shard)
+        if len(shards(folder)) == 6:
+            (folder / "manifest.json").unlink()
+
+    monkeypatch.setattr(Workshop, "_finish", finish_and_delete)
+    assert "manifest.json: is gone; run the same command again" in refusal(capsys, command(folder))
+    monkeypatch.undo()
+    main(command(folder))
+    assert contents(folder) == contents(unbroken)
+
+
+def test_another_set_in_the_folder_s_place_gets_nothing(command, monkeypatch, tmp_path, capsys):
+    folder, other = tmp_path / "set", tmp_path / "other"
+    main(command(other, "--model.init_args.guidance=1.0", "--trainer.limit_predict_batches=1"))
+
+    def replace():
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
+
+    at_write(monkeypatch, 2, replace)
+    assert "manifest.json: is another set's now" in refusal(capsys, command(folder))
+    assert contents(folder) == contents(other)
 
 
 def test_sigterm_saves_the_batch_lets_the_claim_go_and_leaves(unbroken, command, tmp_path):
