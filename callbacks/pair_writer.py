@@ -14,8 +14,11 @@ from diffgan.factory.parts import PARTS, require_own_leftovers
 from diffgan.factory.workshop import Workshop
 from diffgan.generation import PairGeneration
 from diffgan.manifest import MANIFEST, Manifest, versions
-from diffgan.pairs import PairBatch, read_shard, weights_digest
+from diffgan.pairs import PairBatch, read_shard, shards_size, weights_digest
 from diffgan.store import Folder, Store, open_store
+
+COMPARED_BYTES = 10e9  # what every worker's start may read, in ten seconds
+UNCOMPARED = "; `diffgan pairs verify` compares their bytes"
 
 
 class PairWriter(pl.Callback):
@@ -56,7 +59,8 @@ class PairWriter(pl.Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: PairGeneration) -> None:
         pairs = self.workshop.manifest.pairs
         if trainer.is_global_zero and self.workshop.made() == pairs:
-            print(f"diffgan: {self.folder}: all {pairs} pairs are there", file=sys.stderr)
+            more = "" if _is_compared(self.workshop.store, self.workshop.manifest) else UNCOMPARED
+            print(f"diffgan: {self.folder}: all {pairs} pairs are there{more}", file=sys.stderr)
 
     def on_predict_batch_end(self, trainer, pl_module, outputs: PairBatch, batch, batch_idx, dataloader_idx=0) -> None:
         truncated = sum(pl_module.teacher.truncated(outputs.prompt))  # tokenizers are not for two threads
@@ -126,9 +130,15 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
         manifest.require(held.identity(), store.path(MANIFEST))
     store.sweep(lease_seconds, (CLAIMS, PARTS))
     if isinstance(store, Folder):  # from a remote store every shard would have to be fetched: `diffgan pairs verify`
+        compare = _is_compared(store, manifest)
         for shard in range(manifest.shards):
             if manifest.file(store.folder, shard).exists():
-                read_shard(store, manifest, shard)
+                read_shard(store, manifest, shard, compare)
+
+
+def _is_compared(store: Store, manifest: Manifest) -> bool:
+    """Whether the bytes of the shards that are there are compared with their digests at the start."""
+    return isinstance(store, Folder) and shards_size(store, manifest) <= COMPARED_BYTES
 
 
 def _leave_if_told(trainer: pl.Trainer) -> None:

@@ -122,7 +122,7 @@ def _sample(name: str, tensors: dict[str, Tensor], row: int) -> Sample:
 def _check_noise(store: Store, samples: list[Sample]) -> None:
     for sample in samples:
         head = draw_noise([sample.seed], tuple(sample.latent.shape)).flatten()[:NOISE_HEAD]
-        if (head - sample.noise_head).abs().max() > NOISE_TOLERANCE:
+        if not (head - sample.noise_head).abs().max() <= NOISE_TOLERANCE:
             raise UserError(f"{sample.shard}: seed {sample.seed} draws other noise here than the set was made from")
 
 

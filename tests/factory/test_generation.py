@@ -120,6 +120,24 @@ def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, comma
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
 
 
+def flip_a_latent(shard: Path) -> None:
+    with safe_open(shard, framework="pt") as archive:
+        latent = archive.get_tensor("latent").numpy().tobytes()
+    content = bytearray(shard.read_bytes())
+    content[content.index(latent)] ^= 1
+    shard.write_bytes(content)
+
+
+def test_flipped_bytes_are_not_called_there(whole, command, capsys, monkeypatch):
+    shard = whole / "pairs-00003-of-00006.safetensors"
+    flip_a_latent(shard)
+    line = refusal(capsys, command(whole))
+    assert f"{shard}: shard is damaged (its bytes are not those that were written); delete it" in line
+    monkeypatch.setattr("callbacks.pair_writer.COMPARED_BYTES", 1000)
+    main(command(whole))
+    assert "all 44 pairs are there; `diffgan pairs verify` compares their bytes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["shards", "parts"])
 def test_a_refused_command_leaves_no_manifest(whole, unbroken, command, capsys, tmp_path, kind):
     folder = whole if kind == "shards" else tmp_path / "begun"
