@@ -1,5 +1,6 @@
 """Pairs to disk, by as many workers as there are, so that the same command after a crash finishes the set."""
 
+import math
 import signal
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ class PairWriter(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> None:
         if self.shard_size < 1:
             raise UserError(f"shard_size: {self.shard_size} must be at least 1")
+        if not 0 < self.lease_seconds < math.inf:
+            raise UserError(f"lease_seconds: {self.lease_seconds} must be above 0 and finite")
         data: Prompts = trainer.datamodule
         pl_module.setup(stage)
         manifest = self._describe(pl_module, data, trainer.precision)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from safetensors import safe_open
 
-from diffgan.factory.claims import is_free, read_claim
+from diffgan.factory.claims import is_free, last_sign, read_claim
 from diffgan.factory.parts import Look, look
 from diffgan.manifest import Manifest
 from diffgan.store import Folder, Store, open_store
@@ -53,7 +53,7 @@ def _claim_line(store: Store, shard: int, seen: Look) -> tuple[bool, str]:
     who = f"{claim.worker.host}, process {claim.worker.pid}" if claim else "unknown"
     since = f", since {duration(time.time() - claim.since)}" if claim else ""
     free = is_free(store, shard, entry, LEASE_SECONDS)
-    state = "; dead, free for anyone" if free else f", last sign {duration(time.time() - entry.modified)} ago"
+    state = "; dead, free for anyone" if free else f", last sign {duration(time.time() - last_sign(claim, entry))} ago"
     return not free, f"shard {shard} by {who}{since}{state}"
 
 
