@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 
 from datamodules.prompts import Prompts
 from diffgan import solvers
-from diffgan.errors import UserError
+from diffgan.errors import UserError, tell
 from diffgan.factory.claims import CLAIMS
 from diffgan.factory.parts import PARTS, require_own_leftovers
 from diffgan.factory.workshop import Workshop
@@ -45,6 +46,21 @@ class PairWriter(pl.Callback):
         self.truncated = 0  # prompts that this process had the tokenizer cut
 
     def setup(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> None:
+        refusal = None
+        try:
+            self.workshop = self._open(trainer, pl_module, stage)
+        except UserError as error:
+            refusal = error
+        stop_together(trainer, refusal)
+        trainer.datamodule.work = self.workshop
+        trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
+
+    def _open(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> Workshop:
+        """The set's workshop.
+
+        Raises:
+            UserError: an argument is out of range, the teacher cannot be loaded, or the folder is refused.
+        """
         if self.shard_size < 1:
             raise UserError(f"shard_size: {self.shard_size} must be at least 1")
         if not 0 < self.lease_seconds < math.inf:
@@ -52,12 +68,9 @@ class PairWriter(pl.Callback):
         data: Prompts = trainer.datamodule
         pl_module.setup(stage)
         manifest = self._describe(pl_module, data, trainer.precision)
-        store = self._agree_on_store(manifest, trainer)
-        self.workshop = Workshop(
-            store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _leave_if_told(trainer)
-        )
-        data.work = self.workshop
-        trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
+        store = open_store(self.folder)
+        _open_set(store, manifest, self.lease_seconds)
+        return Workshop(store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _leave_if_told(trainer))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: PairGeneration) -> None:
         pairs = self.workshop.manifest.pairs
@@ -108,16 +121,27 @@ class PairWriter(pl.Callback):
             versions=versions(),
         )
 
-    def _agree_on_store(self, manifest: Manifest, trainer: pl.Trainer) -> Store:
-        """The set's store. One process's refusal stops the others of the trainer, which would wait for it for ever."""
-        store, refusal = open_store(self.folder), None
-        try:
-            _open_set(store, manifest, self.lease_seconds)
-        except UserError as error:
-            refusal = error
-        if not trainer.strategy.reduce_boolean_decision(refusal is None):
-            raise refusal or SystemExit(1)
-        return store
+
+def stop_together(trainer: pl.Trainer, refusal: UserError | None) -> None:
+    """Stop, with one line, if any process of a trainer refuses: the others would wait for it for ever.
+
+    Of those that refuse the first tells why, before a launcher sees the others leave and ends it.
+
+    Raises:
+        UserError: the only process refuses.
+        SystemExit: one of several does.
+    """
+    if trainer.world_size == 1:
+        if refusal is not None:
+            raise refusal
+        return
+    rank = trainer.world_size if refusal is None else trainer.global_rank
+    first = int(trainer.strategy.reduce(torch.tensor(rank, device=trainer.strategy.root_device), reduce_op="min"))
+    if first < trainer.world_size:
+        if first == trainer.global_rank:
+            tell(refusal)
+        trainer.strategy.barrier()
+        raise SystemExit(1)
 
 
 def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -145,6 +146,25 @@ def test_sigterm_saves_the_batch_lets_the_claim_go_and_leaves(unbroken, command,
     worker.join(60)
     assert worker.exitcode == 128 + signal.SIGTERM
     assert parts(folder) and not claims(folder) and len(shards(folder)) < 6
+
+
+def test_control_c_ends_with_one_line_and_lets_the_claim_go(command, tmp_path):
+    folder, shown = tmp_path / "told", tmp_path / "shown.txt"
+    worker = SERVER.Process(target=main_interruptible, args=(shown, command(folder, *SLOW)))
+    worker.start()
+    wait_until(lambda: parts(folder))
+    os.kill(worker.pid, signal.SIGINT)
+    worker.join(60)
+    assert worker.exitcode == 128 + signal.SIGINT and parts(folder) and not claims(folder)
+    assert shown.read_text().splitlines()[-1] == "diffgan: interrupted; the same command goes on"
+    assert "Traceback" not in shown.read_text()
+
+
+def main_interruptible(file, words):
+    """The command as a terminal starts it, its standard error in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stderr = file.open("w", buffering=1)
+    main(words)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import os
 import subprocess
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from callbacks.pair_writer import stop_together
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
@@ -210,5 +212,17 @@ def test_a_refusal_stops_every_process(command, tmp_path):
     main(command(tmp_path / "set"))
     before = contents(tmp_path / "set")
     words = command(tmp_path / "set", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.init_args.guidance=9")
-    assert run_on_two_processes(words) == [1, 1]
+    errors = tmp_path / "errors.txt"
+    assert run_on_two_processes(words, errors) == [1, 1]
     assert contents(tmp_path / "set") == before
+    (line,) = [line for line in errors.read_text().splitlines() if "diffgan: error:" in line]
+    assert line.startswith("diffgan: error:") and "guidance is 3.0 there and 9.0 here" in line
+
+
+def test_of_a_trainer_s_processes_the_first_that_refuses_tells_why(capsys):
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda rank, reduce_op: 1, barrier=lambda: None)
+    for rank, told in ((0, ""), (1, "diffgan: error: mine\n"), (2, "")):
+        trainer = SimpleNamespace(world_size=3, global_rank=rank, strategy=strategy)
+        with pytest.raises(SystemExit, match="1"):
+            stop_together(trainer, UserError("mine") if rank else None)
+        assert capsys.readouterr().err == told
