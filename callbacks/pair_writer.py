@@ -54,6 +54,8 @@ class PairWriter(pl.Callback):
         stop_together(trainer, refusal)
         trainer.datamodule.work = self.workshop
         trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
+        if trainer.progress_bar_callback is not None:  # Lightning's own: it cannot know how many batches there will be
+            trainer.progress_bar_callback.disable()
 
     def _open(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> Workshop:
         """The set's workshop.

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from callbacks.pair_writer import stop_together
@@ -206,6 +207,16 @@ def test_two_processes_make_the_same_bytes(unbroken, command, tmp_path):
     together = tmp_path / "together"
     assert run_on_two_processes(command(together, "--trainer.devices=2", "--trainer.strategy=ddp")) == [0, 0]
     assert contents(together) == contents(unbroken)
+
+
+def test_lightning_s_bar_which_cannot_know_the_length_is_off(command, tmp_path, capfd):
+    words = command(tmp_path / "set")
+    config = yaml.safe_load(Path(words[2]).read_text())
+    del config["trainer"]["callbacks"][1:]  # PairProgress
+    Path(words[2]).write_text(yaml.safe_dump(config))
+    main(words)
+    shown = "".join(capfd.readouterr())
+    assert "Predicting" not in shown and "/89" not in shown
 
 
 def test_a_refusal_stops_every_process(command, tmp_path):
