@@ -1,19 +1,26 @@
 """Pairs to disk, by as many workers as there are, so that the same command after a crash finishes the set."""
 
+import math
 import signal
 import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 
 from datamodules.prompts import Prompts
 from diffgan import solvers
-from diffgan.errors import UserError
+from diffgan.errors import UserError, tell
+from diffgan.factory.claims import CLAIMS
+from diffgan.factory.parts import PARTS, require_own_leftovers
 from diffgan.factory.workshop import Workshop
 from diffgan.generation import PairGeneration
 from diffgan.manifest import MANIFEST, Manifest, versions
-from diffgan.pairs import PairBatch, read_shard, weights_digest
+from diffgan.pairs import PairBatch, read_shard, shards_size, weights_digest
 from diffgan.store import Folder, Store, open_store
+
+COMPARED_BYTES = 10e9  # what every worker's start may read, in ten seconds
+UNCOMPARED = "; `diffgan pairs verify` compares their bytes"
 
 
 class PairWriter(pl.Callback):
@@ -39,22 +46,39 @@ class PairWriter(pl.Callback):
         self.truncated = 0  # prompts that this process had the tokenizer cut
 
     def setup(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> None:
+        refusal = None
+        try:
+            self.workshop = self._open(trainer, pl_module, stage)
+        except UserError as error:
+            refusal = error
+        stop_together(trainer, refusal)
+        trainer.datamodule.work = self.workshop
+        trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
+        if trainer.progress_bar_callback is not None:  # Lightning's own: it cannot know how many batches there will be
+            trainer.progress_bar_callback.disable()
+
+    def _open(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> Workshop:
+        """The set's workshop.
+
+        Raises:
+            UserError: an argument is out of range, the teacher cannot be loaded, or the folder is refused.
+        """
         if self.shard_size < 1:
             raise UserError(f"shard_size: {self.shard_size} must be at least 1")
+        if not 0 < self.lease_seconds < math.inf:
+            raise UserError(f"lease_seconds: {self.lease_seconds} must be above 0 and finite")
         data: Prompts = trainer.datamodule
         pl_module.setup(stage)
         manifest = self._describe(pl_module, data, trainer.precision)
-        store = self._agree_on_store(manifest, trainer)
-        self.workshop = Workshop(
-            store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _leave_if_told(trainer)
-        )
-        data.work = self.workshop
-        trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
+        store = open_store(self.folder)
+        _open_set(store, manifest, self.lease_seconds)
+        return Workshop(store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _leave_if_told(trainer))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: PairGeneration) -> None:
         pairs = self.workshop.manifest.pairs
         if trainer.is_global_zero and self.workshop.made() == pairs:
-            print(f"diffgan: {self.folder}: all {pairs} pairs are there", file=sys.stderr)
+            more = "" if _is_compared(self.workshop.store, self.workshop.manifest) else UNCOMPARED
+            print(f"diffgan: {self.folder}: all {pairs} pairs are there{more}", file=sys.stderr)
 
     def on_predict_batch_end(self, trainer, pl_module, outputs: PairBatch, batch, batch_idx, dataloader_idx=0) -> None:
         truncated = sum(pl_module.teacher.truncated(outputs.prompt))  # tokenizers are not for two threads
@@ -99,16 +123,27 @@ class PairWriter(pl.Callback):
             versions=versions(),
         )
 
-    def _agree_on_store(self, manifest: Manifest, trainer: pl.Trainer) -> Store:
-        """The set's store. One process's refusal stops the others of the trainer, which would wait for it for ever."""
-        store, refusal = open_store(self.folder), None
-        try:
-            _open_set(store, manifest, self.lease_seconds)
-        except UserError as error:
-            refusal = error
-        if not trainer.strategy.reduce_boolean_decision(refusal is None):
-            raise refusal or SystemExit(1)
-        return store
+
+def stop_together(trainer: pl.Trainer, refusal: UserError | None) -> None:
+    """Stop, with one line, if any process of a trainer refuses: the others would wait for it for ever.
+
+    Of those that refuse the first tells why, before a launcher sees the others leave and ends it.
+
+    Raises:
+        UserError: the only process refuses.
+        SystemExit: one of several does.
+    """
+    if trainer.world_size == 1:
+        if refusal is not None:
+            raise refusal
+        return
+    rank = trainer.world_size if refusal is None else trainer.global_rank
+    first = int(trainer.strategy.reduce(torch.tensor(rank, device=trainer.strategy.root_device), reduce_op="min"))
+    if first < trainer.world_size:
+        if first == trainer.global_rank:
+            tell(refusal)
+        trainer.strategy.barrier()
+        raise SystemExit(1)
 
 
 def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
@@ -117,14 +152,22 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
     Raises:
         UserError: the folder cannot be written, holds another set, or a shard that is damaged.
     """
+    if store.read(MANIFEST) is None:
+        require_own_leftovers(store, manifest)
     if not store.create(MANIFEST, manifest.content()):
         held = Manifest.parse(store.read(MANIFEST), store.path(MANIFEST))
         manifest.require(held.identity(), store.path(MANIFEST))
-    store.tidy(lease_seconds, ())
+    store.sweep(lease_seconds, (CLAIMS, PARTS))
     if isinstance(store, Folder):  # from a remote store every shard would have to be fetched: `diffgan pairs verify`
+        compare = _is_compared(store, manifest)
         for shard in range(manifest.shards):
             if manifest.file(store.folder, shard).exists():
-                read_shard(store, manifest, shard)
+                read_shard(store, manifest, shard, compare)
+
+
+def _is_compared(store: Store, manifest: Manifest) -> bool:
+    """Whether the bytes of the shards that are there are compared with their digests at the start."""
+    return isinstance(store, Folder) and shards_size(store, manifest) <= COMPARED_BYTES
 
 
 def _leave_if_told(trainer: pl.Trainer) -> None:

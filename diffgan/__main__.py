@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.folders import run_folder
 from callbacks.image_checkpoint import ImageCheckpoint, broken
-from diffgan.errors import UserError
+from diffgan.errors import UserError, tell
 
 PLAIN = {
     "sample": ("diffgan.sample:sample", "pictures from a teacher or an exported student"),
@@ -242,7 +244,8 @@ def _quieten() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run `diffgan VERB ...`; args: the words after `diffgan`, by default those of the command line.
 
-    A mistake of the user ends with one line on standard error and exit code 1 (2 for the command line itself).
+    A mistake of the user ends with one line on standard error and exit code 1 (2 for the command line itself), Ctrl-C
+    with one line and 130, where Lightning would say 1.
     """
     args = sys.argv[1:] if args is None else list(args)
     _quieten()
@@ -251,8 +254,15 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if (mistake := _mistake(error)) is None:
             raise
-        print(f"diffgan: error: {mistake}", file=sys.stderr)
+        tell(mistake)
         sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            more = "; the same command goes on" if args[:1] in (["fit"], ["predict"]) else ""
+            sys.stderr.write(f"diffgan: interrupted{more}\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 def _run(args: Sequence[str]) -> None:

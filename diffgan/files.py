@@ -15,6 +15,10 @@ from diffgan.errors import UserError
 from diffgan.workers import Worker, is_dead, this_worker
 
 PARTIAL = ".partial"
+OWN_PARTIAL = re.compile(  # of a pair set: manifest, shard, claim or part; then thread, machine, process, its start
+    r"(manifest\.json|pairs-\d+-of-\d+\.safetensors|\d+|\d+-\d+-\d+\.safetensors)"
+    r"\.\d+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<born>\d*)\.partial"
+)
 EMBEDDED = "glyphs"  # what a path may say instead of a place, for what ships with the package
 
 
@@ -55,17 +59,15 @@ def write_partial(partial: Path, data: bytes) -> None:
 
 
 def sweep_partials(folder: Path, seconds: float) -> None:
-    """Remove what dead writers left half-written below a folder: those of this machine's processes at once, others
-    when they are older than `seconds`."""
-    for partial in folder.rglob(f"*{PARTIAL}"):
+    """Remove what dead writers of a pair set left half-written in a folder, not below it: those of this machine's
+    processes at once, others when they are older than `seconds`. Nobody else's files are touched."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        if (found := OWN_PARTIAL.fullmatch(partial.name)) is None or not partial.is_file():
+            continue
+        writer = Worker("", found["machine"], int(found["pid"]), found["born"])
         with contextlib.suppress(FileNotFoundError):  # another sweeper was faster, or it got its name
-            if _writer_is_dead(partial.name) or time.time() - partial.stat().st_mtime > seconds:
+            if is_dead(writer) or time.time() - partial.stat().st_mtime > seconds:
                 partial.unlink()
-
-
-def _writer_is_dead(name: str) -> bool:
-    found = re.search(rf"\.([0-9a-f]+)-(\d+)-(\d*){re.escape(PARTIAL)}$", name)
-    return bool(found) and is_dead(Worker("", found[1], int(found[2]), found[3]))
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:

@@ -104,6 +104,13 @@ class Manifest:
                 "this set again"
             )
 
+    def require_still(self, store: Store) -> None:
+        """Raises: UserError if the set in the store is not this one any more: someone deleted or replaced it."""
+        if (content := store.read(MANIFEST)) is None:
+            raise UserError(f"{store.path(MANIFEST)}: is gone; run the same command again")
+        if Manifest.parse(content, store.path(MANIFEST)).identity() != self.identity():
+            raise UserError(f"{store.path(MANIFEST)}: is another set's now; choose another folder")
+
     @property
     def shards(self) -> int:
         """Number of shards of the whole set."""

@@ -56,9 +56,12 @@ class Store(ABC):
         """Drop the copy that `local` made, which is damaged; whether there can be a better one."""
         return False
 
-    def tidy(self, seconds: float, folders: Sequence[str]) -> None:  # noqa: B027, nothing where there are no folders
-        """Remove those of the folders that are empty, and what dead writers left half-written (of other machines:
-        after so many seconds)."""
+    def sweep(self, seconds: float, folders: Sequence[str]) -> None:  # noqa: B027, nothing where no file is half there
+        """Remove what dead writers of a pair set left half-written in the store's folder and in these below it (of
+        other machines: after so many seconds)."""
+
+    def prune(self, folders: Sequence[str]) -> None:  # noqa: B027, nothing where there are no folders
+        """Remove those of the folders that are empty."""
 
     def path(self, name: str) -> str:
         """How messages call a file."""
@@ -112,9 +115,12 @@ class Folder(Store):
         file = self.folder / name
         return file if file.is_file() else None
 
-    def tidy(self, seconds: float, folders: Sequence[str]) -> None:
-        with contextlib.suppress(FileNotFoundError), self._explained(""):
-            sweep_partials(self.folder, seconds)
+    def sweep(self, seconds: float, folders: Sequence[str]) -> None:
+        for folder in ("", *folders):
+            with contextlib.suppress(FileNotFoundError), self._explained(folder):
+                sweep_partials(self.folder / folder, seconds)
+
+    def prune(self, folders: Sequence[str]) -> None:
         for folder in folders:
             with contextlib.suppress(OSError):  # not empty, or gone already
                 (self.folder / folder).rmdir()

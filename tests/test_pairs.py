@@ -92,6 +92,22 @@ def test_refuses_a_truncated_shard(folder, size):
         PairSet(folder)
 
 
+def test_refuses_flipped_bytes_of_a_small_set(folder, monkeypatch):
+    file = manifest().file(folder, 1)
+    content = file.read_bytes()
+    file.write_bytes(content.replace("grüße".encode(), "grüßE".encode()))
+    with pytest.raises(UserError, match=f"{file.name}: shard is damaged .its bytes are not those"):
+        PairSet(folder)
+    monkeypatch.setattr(pairs_module, "COMPARED_BYTES", 1000)
+    PairSet(folder)
+
+
+def test_a_noise_that_is_no_number_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(pairs_module, "draw_noise", lambda seeds, shape: draw_noise(seeds, shape) * float("nan"))
+    with pytest.raises(UserError, match="seed 102 draws other noise"):
+        PairSet(folder).read([2])
+
+
 def test_refuses_a_missing_shard(folder):
     file = manifest().file(folder, 2)
     file.unlink()

@@ -17,13 +17,16 @@ REFRESH_SECONDS = 30
 
 
 class Claim(NamedTuple):
-    """worker: that makes the shard.  since: when it took it, seconds since 1970."""
+    """worker: that makes the shard.  since: when it took it, seconds since 1970.  refreshed: its last sign, by its own
+    clock, for services that tell no times of files."""
 
     worker: Worker
     since: float
+    refreshed: float
 
     def content(self) -> bytes:
-        return (json.dumps(self.worker._asdict() | {"since": self.since}) + "\n").encode()
+        told = {"since": self.since, "refreshed": self.refreshed}
+        return (json.dumps(self.worker._asdict() | told) + "\n").encode()
 
 
 def claim_file(shard: int) -> str:
@@ -34,17 +37,22 @@ def read_claim(store: Store, shard: int) -> Claim | None:
     """The claim on a shard; None if there is none, or none that can be read."""
     try:
         values = json.loads(store.read(claim_file(shard)) or b"")
-        return Claim(Worker(*(values[name] for name in Worker._fields)), float(values["since"]))
+        since = float(values["since"])
+        return Claim(Worker(*(values[name] for name in Worker._fields)), since, float(values.get("refreshed", since)))
     except (ValueError, TypeError, KeyError):
         return None
 
 
 def is_free(store: Store, shard: int, entry: Entry, lease_seconds: float) -> bool:
     """Whether a claim binds nobody: its worker has died on this machine, or finished no batch for a whole lease."""
-    if time.time() - entry.modified > lease_seconds:
-        return True
     claim = read_claim(store, shard)
-    return claim is not None and is_dead(claim.worker)
+    expired = time.time() - last_sign(claim, entry) > lease_seconds
+    return expired or (claim is not None and is_dead(claim.worker))
+
+
+def last_sign(claim: Claim | None, entry: Entry) -> float:
+    """When a claim was taken or refreshed: by the file's time or, where there is none, by what it says itself."""
+    return entry.modified or (claim.refreshed if claim else 0.0)
 
 
 class Claims:
@@ -55,37 +63,39 @@ class Claims:
         lease_seconds: a claim that was not refreshed for so long is anyone's; longer than the slowest batch takes.
 
     Attributes:
-        held: the shards this worker makes, and the content of its claims.
+        held: the shards this worker makes, and its claims.
     """
 
     def __init__(self, store: Store, lease_seconds: float):
         self.store, self.lease_seconds = store, lease_seconds
-        self.held: dict[int, bytes] = {}
+        self.held: dict[int, Claim] = {}
         self._refreshed: dict[int, float] = {}
 
     def take(self, shard: int) -> bool:
         """Claim a shard; whether nobody was faster."""
-        content = Claim(this_worker(), time.time()).content()
+        claim = Claim(this_worker(), now := time.time(), now)
         with contextlib.suppress(FileNotFoundError):  # the folder was tidied away: the set has become whole
-            if self.store.create(claim_file(shard), content):
-                self.held[shard], self._refreshed[shard] = content, time.monotonic()
+            if self.store.create(claim_file(shard), claim.content()):
+                self.held[shard], self._refreshed[shard] = claim, time.monotonic()
                 return True
         return False
 
     def refresh(self) -> None:
         """Tell that this worker gets on, now and then; a claim that another one took over meanwhile is given up."""
-        for shard, content in list(self.held.items()):
+        for shard, claim in list(self.held.items()):
             if time.monotonic() - self._refreshed[shard] < REFRESH_SECONDS:
                 continue
-            if self.store.read(claim_file(shard)) == content:
-                self.store.write(claim_file(shard), content)
-                self._refreshed[shard] = time.monotonic()
+            if self.store.read(claim_file(shard)) == claim.content():
+                claim = claim._replace(refreshed=time.time())
+                self.store.write(claim_file(shard), claim.content())
+                self.held[shard], self._refreshed[shard] = claim, time.monotonic()
             else:
                 self.held.pop(shard, None)
 
     def release(self, shard: int) -> None:
-        """Let a shard go."""
-        if self.held.pop(shard, None) is not None:
+        """Let a shard go, if it was not taken over."""
+        claim = self.held.pop(shard, None)
+        if claim is not None and self.store.read(claim_file(shard)) == claim.content():
             self.store.remove(claim_file(shard))
 
     def abandon(self) -> None:

@@ -4,6 +4,7 @@ A part is named by the numbers of its pairs. They were solved together, so a par
 may differ between workers; parts cut for another batch size are of no use to a worker, and are left alone.
 """
 
+import contextlib
 import json
 import re
 from typing import NamedTuple
@@ -16,10 +17,11 @@ from torch import Tensor
 from diffgan.factory.claims import CLAIMS
 from diffgan.manifest import Manifest
 from diffgan.pairs import shard_content, tensors_digest
-from diffgan.shards import HEADER
-from diffgan.store import Entry, Store
+from diffgan.shards import HEADER, open_shard
+from diffgan.store import Entry, Folder, Store
 
 PARTS = "parts"
+SHARD = re.compile(r"pairs-\d+-of-\d+\.safetensors")
 PART = re.compile(r"/(\d+)-(\d+)-(\d+)\.safetensors$")  # shard, first and last pair
 CLAIM = re.compile(r"/(\d+)$")
 
@@ -94,6 +96,20 @@ def read_part(store: Store, manifest: Manifest, shard: int, numbers: range) -> P
         return None
     manifest.require(header, store.path(name))
     return Part(tensors, header["truncated"])
+
+
+def require_own_leftovers(store: Store, manifest: Manifest) -> None:
+    """Look at what a folder without a manifest holds; damaged parts are left to `read_part`.
+
+    Raises:
+        UserError: a shard is damaged, or a shard or a part is of another set.
+    """
+    shards = [name for name in store.entries() if SHARD.fullmatch(name)]
+    for name in shards if isinstance(store, Folder) else shards[:1]:  # a remote one is copied here
+        manifest.require(open_shard(store, name, "run the same command again").header, store.path(name))
+    for name in filter(PART.search, store.entries(PARTS)):
+        with contextlib.suppress(SafetensorError, KeyError, json.JSONDecodeError):
+            manifest.require(header_of(store.read(name) or b""), store.path(name))
 
 
 def header_of(content: bytes) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from safetensors import SafetensorError, safe_open
 
-from diffgan.factory.claims import read_claim
+from diffgan.factory.claims import last_sign, read_claim
 from diffgan.factory.parts import Look, look
 from diffgan.manifest import MANIFEST, Manifest
 from diffgan.shards import HEADER
@@ -53,7 +53,8 @@ def _lines(store: Store, manifest: Manifest, seen: Look) -> Iterator[tuple[str, 
 
 def _claim_line(store: Store, shard: int, seen: Look) -> tuple[bool, str]:
     """Whether a claim's worker is at work, as far as one can tell, and the line about it."""
-    claim, silent = read_claim(store, shard), time.time() - seen.claims[shard].modified
+    claim = read_claim(store, shard)
+    silent = time.time() - last_sign(claim, seen.claims[shard])
     who = f"{claim.worker.host}, process {claim.worker.pid}" if claim else "unknown"
     since = f", since {duration(time.time() - claim.since)}" if claim else ""
     if claim and is_dead(claim.worker):

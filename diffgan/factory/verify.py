@@ -143,7 +143,7 @@ def _check_noise(samples: list[Sample]) -> None:
     """Raises: UserError if the noise of a pair must be drawn, and is another one here."""
     for sample in (sample for sample in samples if sample.noise is None):
         head = draw_noise([sample.seed], tuple(sample.latent.shape)).flatten()[:NOISE_HEAD]
-        if (head - sample.noise_head).abs().max() > NOISE_TOLERANCE:
+        if not (head - sample.noise_head).abs().max() <= NOISE_TOLERANCE:
             raise UserError(f"{sample.shard}: seed {sample.seed} draws other noise here than the set was made from")
 
 

@@ -60,6 +60,7 @@ class Workshop:
                 continue
             pause = FIRST_PAUSE
         self.background.finish()
+        self.manifest.require_still(self.store)
         self._tidy()
 
     def keep(self, pairs: PairBatch, truncated: int) -> None:
@@ -131,6 +132,7 @@ class Workshop:
         shard = numbers[0] // self.manifest.shard_size
         file = part_file(shard, numbers)
         tensors = pack(pairs, self.manifest.store_noise, self.store.path(file))
+        self.manifest.require_still(self.store)
         try:
             write_part(self.store, self.manifest, shard, numbers, Part(tensors, truncated))
         except UserError:
@@ -145,6 +147,7 @@ class Workshop:
             if None not in parts:
                 whole = join(parts)
                 content = shard_content(self.manifest, shard, whole.tensors, whole.truncated)
+                self.manifest.require_still(self.store)
                 self.store.write(self.manifest.name(shard), content)
                 self._drop_parts(shard)
             self.claims.release(shard)
@@ -160,4 +163,5 @@ class Workshop:
         for name in self.store.entries(CLAIMS):
             self.store.remove(name)
         with contextlib.suppress(UserError):
-            self.store.tidy(self.claims.lease_seconds, (CLAIMS, PARTS))
+            self.store.sweep(self.claims.lease_seconds, (CLAIMS, PARTS))
+        self.store.prune((CLAIMS, PARTS))

@@ -6,14 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from diffgan.__main__ import main
 from diffgan.factory.claims import Claim, Claims, claim_file, read_claim
-from diffgan.store import open_store
+from diffgan.store import Entry, open_store
 from diffgan.workers import Worker, _born, is_dead, machine, this_worker
-from tests.pair_sets import contents, parts, shards, wait_until
+from tests.pair_sets import contents, parts, refusal, shards, wait_until
 from tests.processes import SERVER, run_on_two_processes, start
 
 SHARD = 2
@@ -31,7 +32,7 @@ def sleeper():
 
 def claimed_by(folder, worker: Worker):
     """A set in which another worker has claimed a shard."""
-    open_store(folder).write(claim_file(SHARD), Claim(worker, time.time()).content())
+    open_store(folder).write(claim_file(SHARD), Claim(worker, time.time(), time.time()).content())
     return folder
 
 
@@ -61,13 +62,38 @@ def test_a_claim_lasts_as_long_as_it_is_refreshed(tmp_path, monkeypatch):
     store = open_store(tmp_path)
     one, other = Claims(store, 600), Claims(store, 600)
     one.take(3)
-    os.utime(tmp_path / claim_file(3), (0, 0))
+    os.utime(tmp_path / claim_file(3), (1, 1))
     one.refresh()
     assert not other.bury({3: store.entries("claims")[claim_file(3)]})
-    os.utime(tmp_path / claim_file(3), (0, 0))
+    os.utime(tmp_path / claim_file(3), (1, 1))
     assert other.bury({3: store.entries("claims")[claim_file(3)]}) and other.take(3)
     one.refresh()
     assert not one.held and read_claim(store, 3) is not None, "what another one took over is given up and left alone"
+
+
+def test_without_file_times_a_claim_tells_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffgan.factory.claims.REFRESH_SECONDS", 0)
+    store, untimed = open_store(tmp_path), {3: Entry(1, 0.0)}
+    one, other = Claims(store, 600), Claims(store, 600)
+    one.take(3)
+    assert not other.bury(untimed), "it was taken just now"
+    begin = time.time()
+    monkeypatch.setattr(time, "time", lambda: begin + 500)
+    one.refresh()
+    monkeypatch.setattr(time, "time", lambda: begin + 1000)
+    assert one.held and read_claim(store, 3).since < begin + 1 and not other.bury(untimed), "it was refreshed"
+    monkeypatch.setattr(time, "time", lambda: begin + 1200)
+    assert other.bury(untimed)
+
+
+@pytest.mark.parametrize("lease", ["0", "-1", ".nan", ".inf"])
+def test_a_lease_that_is_no_time_is_refused(command, tmp_path, capsys, lease):
+    folder = tmp_path / "new"
+    words = command(folder)
+    config = Path(words[2])
+    config.write_text(config.read_text().replace("shard_size:", f"lease_seconds: {lease}\n      shard_size:"))
+    assert "lease_seconds: " in (line := refusal(capsys, words)) and "must be above 0 and finite" in line
+    assert not folder.exists()
 
 
 def test_a_dead_worker_s_claim_is_taken_over_at_once(sleeper, unbroken, command, tmp_path):

@@ -5,11 +5,13 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
 from diffgan.__main__ import main
+from diffgan.factory.workshop import Workshop
 from tests.pair_sets import claims, contents, die_at_write, parts, refusal, shards, wait_until
 from tests.processes import SERVER, start, start_two_processes
 
@@ -84,6 +86,58 @@ def test_parts_of_another_batch_size_are_not_used(begun, command, tmp_path):
     assert all(contents(begun)[name] == contents(alike)[name] for name in shards(alike))
 
 
+def at_write(monkeypatch, number: int, act) -> None:
+    """Have act() called when a finished batch is handed over for the `number`-th time."""
+    keep, calls = Workshop.keep, iter(range(1000))
+
+    def kept(self, pairs, truncated):
+        if next(calls) == number - 1:
+            self.background.finish()
+            act()
+        keep(self, pairs, truncated)
+
+    monkeypatch.setattr(Workshop, "keep", kept)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_a_folder_deleted_meanwhile_ends_with_one_line(command, unbroken, monkeypatch, tmp_path, capsys, batch):
+    folder = tmp_path / "gone"
+    at_write(monkeypatch, batch, lambda: shutil.rmtree(folder))
+    assert f"{folder}/manifest.json: is gone; run the same command again" in refusal(capsys, command(folder))
+    assert not shards(folder) and not parts(folder)
+    main(command(folder))
+    assert contents(folder) == contents(unbroken)
+
+
+def test_a_manifest_deleted_before_the_end_is_told(command, unbroken, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "gone"
+    finish = Workshop._finish
+
+    def finish_and_delete(self, shard):
+        finish(self, shard)
+        if len(shards(folder)) == 6:
+            (folder / "manifest.json").unlink()
+
+    monkeypatch.setattr(Workshop, "_finish", finish_and_delete)
+    assert "manifest.json: is gone; run the same command again" in refusal(capsys, command(folder))
+    monkeypatch.undo()
+    main(command(folder))
+    assert contents(folder) == contents(unbroken)
+
+
+def test_another_set_in_the_folder_s_place_gets_nothing(command, monkeypatch, tmp_path, capsys):
+    folder, other = tmp_path / "set", tmp_path / "other"
+    main(command(other, "--model.init_args.guidance=1.0", "--trainer.limit_predict_batches=1"))
+
+    def replace():
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
+
+    at_write(monkeypatch, 2, replace)
+    assert "manifest.json: is another set's now" in refusal(capsys, command(folder))
+    assert contents(folder) == contents(other)
+
+
 def test_sigterm_saves_the_batch_lets_the_claim_go_and_leaves(unbroken, command, tmp_path):
     folder = tmp_path / "told"
     worker = start(command(folder, *SLOW))
@@ -92,6 +146,25 @@ def test_sigterm_saves_the_batch_lets_the_claim_go_and_leaves(unbroken, command,
     worker.join(60)
     assert worker.exitcode == 128 + signal.SIGTERM
     assert parts(folder) and not claims(folder) and len(shards(folder)) < 6
+
+
+def test_control_c_ends_with_one_line_and_lets_the_claim_go(command, tmp_path):
+    folder, shown = tmp_path / "told", tmp_path / "shown.txt"
+    worker = SERVER.Process(target=main_interruptible, args=(shown, command(folder, *SLOW)))
+    worker.start()
+    wait_until(lambda: parts(folder))
+    os.kill(worker.pid, signal.SIGINT)
+    worker.join(60)
+    assert worker.exitcode == 128 + signal.SIGINT and parts(folder) and not claims(folder)
+    assert shown.read_text().splitlines()[-1] == "diffgan: interrupted; the same command goes on"
+    assert "Traceback" not in shown.read_text()
+
+
+def main_interruptible(file, words):
+    """The command as a terminal starts it, its standard error in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stderr = file.open("w", buffering=1)
+    main(words)
 
 
 @pytest.fixture(scope="module")

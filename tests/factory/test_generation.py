@@ -5,13 +5,16 @@ import os
 import subprocess
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
+from callbacks.pair_writer import stop_together
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
@@ -81,13 +84,25 @@ def test_half_written_files_are_swept_once_their_writer_is_dead(whole, command):
     assert not gone.exists() and not old.exists() and fresh.exists()
 
 
+def test_partials_of_others_are_left_alone(whole, command):
+    writer = "77.0123abcd-1-1.partial"
+    names = (f"sub/00000-0-2.safetensors.{writer}", f"sub/parts/00001.{writer}", "movie.mkv.partial")
+    foreign = [whole / name for name in (*names, "claims/7.partial", f"mine.txt.{writer}")]
+    for file in foreign:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+        os.utime(file, (0, 0))
+    main(command(whole))
+    assert all(file.exists() for file in foreign)
+
+
 def leave_partials(folder: Path) -> list[Path]:
     """Files half-written by a dead process of this machine, and by two of another machine: long ago, and just now."""
     process = subprocess.Popen(["true"])
     process.wait()
     (folder / "parts").mkdir()
     names = [f"{machine()}-{process.pid}-1", "0123abcd-1-1", "0123abcd-2-1"]
-    partials = [folder / "parts" / f"00000-0-2.safetensors.{name}.partial" for name in names]
+    partials = [folder / "parts" / f"00000-0-2.safetensors.77.{name}.partial" for name in names]
     for partial in partials:
         partial.write_bytes(b"half")
         os.utime(partial, (0, 0))
@@ -106,6 +121,38 @@ def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, comma
     }.items():
         assert f"manifest.json: another pair set: {field} is" in refusal(capsys, command(whole, option))
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
+
+
+def flip_a_latent(shard: Path) -> None:
+    with safe_open(shard, framework="pt") as archive:
+        latent = archive.get_tensor("latent").numpy().tobytes()
+    content = bytearray(shard.read_bytes())
+    content[content.index(latent)] ^= 1
+    shard.write_bytes(content)
+
+
+def test_flipped_bytes_are_not_called_there(whole, command, capsys, monkeypatch):
+    shard = whole / "pairs-00003-of-00006.safetensors"
+    flip_a_latent(shard)
+    line = refusal(capsys, command(whole))
+    assert f"{shard}: shard is damaged (its bytes are not those that were written); delete it" in line
+    monkeypatch.setattr("callbacks.pair_writer.COMPARED_BYTES", 1000)
+    main(command(whole))
+    assert "all 44 pairs are there; `diffgan pairs verify` compares their bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["shards", "parts"])
+def test_a_refused_command_leaves_no_manifest(whole, unbroken, command, capsys, tmp_path, kind):
+    folder = whole if kind == "shards" else tmp_path / "begun"
+    if kind == "parts":
+        main(command(folder, "--trainer.limit_predict_batches=1"))
+    (folder / "manifest.json").unlink()
+    before = contents(folder)
+    for option, field in {"--model.init_args.steps=3": "steps", "--data.init_args.pairs=60": "pairs"}.items():
+        assert f"another pair set: {field} is" in refusal(capsys, command(folder, option))
+        assert contents(folder) == before
+    main(command(folder))
+    assert contents(folder) == contents(unbroken)
 
 
 def test_a_truncated_shard_is_refused_and_kept(whole, command, capsys):
@@ -162,9 +209,31 @@ def test_two_processes_make_the_same_bytes(unbroken, command, tmp_path):
     assert contents(together) == contents(unbroken)
 
 
+def test_lightning_s_bar_which_cannot_know_the_length_is_off(command, tmp_path, capfd):
+    words = command(tmp_path / "set")
+    config = yaml.safe_load(Path(words[2]).read_text())
+    del config["trainer"]["callbacks"][1:]  # PairProgress
+    Path(words[2]).write_text(yaml.safe_dump(config))
+    main(words)
+    shown = "".join(capfd.readouterr())
+    assert "Predicting" not in shown and "/89" not in shown
+
+
 def test_a_refusal_stops_every_process(command, tmp_path):
     main(command(tmp_path / "set"))
     before = contents(tmp_path / "set")
     words = command(tmp_path / "set", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.init_args.guidance=9")
-    assert run_on_two_processes(words) == [1, 1]
+    errors = tmp_path / "errors.txt"
+    assert run_on_two_processes(words, errors) == [1, 1]
     assert contents(tmp_path / "set") == before
+    (line,) = [line for line in errors.read_text().splitlines() if "diffgan: error:" in line]
+    assert line.startswith("diffgan: error:") and "guidance is 3.0 there and 9.0 here" in line
+
+
+def test_of_a_trainer_s_processes_the_first_that_refuses_tells_why(capsys):
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda rank, reduce_op: 1, barrier=lambda: None)
+    for rank, told in ((0, ""), (1, "diffgan: error: mine\n"), (2, "")):
+        trainer = SimpleNamespace(world_size=3, global_rank=rank, strategy=strategy)
+        with pytest.raises(SystemExit, match="1"):
+            stop_together(trainer, UserError("mine") if rank else None)
+        assert capsys.readouterr().err == told

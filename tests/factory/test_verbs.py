@@ -55,7 +55,7 @@ def test_status_of_a_set_half_done(whole, capsys):
     os.utime(whole / "manifest.json", (now - 200,) * 2)
     for name in shards(whole)[4:]:
         (whole / name).unlink()
-    open_store(whole).write(claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), now - 60).content())
+    open_store(whole).write(claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), now - 60, now - 60).content())
     told = shown(capsys, "pairs", "status", whole)
     assert "44 pairs in 6 shards of 8" in told and "32 pairs (72.7%): 4 shards" in told and "12 pairs\n" in told
     assert re.search(r"shard 5 by node7, process 12, since 6\d\S* seconds, last sign \S+ seconds ago", told)
