@@ -124,7 +124,9 @@ def test_a_manifest_of_odd_values_is_refused_by_field(verb, change, whole, capsy
 def test_status_tells_how_long_a_worker_elsewhere_gave_no_sign(whole, capsys):
     """Nobody can see from here whether it is dead, nor how long its lease is."""
     (whole / shards(whole)[5]).unlink()
-    open_store(whole).write(claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), time.time() - 9000).content())
+    open_store(whole).write(
+        claim_file(5), Claim(Worker("node7", "elsewhere", 12, "1"), time.time() - 9000, time.time()).content()
+    )
     os.utime(whole / claim_file(5), (time.time() - 8100,) * 2)
     told = shown(capsys, "pairs", "status", whole)
     assert "no sign for 2.25 hours, free for anyone with fewer lease_seconds" in told
@@ -134,7 +136,7 @@ def test_status_tells_how_long_a_worker_elsewhere_gave_no_sign(whole, capsys):
 def test_status_knows_a_dead_worker_of_this_machine(whole, capsys):
     (whole / shards(whole)[5]).unlink()
     dead = this_worker()._replace(born="before")
-    open_store(whole).write(claim_file(5), Claim(dead, time.time()).content())
+    open_store(whole).write(claim_file(5), Claim(dead, time.time(), time.time()).content())
     assert "; dead, free for anyone" in shown(capsys, "pairs", "status", whole)
 
 
