@@ -78,10 +78,11 @@ def test_parts_of_another_set_are_refused_by_name(begun, command, tmp_path, caps
     assert "parts/" in (line := refusal(capsys, command(begun))) and "guidance is 1.0 there and 3.0 here" in line
 
 
-def test_parts_of_another_batch_size_are_not_used(begun, command, tmp_path):
+def test_parts_of_another_batch_size_are_not_used(begun, command, tmp_path, capsys):
     alike = tmp_path / "alike"
     main(command(alike, "--data.init_args.batch_size=4"))
     main(command(begun, "--data.init_args.batch_size=4"))
+    assert "begun with batch_size 3, goes on with 4" in capsys.readouterr().err
     assert contents(begun).keys() == contents(alike).keys()
     assert all(contents(begun)[name] == contents(alike)[name] for name in shards(alike))
 
