@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 
 class Background:
     """Calls made one after another in a thread of their own; at most `most` of them wait.
@@ -12,7 +14,7 @@ class Background:
     """
 
     def __init__(self, most: int = 2):
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # the rest computes
         self._calls: deque[Future] = deque()
         self._most = most
 
