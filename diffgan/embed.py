@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from diffgan.embeddings import INDEX, index_tensors, keys, open_embeddings, shard_header, shard_name, tensors_of
 from diffgan.errors import UserError
-from diffgan.pairs import PairSet, cut, weights_digest
+from diffgan.pairs import PairSet, cut, require_teacher
 from diffgan.shards import HEADER, DamagedShard
 from diffgan.store import Store, open_store
 from diffgan.teacher import Teacher
@@ -30,7 +30,9 @@ def embed(folder: str, output: str, teacher: str | None = None, batch_size: int 
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} must be at least 1")
     pairs, store = PairSet(folder), open_store(output)
-    network = _load(teacher or pairs.manifest.teacher, pairs.manifest.teacher_digest)
+    teacher = teacher or pairs.manifest.teacher
+    network = Teacher.from_pretrained(teacher).to("cuda" if torch.cuda.is_available() else "cpu")
+    require_teacher(pairs.manifest, network, teacher)
     size, digest = pairs.manifest.shard_size, pairs.manifest.teacher_digest
     prompts = _unique_prompts(pairs)
     _open_index(store, prompts, {"teacher_digest": digest, "shard_size": size})
@@ -44,16 +46,6 @@ def embed(folder: str, output: str, teacher: str | None = None, batch_size: int 
     rows = f"{len(prompts)} prompts of {len(pairs)} pairs"
     used = sum(entry.size for name, entry in store.entries().items() if name in names) / len(prompts)
     print(f"diffgan: {output}: {rows}, {used / 1000:.1f} kB each", file=sys.stderr)
-
-
-def _load(teacher: str, digest: str) -> Teacher:
-    network = Teacher.from_pretrained(teacher).to("cuda" if torch.cuda.is_available() else "cpu")
-    if (found := weights_digest(network)) != digest:
-        raise UserError(
-            f"teacher {teacher}: not the teacher of this set (digest {digest} there, {found} here); name where it is: "
-            "--teacher"
-        )
-    return network
 
 
 def _unique_prompts(pairs: PairSet) -> list[str]:

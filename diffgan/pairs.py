@@ -77,6 +77,15 @@ def cut(span: range, batch_size: int) -> list[range]:
     return [span[i : i + batch_size] for i in range(0, len(span), batch_size)]
 
 
+def require_teacher(manifest: Manifest, network: Teacher, place: str) -> None:
+    """Raises UserError if the network loaded from `place` is not the one that made the set."""
+    if (digest := weights_digest(network)) != manifest.teacher_digest:
+        raise UserError(
+            f"teacher {place}: not the teacher of this set (digest {manifest.teacher_digest} there, {digest} here); "
+            "name where it is: --teacher"
+        )
+
+
 def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, truncated: int = 0) -> None:
     """Write one whole shard, `truncated` of whose prompts were too long for the tokenizer.
 

@@ -30,6 +30,7 @@ class Claim(NamedTuple):
 
 
 def claim_file(shard: int) -> str:
+    """Name in the store of the claim on a shard."""
     return f"{CLAIMS}/{shard:05d}"
 
 

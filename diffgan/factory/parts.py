@@ -59,6 +59,7 @@ def look(store: Store, manifest: Manifest) -> Look:
 
 
 def part_file(shard: int, numbers: range) -> str:
+    """Name in the store of the part that holds these consecutive pairs of a shard."""
     return f"{PARTS}/{shard:05d}-{numbers[0]}-{numbers[-1]}.safetensors"
 
 

@@ -14,7 +14,7 @@ from diffgan.factory.simulate import simulate
 from diffgan.generation import PairGeneration, PromptBatch
 from diffgan.manifest import Manifest
 from diffgan.noise import draw_noise
-from diffgan.pairs import NOISE_HEAD, NOISE_TOLERANCE, cut, tensors_digest, weights_digest
+from diffgan.pairs import NOISE_HEAD, NOISE_TOLERANCE, cut, require_teacher, tensors_digest
 from diffgan.solvers import named_in
 from diffgan.store import Store, open_store
 
@@ -177,11 +177,7 @@ def _deviations(manifest: Manifest, samples: list[Sample], teacher: str) -> Tens
     module = _Again(teacher, manifest.steps, manifest.guidance, named_in(manifest.scheduler))
     module.stored = {sample.seed: sample.noise for sample in samples if sample.noise is not None}
     module.setup("predict")
-    if (digest := weights_digest(module.teacher)) != manifest.teacher_digest:
-        raise UserError(
-            f"teacher {teacher}: not the teacher of this set (digest {manifest.teacher_digest} there, {digest} here); "
-            "name where it is: --teacher"
-        )
+    require_teacher(manifest, module.teacher, teacher)
     batches = [
         PromptBatch(torch.tensor([samples[i].seed for i in numbers]), [samples[i].prompt for i in numbers])
         for numbers in cut(range(len(samples)), manifest.batch_size)
