@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import torch
 
 from callbacks.clock import passed
+from diffgan.distributed import whole
 from diffgan.errors import UserError
 
 
@@ -31,7 +32,7 @@ class EMA(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if passed(self.log_every_images, trainer, pl_module, batch):
             distance = relative_distance(pl_module.generator_ema, pl_module.generator)
-            pl_module.record("health/ema_distance", distance, pl_module.images_seen)
+            pl_module.record({"health/ema_distance": distance}, pl_module.images_seen)
 
 
 @torch.no_grad()
@@ -39,4 +40,4 @@ def relative_distance(average: torch.nn.Module, module: torch.nn.Module) -> torc
     """|average - module| / |module| over all parameters: () float32."""
     pairs = list(zip(average.parameters(), module.parameters(), strict=True))
     difference = sum((mean - value).float().square().sum() for mean, value in pairs)
-    return (difference / sum(value.float().square().sum() for _, value in pairs)).sqrt()
+    return whole(difference / sum(value.float().square().sum() for _, value in pairs)).sqrt()

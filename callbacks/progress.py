@@ -69,9 +69,7 @@ class ImageProgress(_Bar):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self._advance_to(pl_module.images_seen):  # reading the loss waits for the device: only when it is shown
-            loss = trainer.callback_metrics.get("g/regression")  # Lightning drops that of an epoch's first batch
-            if loss is not None:
-                self.bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {pl_module.observed['g/regression'].item():.4f}", refresh=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

@@ -16,7 +16,8 @@ from diffgan.record import digest, environment, write_json
 class RunReport(pl.Callback):
     """Write `metrics.json` in the run's folder at the end of a validation and of a test.
 
-    It carries the metrics, images seen, checkpoint and its digest, configuration, seed, versions, seconds and device.
+    It carries the metrics (in a fit those of the newest batch too), images seen, checkpoint and its digest,
+    configuration, seed, versions, seconds and device.
 
     Args:
         name: what the tables call this run; by default the logger's name.
@@ -38,10 +39,11 @@ class RunReport(pl.Callback):
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the record of now, whole or not at all."""
+        metrics = {**getattr(pl_module, "observed", {}), **trainer.callback_metrics}
         report = {
             "stage": trainer.state.fn.value,
             "name": self.name or getattr(trainer.logger, "name", None) or "student",
-            "metrics": {n: float(value) for n, value in sorted(trainer.callback_metrics.items()) if n != "step"},
+            "metrics": {name: float(value) for name, value in sorted(metrics.items()) if name != "step"},
             "images_seen": getattr(pl_module, "images_seen", None),
             "checkpoint": _checkpoint(trainer),
             "seconds": round(time.monotonic() - self._started, 1),

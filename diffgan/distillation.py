@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -12,12 +13,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffgan import checkpoints, ema, losses
 from diffgan.adversary import Adversary
 from diffgan.conditioning import Conditioning
-from diffgan.distributed import check_strategy, gathered, shard, synchronized
+from diffgan.distributed import check_strategy, gathered, shard, synchronized, whole
 from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import PairBatch, weights_digest
@@ -114,6 +115,7 @@ class Diffusion2GAN(pl.LightningModule):
         self.last_checkpoint: Path | None = None  # set by the ImageCheckpoint callback
         self.teacher: Teacher | None = None
         self.images_seen = 0
+        self.observed: dict[str, Tensor] = {}  # losses, norms and opinions of the newest batch, by curve
 
     # ---- building ----
 
@@ -190,6 +192,7 @@ class Diffusion2GAN(pl.LightningModule):
     # ---- the algorithm ----
 
     def training_step(self, batch: PairBatch, _) -> None:
+        self.observed = {}
         parts = self._parts(batch)
         generated = self._generate(parts)
         if self.adversary_plays:
@@ -199,7 +202,7 @@ class Diffusion2GAN(pl.LightningModule):
 
     def _generate(self, parts: list[Part]) -> list[Tensor]:
         """x^ = G(z, c), with its graph for the generator's own move if there is one part only."""
-        with self._moving("g"), torch.set_grad_enabled(len(parts) == 1):
+        with torch.set_grad_enabled(len(parts) == 1):
             return [self.generator(part.noise, part.conditioning) for part in parts]
 
     def _move_discriminator(self, parts: list[Part], generated: list[Tensor]) -> None:
@@ -212,9 +215,9 @@ class Diffusion2GAN(pl.LightningModule):
                     self.manual_backward(judged[-1].loss / len(parts))
             self._penalize_gradient(parts)
             optimizer.step()
-        self._log_means([{"d/loss": judgement.loss.detach()} for judgement in judged])
         real, fake = (torch.cat(scores) for scores in zip(*((j.real, j.fake) for j in judged), strict=True))
-        self._log_means([losses.opinions(real, fake, torch.cat([part.replaced for part in parts]))])
+        self.observed["d/loss"] = torch.stack([judgement.loss.detach() for judgement in judged]).mean()
+        self.observed |= losses.opinions(real, fake, torch.cat([part.replaced for part in parts]))
 
     def _judge(self, part: Part, generated: Tensor) -> Judgement:
         """L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), x^ in part replaced by x'."""
@@ -235,7 +238,7 @@ class Diffusion2GAN(pl.LightningModule):
         with losses.second_derivatives(self.device), gathered(self.discriminator):
             loss = self.adversary.r1_loss(self.discriminator, latent, noise, conditioning)
             self.manual_backward(loss)
-        self.record("d/r1", loss, self.images_seen + share * self.trainer.world_size)
+        self.record({"d/r1": loss.detach()}, self.images_seen + share * self.trainer.world_size)
 
     def _move_generator(self, parts: list[Part], generated: list[Tensor]) -> None:
         """G moves down L_reg + lambda_GAN L_GAN, through the gradient at x^."""
@@ -252,14 +255,15 @@ class Diffusion2GAN(pl.LightningModule):
         """Gradient of L_G at the generated latents of each part."""
         random = self._random()
         slopes = [self._slopes(latent.detach(), part, random) for latent, part in zip(generated, parts, strict=True)]
-        self._log_means([slope.losses for slope in slopes])
+        for name in slopes[0].losses:
+            self.observed[name] = torch.stack([slope.losses[name] for slope in slopes]).mean()
         if not self.adversary_plays:
             return [slope.regression for slope in slopes]
         weight = self.adversary.weight
         if self.adversary.balanced:
             norms = (sum(g.float().square().sum() for g in of) for of in zip(*(s[:2] for s in slopes), strict=True))
             ratio = losses.balance(*(self.trainer.strategy.reduce(norm, reduce_op="mean") for norm in norms))
-            self.log("g/gradient_ratio", ratio)
+            self.observed["g/gradient_ratio"] = ratio
             weight = weight * ratio
         return [slope.regression + weight * slope.adversarial for slope in slopes]
 
@@ -279,11 +283,13 @@ class Diffusion2GAN(pl.LightningModule):
         name = self._player[id(optimizer)]
         limit = self.clip_norm if name == "g" else self.adversary.clip_norm
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not norm.isfinite():
-            self.stop(f"{name}: the gradient's norm is {norm.item()}; lower the learning rate")
-        self.log(f"{name}/gradient_norm", norm)
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.observed[f"{name}/gradient_norm"] = whole(norm)
+        size = self.observed[f"{name}/gradient_norm"].item()
+        if not math.isfinite(size):
+            self.stop(f"{name}: the gradient's norm is {size}; lower the learning rate")
+        if size > limit:  # else it would only be multiplied by 1
+            clip_grads_with_norm_(parameters, limit, norm)
 
     # ---- parts of the algorithm ----
 
@@ -307,28 +313,23 @@ class Diffusion2GAN(pl.LightningModule):
 
     @contextlib.contextmanager
     def _moving(self, name: str) -> Iterator[LightningOptimizer]:
-        """One player moves: the others' parameters are constants, its gradients begin at none."""
+        """One player moves: the others' parameters are constants, its gradients are gone afterwards."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         optimizer = optimizers[list(self._networks()).index(name)]
         for group, learning_rate in zip(optimizer.param_groups, self._learning_rates[name], strict=True):
             group["lr"] = self.rates[name](self.images_seen) * learning_rate
         with self.toggled_optimizer(optimizer):
-            optimizer.zero_grad()
             yield optimizer
-
-    def _log_means(self, values: list[dict[str, Tensor]]) -> None:
-        """Log the means over the parts of a batch (of the first process, where there are several)."""
-        for name in {name: None for value in values for name in value}:
-            mean = torch.stack([value[name] for value in values if name in value]).mean()
-            self.log(name, mean, prog_bar=name == "g/regression")
+            optimizer.zero_grad()
 
     def _advance(self, images: int) -> None:
         """G_ema follows G; the clock moves; the budget ends the training."""
         factor = ema.decay(images, ema.ramped(self.ema_half_life_images, self.images_seen))
         ema.update(self._following, factor)
         self.images_seen += images
-        self.log("step", float(self.images_seen))  # the axis of every curve
+        if self.images_seen // images % self.trainer.log_every_n_steps == 0:
+            self.record(self.observed, self.images_seen)
         self._stop_at_budget()
 
     def stop(self, reason: str) -> NoReturn:
@@ -337,10 +338,15 @@ class Diffusion2GAN(pl.LightningModule):
         good = last.with_name(checkpoints.GOOD) if last and last.with_name(checkpoints.GOOD).is_file() else last
         raise UserError(f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}")
 
-    def record(self, name: str, value: Tensor, images_seen: int) -> None:
-        """A point of a curve that is not measured at every batch (`log` would repeat it until the epoch ends)."""
+    def record(self, values: dict[str, Tensor], images_seen: int) -> None:
+        """Points of curves (of the first process, where there are several); their axis counts images.
+
+        Lightning's `log` would count steps, and keep its books at every batch for a value that is rarely written.
+        """
+        if self.loggers:
+            values = dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
         for logger in self.loggers:
-            logger.log_metrics({name: value.item()}, step=images_seen)
+            logger.log_metrics(values, step=images_seen)
 
     def on_train_start(self) -> None:
         self._forget_idle_optimizer()

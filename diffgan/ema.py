@@ -40,8 +40,7 @@ def following(average: nn.Module, module: nn.Module) -> Following:
 @torch.no_grad()
 def update(pair: Following, factor: float) -> None:
     """average <- factor * average + (1 - factor) * module; buffers are copied."""
-    values = [value.to(mean.dtype) for mean, value in zip(pair.means, pair.values, strict=True)]
-    torch._foreach_lerp_(pair.means, values, 1 - factor)
+    torch._foreach_lerp_(pair.means, pair.values, 1 - factor)
     for mean, value in pair.buffers:
         mean.copy_(value)
 

@@ -1,26 +1,23 @@
 """The whole training step (D, G, gradient penalty) against the sum of its bare network passes: time and peak memory."""
 
 import statistics
-import tempfile
 from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
-from callbacks.ema import EMA
-from datamodules.latent_pairs import LatentPairs
 from diffgan import losses
 from diffgan.adversary import Adversary
 from diffgan.distillation import Diffusion2GAN
-from diffgan.generation import PairGeneration
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.perceptual.lpips import ELatentLPIPS
 from diffgan.regression import Perceptual
-from tests.bench.overhead import QUIET, STEPS, Clock, seconds, write_pairs
+from tests.bench.overhead import TRAINING_BATCH as BATCH
+from tests.bench.overhead import WARM_UP, first_batch, fit, training_pairs, training_ratio
 from tests.bench.perceptual import peak_bytes
 
-BATCH, EVERY, ROUNDS = 16, 16, 3
+EVERY, ROUNDS = 16, 5
 
 
 def distillation(images: int, checkpointing: bool = False) -> Diffusion2GAN:
@@ -47,29 +44,19 @@ class Peak(pl.Callback):
         pl_module.training_step = watched
 
 
-def fit(module: Diffusion2GAN, folder: Path, callback: pl.Callback) -> None:
-    limits = {"accelerator": "auto", "devices": 1, "max_epochs": -1, "limit_val_batches": 0}
-    trainer = pl.Trainer(**limits, callbacks=[EMA(1000.0), callback], **QUIET)
-    trainer.fit(module, LatentPairs(folder, BATCH, validation_pairs=0))
-
-
-def step_seconds(folder: Path) -> float:
-    """Seconds a batch of `trainer.fit`, over as many batches as lie between two penalties."""
-    clock = Clock()
-    fit(distillation(images=BATCH * (EVERY + 2)), folder, clock)
-    return clock.per_batch
-
-
 class Passes:
     """What the algorithm asks of the networks, without anything around it."""
 
     def __init__(self, folder: Path, checkpointing: bool = False):
         self.module = distillation(images=1, checkpointing=checkpointing)
         self.module.configure_model()
-        data = LatentPairs(folder, BATCH, validation_pairs=0)
-        data.setup("fit")
-        batch = next(iter(data.train_dataloader()))
+        batch = first_batch(folder)
         self.noise, self.latent, self.prompts = batch.noise, batch.latent, batch.prompt
+
+    def __call__(self, batch_idx: int) -> None:
+        self.main()
+        if batch_idx % EVERY == 0:
+            self.penalty()
 
     def main(self) -> None:
         module, z, x = self.module, self.noise, self.latent
@@ -92,19 +79,12 @@ class Passes:
         module.zero_grad()
 
 
-def passes_seconds(folder: Path) -> float:
-    passes = Passes(folder)
-    passes.main(), passes.penalty()
-    main = statistics.fmean(seconds(passes.main) for _ in range(EVERY))
-    return main + statistics.fmean(seconds(passes.penalty) for _ in range(3)) / EVERY
-
-
 def main() -> None:
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_pairs(PairGeneration("glyphs", STEPS, 1.0), folder)
-        ratio = statistics.median(step_seconds(folder) / passes_seconds(folder) for _ in range(ROUNDS))
+    with training_pairs() as folder:
+        images = BATCH * (WARM_UP + 2 * EVERY)
+        ratios = [training_ratio(distillation(images), Passes(folder), folder) for _ in range(ROUNDS)]
+        ratio = statistics.median(ratios)
         print(f"full step / sum of its network passes     {ratio:.3f}   (aim: at most 1.05)", flush=True)
         for checkpointing in (False, True):
             peak = Peak()

@@ -1,9 +1,10 @@
 """What the trainer adds to the networks: `make bench` prints two ratios, each measured in turn in one process."""
 
+import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,10 +17,12 @@ from datamodules.latent_pairs import LatentPairs
 from datamodules.prompts import Prompts
 from diffgan.distillation import Diffusion2GAN
 from diffgan.generation import PairGeneration
+from diffgan.pairs import PairBatch
 from diffgan.perceptual.lpips import ELatentLPIPS
 from diffgan.regression import Perceptual
 
 PROMPTS, STEPS, GUIDANCE, BATCH, PAIRS = Path("configs/glyphs/prompts.txt"), 10, 3.0, 50, 200
+TRAINING_BATCH = 16
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
 
@@ -48,11 +51,11 @@ def generation_seconds(module: PairGeneration) -> float:
         return write_pairs(module, Path(folder))
 
 
-def write_pairs(module: PairGeneration, folder: Path) -> float:
+def write_pairs(module: PairGeneration, folder: Path, pairs: int = PAIRS) -> float:
     watch = Stopwatch()
     callbacks = [watch, PairWriter(folder, shard_size=100)]
     trainer = pl.Trainer(accelerator="auto", devices=1, callbacks=callbacks, default_root_dir=folder, **QUIET)
-    trainer.predict(module, Prompts(PROMPTS, PAIRS, seed_base=0, batch_size=BATCH), return_predictions=False)
+    trainer.predict(module, Prompts(PROMPTS, pairs, seed_base=0, batch_size=BATCH), return_predictions=False)
     return watch.seconds
 
 
@@ -74,46 +77,66 @@ def bare_loop(module: PairGeneration) -> None:
 
 # ---- training ----
 
+WARM_UP = 2  # batches
 
-class Clock(pl.Callback):
-    """Seconds from the first batch's start to the last one's end, the loader's time included."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if batch_idx == 2:  # the first two warm up
-            self.start, self.first = time.perf_counter(), batch_idx
+class InTurn(pl.Callback):
+    """After every batch of a training its bare passes: what disturbs the machine disturbs both.
+
+    A batch lasts from the end of the passes before it to its own end, so the loader's and the trainer's time is in it.
+    """
+
+    def __init__(self, passes: Callable[[int], None]):
+        self.passes, self.batch, self.bare = passes, 0.0, 0.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if batch_idx > 2:
-            self.per_batch = (time.perf_counter() - self.start) / (batch_idx + 1 - self.first)
+        ended = time.perf_counter()
+        bare = seconds(lambda: self.passes(batch_idx))
+        if trainer.fit_loop.total_batch_idx >= WARM_UP:
+            self.batch += ended - self.resumed
+            self.bare += bare
+        self.resumed = time.perf_counter()
 
 
-def training_step_seconds(folder: Path, batch_size: int, batches: int) -> float:
-    """Seconds a batch of `trainer.fit`."""
-    module = distillation(images=batch_size * batches)
-    clock = Clock()
-    trainer = pl.Trainer(
-        accelerator="auto", devices=1, max_epochs=-1, limit_val_batches=0, callbacks=[EMA(1000.0), clock], **QUIET
-    )
-    trainer.fit(module, LatentPairs(folder, batch_size, validation_pairs=0))
-    return clock.per_batch
-
-
-def bare_passes_seconds(folder: Path, batch_size: int, batches: int) -> float:
-    """Seconds of text encoder, generator, perceptual network and backward, on one batch."""
+def regression_passes(folder: Path) -> Callable[[int], None]:
+    """Text encoder, generator, perceptual network and backward, on one batch."""
     module = distillation(images=1)
     module.configure_model()
-    data = LatentPairs(folder, batch_size, validation_pairs=0)
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
+    batch = first_batch(folder)
 
-    def passes() -> None:
+    def passes(_: int) -> None:
         generated = module.generator(batch.noise, module.teacher.encode(batch.prompt))
         module.regression(generated, batch.latent).mean().backward()
         module.generator.zero_grad()
 
-    for _ in range(2):
-        passes()
-    return statistics.fmean(seconds(passes) for _ in range(batches - 2))
+    return passes
+
+
+@contextlib.contextmanager
+def training_pairs() -> Iterator[Path]:
+    """A folder of quickly made pairs, enough for epochs of 50 batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(PairGeneration("glyphs", 1, 1.0), Path(folder), 50 * TRAINING_BATCH)
+        yield Path(folder)
+
+
+def first_batch(folder: Path) -> PairBatch:
+    data = LatentPairs(folder, TRAINING_BATCH, validation_pairs=0)
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def training_ratio(module: Diffusion2GAN, passes: Callable[[int], None], folder: Path) -> float:
+    """Seconds a batch of `trainer.fit` over those of its bare passes."""
+    watch = InTurn(passes)
+    fit(module, folder, watch)
+    return watch.batch / watch.bare
+
+
+def fit(module: Diffusion2GAN, folder: Path, callback: pl.Callback) -> None:
+    limits = {"accelerator": "auto", "devices": 1, "max_epochs": -1, "limit_val_batches": 0}
+    trainer = pl.Trainer(**limits, callbacks=[EMA(1000.0), callback], **QUIET)
+    trainer.fit(module, LatentPairs(folder, TRAINING_BATCH, validation_pairs=0))
 
 
 def distillation(images: int) -> Diffusion2GAN:
@@ -128,11 +151,9 @@ def main() -> None:
     module = PairGeneration("glyphs", STEPS, GUIDANCE)
     pairs = statistics.median(generation_seconds(module) / seconds(lambda: bare_loop(module)) for _ in range(3))
     print(f"pair generation / bare denoising loop     {pairs:.3f}   (aim: at most 1.03)", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        write_pairs(module, Path(folder))
-        ratios = [
-            training_step_seconds(Path(folder), 16, 24) / bare_passes_seconds(Path(folder), 16, 24) for _ in range(5)
-        ]
+    with training_pairs() as folder:
+        images = TRAINING_BATCH * (WARM_UP + 40)
+        ratios = [training_ratio(distillation(images), regression_passes(folder), folder) for _ in range(5)]
     print(f"training step / sum of its network passes {statistics.median(ratios):.3f}   (aim: at most 1.08)")
 
 
