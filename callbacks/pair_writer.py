@@ -121,6 +121,7 @@ class PairWriter(pl.Callback):
             store_noise=self.store_noise,
             batch_size=data.batch_size,
             versions=versions(),
+            compile=module.compile_network,
         )
 
 
@@ -157,12 +158,14 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
     if not store.create(MANIFEST, manifest.content()):
         held = Manifest.parse(store.read(MANIFEST), store.path(MANIFEST))
         manifest.require(held.identity(), store.path(MANIFEST))
-        if held.batch_size != manifest.batch_size:
-            print(
-                f"diffgan: {store.place}: begun with batch_size {held.batch_size}, goes on with {manifest.batch_size}: "
-                "latents may differ by rounding from those of an unbroken set",
-                file=sys.stderr,
-            )
+        for name in ("batch_size", "compile"):
+            before, now = getattr(held, name), getattr(manifest, name)
+            if before != now:
+                print(
+                    f"diffgan: {store.place}: begun with {name} {before}, goes on with {now}: latents may differ by "
+                    "rounding from those of an unbroken set",
+                    file=sys.stderr,
+                )
     store.sweep(lease_seconds, (CLAIMS, PARTS))
     if isinstance(store, Folder):  # from a remote store every shard would have to be fetched: `diffgan pairs verify`
         compare = _is_compared(store, manifest)

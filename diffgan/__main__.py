@@ -278,6 +278,12 @@ def _run(args: Sequence[str]) -> None:
 def _mistake(error: BaseException | None) -> Exception | None:
     """The user's mistake behind an error: libraries wrap what a constructor raises."""
     while error is not None and not isinstance(error, UserError | MisconfigurationException):
+        if "BackendCompilerFailed" in [
+            kind.__name__ for kind in type(error).__mro__
+        ]:  # torch loads it when it is needed
+            return UserError(
+                f"compile: torch.compile failed ({str(error).splitlines()[0]}); mend that, or leave it out"
+            )
         error = error.__cause__ or error.__context__
     return error
 

@@ -12,8 +12,14 @@ from diffgan.store import Store
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
-RECORDED = ("teacher", "batch_size", "versions")  # told, not compared: they say how a set was made, not which set it is
+RECORDED = (
+    "teacher",
+    "batch_size",
+    "versions",
+    "compile",
+)  # told, not compared: they say how a set was made, not which set it is
 LEAST = {"seed_base": 0}  # of the integers, which else are at least 1
+DEFAULTS = {"compile": False}  # of fields that manifests did not always have
 KINDS = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
 
 
@@ -24,6 +30,7 @@ class Manifest:
     teacher: path or hub id; another path to the same weights is the same teacher, so `teacher_digest` decides.
     precision: Lightning's name of the arithmetic the teacher ran in.  batch_size: pairs solved at once; it moves a
     latent by rounding only, so a set may be finished with another one.  versions: of the libraries it was started with.
+    compile: whether the network was compiled, which moves a latent by rounding too.
     """
 
     teacher: str
@@ -42,6 +49,7 @@ class Manifest:
     store_noise: bool
     batch_size: int
     versions: dict[str, str]
+    compile: bool = False
 
     @classmethod
     def read(cls, store: Store) -> "Manifest":
@@ -61,8 +69,9 @@ class Manifest:
             values = json.loads(content)
         except ValueError as error:
             raise UserError(f"{file}: not a manifest ({error}); make the set in another folder") from error
+        values = DEFAULTS | values if isinstance(values, dict) else {}
         names = {field.name for field in fields(cls)}
-        if odd := sorted(names.symmetric_difference(values if isinstance(values, dict) else {})):
+        if odd := sorted(names.symmetric_difference(values)):
             raise UserError(f"{file}: no manifest of this version (field {odd[0]}); make the set in another folder")
         for field in fields(cls):
             if wanted := _odd(field.name, field.type, value := values[field.name]):

@@ -79,7 +79,7 @@ def test_shards_are_the_same_bytes_every_time(folder, tmp_path_factory):
 def test_names_the_first_differing_field_and_tells_nothing_of_versions(folder):
     held = Manifest.read(open_store(folder))
     assert held == manifest()
-    manifest(versions={}, teacher="moved", batch_size=9).require(held.identity(), folder)
+    manifest(versions={}, teacher="moved", batch_size=9, compile=True).require(held.identity(), folder)
     with pytest.raises(UserError, match=r"guidance is 3\.0 there and 8\.0 here"):
         manifest(guidance=8.0, pairs=9).require(held.identity(), folder)
 
@@ -181,6 +181,13 @@ def test_digest_follows_the_weights_and_not_the_place(tiny_pipeline, other_pipel
     digest = weights_digest(Teacher.from_pretrained(str(tiny_pipeline)))
     assert weights_digest(Teacher.from_pretrained(str(tmp_path / "link"))) == digest
     assert weights_digest(Teacher.from_pretrained(str(other_pipeline))) != digest
+
+
+def test_a_manifest_from_before_networks_were_compiled_is_read(folder):
+    told = json.loads((folder / "manifest.json").read_text())
+    del told["compile"]
+    (folder / "manifest.json").write_text(json.dumps(told))
+    assert Manifest.read(open_store(folder)) == manifest()
 
 
 def test_manifest_is_plain_json(folder):

@@ -78,6 +78,11 @@ def test_parts_of_another_set_are_refused_by_name(begun, command, tmp_path, caps
     assert "parts/" in (line := refusal(capsys, command(begun))) and "guidance is 1.0 there and 3.0 here" in line
 
 
+def test_a_set_that_goes_on_compiled_is_told(begun, command, capsys):
+    main(command(begun, "--model.init_args.compile=true", "--trainer.limit_predict_batches=0"))
+    assert "begun with compile False, goes on with True" in capsys.readouterr().err
+
+
 def test_parts_of_another_batch_size_are_not_used(begun, command, tmp_path, capsys):
     alike = tmp_path / "alike"
     main(command(alike, "--data.init_args.batch_size=4"))
