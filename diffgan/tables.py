@@ -12,13 +12,21 @@ COLUMNS = {
     "CLIP score": ("judge/clip_score", 3),
     "FD (EfficientNet)": ("judge/fd_efficientnet", 1),
     "KID x 1000": ("judge/kid_efficientnet", 1),
+    "FD, grain": ("judge/fd_efficientnet_grain", 1),
+    "KID x 1000, grain": ("judge/kid_efficientnet_grain", 1),
     "reading": ("judge/reading", 3),
     "colours": ("judge/colour", 3),
     "diversity / real": ("judge/diversity_ratio", 3),
+    "diversity / real, grain": ("judge/diversity_ratio_grain", 3),
     "held-out MSE": ("validation/mse", 4),
     "seconds / image": ("judge/seconds_per_image", 4),
 }
-FLOORS = {"FD (EfficientNet)": "judge/fd_efficientnet_floor", "KID x 1000": "judge/kid_efficientnet_floor"}
+FLOORS = {
+    "FD (EfficientNet)": "judge/fd_efficientnet_floor",
+    "KID x 1000": "judge/kid_efficientnet_floor",
+    "FD, grain": "judge/fd_efficientnet_grain_floor",
+    "KID x 1000, grain": "judge/kid_efficientnet_grain_floor",
+}
 REAL = {"reading": "judge/reading_real", "colours": "judge/colour_real"}
 
 
@@ -66,7 +74,7 @@ def _read(path: Path) -> dict:
 def _cell(runs: list[dict[str, float]], head: str, key: str | None) -> str:
     """The metric's value, or the mean of several runs with their range."""
     if key is None or any(key not in metrics for metrics in runs):
-        return "1" if head == "diversity / real" and key is None else ""
+        return "1" if head.startswith("diversity") and key is None else ""
     values = [metrics[key] * (1000 if head.startswith("KID") else 1) for metrics in runs]
     shown = [f"{value:.{COLUMNS[head][1]}f}" for value in (fmean(values), min(values), max(values))]
     return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"

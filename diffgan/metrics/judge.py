@@ -30,6 +30,12 @@ from diffgan.teacher import Teacher
 # (noise (N, C, H, W), N prompts) -> images (N, 3, 64, 64) in [-1, 1], on any device
 Generate = Callable[[Tensor, list[str]], Tensor]
 
+# Suffix of the figures -> standard deviation, in levels of 255, of the grain that both sides get before features look
+# at them. Painted glyphs are perfectly flat; without grain an unevenness of 2 levels, which nobody sees, moves FD and
+# KID more than a plain blur does.
+LOOKS = {"": 0.0, "_grain": 8.0}
+MADE_GRAIN_SEED, REAL_GRAIN_SEED = 3_200_000_000, 3_300_000_000
+
 
 class RealFeatures(NamedTuple):
     """Features of a protocol's real pictures: reference (N, D), floor (N, D), population (P, k, D)."""
@@ -61,27 +67,30 @@ class GlyphJudge:
         self.protocol, self.cache, self.batch_size = protocol, cache, batch_size
         self.extractor = EfficientNetFeatures() if extractor is None else extractor
         self.reader = load_reader() if reader is None else reader
-        self._real: RealFeatures | None = None
+        self._real: dict[str, RealFeatures] = {}
 
     def evaluate(self, generate: Generate, latent_shape: Sequence[int]) -> dict[str, float | str]:
         """Figures of a generator, called with noise (n, *latent_shape) and n prompts at a time.
 
         Returns:
-            fd_X, kid_X of extractor X and their `_floor` (other real pictures in the generator's place); reading: share
-            of the images whose character is read as asked; colour: share of the colours asked for that are seen; both
-            also `_real`; diversity among images of a prompt, that of real pictures, and their ratio; seconds_per_image
-            of generation; images; protocol and its digest.
+            fd_X, kid_X of extractor X and their `_floor` (other real pictures in the generator's place); diversity
+            among images of a prompt, `_real` (that of real pictures), and `_ratio`; the same of pictures with grain,
+            `..._grain`; reading: share of the images whose character is read as asked; colour: share of the colours
+            asked for that are seen; both also `_real`; seconds_per_image of generation; images; protocol and digest.
         """
         images, seconds = self._generate(generate, latent_shape)
-        features = self._features(images, "looking at images")
+        looked = {}
+        for look, grain in LOOKS.items():
+            features = self._features(images, "looking at images", grain, MADE_GRAIN_SEED)
+            looked |= self._distances(features[: self.protocol.images], look)
+            looked |= self._diversity(features[self.protocol.images :], look)
         return {
             "protocol": self.protocol.name,
             "protocol_digest": self.protocol.digest,
             "images": float(len(images)),
             "seconds_per_image": seconds / len(images),
-            **self._distances(features[: self.protocol.images]),
             **self._alignment(images[: self.protocol.images]),
-            **self._diversity(features[self.protocol.images :]),
+            **looked,
         }
 
     def _generate(self, generate: Generate, latent_shape: Sequence[int]) -> tuple[Tensor, float]:
@@ -106,30 +115,38 @@ class GlyphJudge:
                 yield rows
                 bar.update(rows.stop - rows.start)
 
-    def _features(self, images: Tensor, what: str) -> Tensor:
-        return torch.cat([self.extractor(images[rows]) for rows in self._batches(len(images), f"judge: {what}")])
+    def _features(self, images: Tensor, what: str, grain: float, seed: int) -> Tensor:
+        """Features of images (N, 3, H, W) uint8, with grain of that standard deviation: (N, D)."""
+        return torch.cat(
+            [
+                self.extractor(with_grain(images[rows], grain, range(seed + rows.start, seed + rows.stop)))
+                for rows in self._batches(len(images), f"judge: {what}")
+            ]
+        )
 
     # ---- figures ----
 
-    def _distances(self, features: Tensor) -> dict[str, float]:
-        reference, floor = self.real.reference, self.real.floor
-        return self._between(features, reference) | _suffixed(self._between(floor, reference), "_floor")
+    def _distances(self, features: Tensor, look: str) -> dict[str, float]:
+        real = self.real(look)
+        floor = _suffixed(self._between(real.floor, real.reference, look), "_floor")
+        return self._between(features, real.reference, look) | floor
 
-    def _between(self, features: Tensor, others: Tensor) -> dict[str, float]:
+    def _between(self, features: Tensor, others: Tensor, look: str) -> dict[str, float]:
         """Both distances of two sets of features (N, D)."""
         statistics = FeatureStatistics.of(features), FeatureStatistics.of(others)
-        name = self.extractor.name
-        return {f"fd_{name}": frechet_distance(*statistics), f"kid_{name}": kernel_distance(features, others)}
+        found = {"fd": frechet_distance(*statistics), "kid": kernel_distance(features, others)}
+        return {f"{name}_{self.extractor.name}{look}": value for name, value in found.items()}
 
     def _alignment(self, images: Tensor) -> dict[str, float]:
         captions = [glyph.caption for glyph in self.protocol.reference]
         real = alignment(self.reader, _pictures(SPLIT, self.protocol.reference), captions)
         return alignment(self.reader, images, captions) | _suffixed(real, "_real")
 
-    def _diversity(self, features: Tensor) -> dict[str, float]:
-        made = mean_pairwise_distance(features.unflatten(0, self.real.population.shape[:2]))
-        real = mean_pairwise_distance(self.real.population)
-        return {"diversity": made, "diversity_real": real, "diversity_ratio": made / real}
+    def _diversity(self, features: Tensor, look: str) -> dict[str, float]:
+        population = self.real(look).population
+        made = mean_pairwise_distance(features.unflatten(0, population.shape[:2]))
+        real = mean_pairwise_distance(population)
+        return _suffixed({"diversity": made, "diversity_real": real, "diversity_ratio": made / real}, look)
 
     # ---- figures of a pipeline, not of its pictures alone ----
 
@@ -142,7 +159,9 @@ class GlyphJudge:
         rows = self._batches(len(pictures), "judge: reconstructing")
         images = torch.cat([to_uint8(teacher.decode(teacher.encode_images(pictures[r]))).cpu() for r in rows])
         figures = alignment(self.reader, images, [glyph.caption for glyph in self.protocol.reference])
-        figures |= self._between(self._features(images, "judge: looking at reconstructions"), self.real.floor)
+        for look, grain in LOOKS.items():
+            features = self._features(images, "looking at reconstructions", grain, MADE_GRAIN_SEED)
+            figures |= self._between(features, self.real(look).floor, look)
         return _suffixed(figures, "_reconstruction")
 
     def noise_share(self, teacher: Teacher, latents: Tensor) -> dict[str, float]:
@@ -161,30 +180,39 @@ class GlyphJudge:
 
     # ---- the real pictures ----
 
-    @property
-    def real(self) -> RealFeatures:
-        """Features of the real pictures, computed once and kept."""
-        if self._real is None:
-            file = self._cache_file()
+    def real(self, look: str) -> RealFeatures:
+        """Features of the real pictures, computed once and kept; look: a key of `LOOKS`."""
+        if look not in self._real:
+            file = self._cache_file(look)
             if file is not None and file.is_file():
-                self._real = RealFeatures(**load_file(file))
+                self._real[look] = RealFeatures(**load_file(file))
             else:
-                self._real = self._look_at_real()
+                self._real[look] = self._look_at_real(LOOKS[look])
                 if file is not None:
-                    write_tensors(file, self._real._asdict())
-        return self._real
+                    write_tensors(file, self._real[look]._asdict())
+        return self._real[look]
 
-    def _look_at_real(self) -> RealFeatures:
+    def _look_at_real(self, grain: float) -> RealFeatures:
         protocol = self.protocol
         population = _pictures(POPULATION, list(chain(*protocol.population)))
         images = torch.cat([_pictures(SPLIT, protocol.reference), _pictures(SPLIT, protocol.floor), population])
         parts = (protocol.images, protocol.images, len(population))
-        reference, floor, varied = self._features(images, "looking at real pictures").split(parts)
+        features = self._features(images, "looking at real pictures", grain, REAL_GRAIN_SEED)
+        reference, floor, varied = features.split(parts)
         return RealFeatures(reference, floor, varied.unflatten(0, (-1, protocol.images_per_prompt)))
 
-    def _cache_file(self) -> Path | None:
-        key = hashlib.blake2b(f"{self.protocol.digest} {self.extractor.identity}".encode(), digest_size=6)
+    def _cache_file(self, look: str) -> Path | None:
+        grain = f" {LOOKS[look]} {REAL_GRAIN_SEED}" if look else ""
+        key = hashlib.blake2b(f"{self.protocol.digest} {self.extractor.identity}{grain}".encode(), digest_size=6)
         return self.cache and self.cache / f"real-{self.protocol.name}-{key.hexdigest()}.safetensors"
+
+
+def with_grain(images: Tensor, deviation: float, seeds: Sequence[int]) -> Tensor:
+    """Images (N, 3, H, W) uint8 with Gaussian noise of that standard deviation in levels, drawn from a seed each."""
+    if deviation == 0:
+        return images
+    grain = deviation * draw_noise(seeds, tuple(images.shape[1:]))
+    return (images.float() + grain).round().clamp(0, 255).to(torch.uint8)
 
 
 def _pictures(split: str, glyphs: list[Glyph]) -> Tensor:

@@ -13,7 +13,7 @@ from diffgan.errors import UserError
 from diffgan.glyphs import recipe
 from diffgan.metrics import protocols
 from diffgan.metrics.diversity import mean_pairwise_distance, share_within_prompts
-from diffgan.metrics.judge import GlyphJudge
+from diffgan.metrics.judge import LOOKS, GlyphJudge, with_grain
 from diffgan.metrics.protocols import GlyphProtocol
 from diffgan.noise import draw_noise
 from diffgan.teacher import Teacher
@@ -70,10 +70,27 @@ def test_pictures_as_asked_score_as_real_ones(protocol, tmp_path):
     assert figures["fd_averages"] == pytest.approx(0, abs=1e-6)
     assert figures["diversity_ratio"] == 0
     assert figures["images"] == 120 and figures["protocol"] == "tiny"
-    (file,) = tmp_path.iterdir()
     again = GlyphJudge(protocol, Averages(), cache=tmp_path)
     again._look_at_real = None  # the cache is enough
-    assert torch.equal(again.real.floor, judge.real.floor) and file.name.startswith("real-tiny-")
+    assert all(torch.equal(again.real(look).floor, judge.real(look).floor) for look in LOOKS)
+    assert len(list(tmp_path.glob("real-tiny-*.safetensors"))) == len(LOOKS)
+
+
+def test_grain_hides_what_nobody_sees(protocol):
+    """Real pictures with an unevenness of two levels: a plain look is startled, one through grain is not."""
+    judge, cheat = GlyphJudge(protocol), _real_pictures(protocol)
+    uneven = lambda noise, prompts: cheat(noise, prompts) + _noise(noise, None) * 2 / 127.5  # noqa: E731
+    figures = judge.evaluate(uneven, (3, 64, 64))
+    assert figures["fd_efficientnet"] > 1.5 * figures["fd_efficientnet_floor"]
+    assert figures["fd_efficientnet_grain"] < 1.1 * figures["fd_efficientnet_grain_floor"]
+
+
+def test_grain_is_that_of_its_seeds():
+    images = torch.full((40, 3, 16, 16), 128, dtype=torch.uint8)
+    grained = with_grain(images, 8.0, range(40))
+    assert grained.float().mean() == pytest.approx(128, abs=0.3) and grained.float().std() == pytest.approx(8, abs=0.2)
+    assert torch.equal(grained[30:], with_grain(images[30:], 8.0, range(30, 40)))
+    assert with_grain(images, 0.0, range(40)) is images
 
 
 def test_images_of_another_size_are_refused(protocol):
