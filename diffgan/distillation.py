@@ -328,7 +328,8 @@ class Diffusion2GAN(pl.LightningModule):
         factor = ema.decay(images, ema.ramped(self.ema_half_life_images, self.images_seen))
         ema.update(self._following, factor)
         self.images_seen += images
-        if self.images_seen // images % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps
+        if every and self.images_seen // images % every == 0:
             self.record(self.observed, self.images_seen)
         self._stop_at_budget()
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffgan.__main__ import main
 
@@ -33,3 +34,13 @@ def refused(capsys, *args):
     error = capsys.readouterr().err
     assert "Traceback" not in error
     return error
+
+
+def curves(folder):
+    """Every logged value by curve and images; where a run did a stretch again, all values that were logged."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    values = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            values.setdefault((name, event.step), set()).add(event.value)
+    return values

@@ -22,7 +22,7 @@ from diffgan.pairs import PairSet
 from diffgan.teacher import Teacher
 from diffgan.watch import smoothed
 from tests.processes import run_on_two_processes, start, start_two_processes
-from tests.runs import checkpoint, named, refused, write
+from tests.runs import checkpoint, curves, named, refused, write
 
 
 @pytest.fixture
@@ -210,18 +210,6 @@ def kill_somewhere(words, folder, seconds):
     time.sleep(seconds)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-
-
-def curves(folder):
-    """Every logged value by curve and images; where a run did a stretch again, all values that were logged."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    values = {}
-    for name in events.Tags()["scalars"]:
-        for event in events.Scalars(name):
-            values.setdefault((name, event.step), set()).add(event.value)
-    return values
 
 
 def test_killed_three_times_it_ends_as_the_unbroken_run(game, tmp_path):

@@ -20,7 +20,7 @@ from diffgan.record import digest
 from diffgan.sheet import save_sheet
 from diffgan.teacher import Teacher
 from tests.processes import run_on_two_processes, start
-from tests.runs import checkpoint, named, refused, write
+from tests.runs import checkpoint, curves, named, refused, write
 
 
 def test_fit_learns_reports_and_draws(config, tmp_path):
@@ -38,6 +38,32 @@ def test_fit_learns_reports_and_draws(config, tmp_path):
     main(["fit", "-c", write(tmp_path / "still.yaml", untrained)])
     before = json.loads((tmp_path / "still" / "metrics.json").read_text())
     assert report["metrics"]["validation/regression"] < 0.9 * before["metrics"]["validation/regression"]
+
+
+@pytest.mark.parametrize(("every", "points"), [(2, [16, 32, 48]), (0, [])])
+def test_curves_have_a_point_every_so_many_batches(config, tmp_path, every, points):
+    """At the images seen; the progress bar and the record know the newest loss all the same."""
+    config["trainer"]["log_every_n_steps"] = every
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    found = curves(tmp_path / "run")
+    for name in ("g/regression", "g/gradient_norm"):
+        assert sorted(images for curve, images in found if curve == name) == points
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert report["metrics"]["g/regression"] > 0
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e9])
+def test_gradients_above_the_limit_are_scaled_down_to_it(config, tmp_path, tiny_pipeline, limit):
+    """One plain step downhill is as long as the gradient, or as the limit."""
+    plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
+    config["model"]["init_args"] |= {"images": 8, "warmup_images": 1, "clip_norm": limit, "generator_optimizer": plain}
+    config["trainer"]["log_every_n_steps"] = 1
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
+    weights = checkpoint(tmp_path / "run")["state_dict"]
+    before = Teacher.from_pretrained(str(tiny_pipeline)).unet.named_parameters()
+    moved = sum((weights[f"generator.unet.{name}"] - value.detach()).square().sum() for name, value in before).sqrt()
+    norm = curves(tmp_path / "run")["g/gradient_norm", 8].pop()
+    assert moved.item() == pytest.approx(min(norm, limit), rel=1e-2) and norm > 1e-2
 
 
 def test_interrupted_fit_equals_the_unbroken_one(config, tmp_path):

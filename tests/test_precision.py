@@ -10,8 +10,8 @@ from diffgan.__main__ import main
 from diffgan.pairs import PairSet
 from tests.factory.conftest import command, unbroken  # noqa: F401
 from tests.pair_sets import PAIRS, contents
-from tests.runs import checkpoint, named, write
-from tests.test_adversarial import curves, game, same_weights, settle  # noqa: F401
+from tests.runs import checkpoint, curves, named, write
+from tests.test_adversarial import game, same_weights, settle  # noqa: F401
 
 
 @pytest.mark.slow
