@@ -55,8 +55,8 @@ class PairStream:
     position is a function of (seed, position, batch size), and every process takes its share of it.
     """
 
-    def __init__(self, batches: _Batches, workers: int):
-        self.batches, self.workers, self.position = batches, workers, 0
+    def __init__(self, batches: _Batches, workers: int, position: int = 0):
+        self.batches, self.workers, self.position = batches, workers, position
 
     def __len__(self) -> int:
         return self.batches.training_pairs // self.batches.batch_size
@@ -162,6 +162,8 @@ class LatentPairs(pl.LightningDataModule):
         self.folder, self.batch_size, self.validation_pairs = str(folder), batch_size, validation_pairs
         self.seed, self.workers, self.embeddings, self.cache_gb = seed, workers, embeddings, cache_gb
         self.pairs: PairSet | None = None
+        self._stream: PairStream | None = None
+        self._position = 0  # where the next stream begins
 
     def setup(self, stage: str) -> None:
         """Open the set.
@@ -187,7 +189,15 @@ class LatentPairs(pl.LightningDataModule):
     def train_dataloader(self) -> PairStream:
         training_pairs = len(self.pairs) - self.validation_pairs
         batches = _Batches(self.pairs, training_pairs, self.batch_size, self.seed, *self._place())
-        return PairStream(batches, self.workers)
+        self._stream = PairStream(batches, self.workers, self._position)
+        return self._stream
+
+    def state_dict(self) -> dict[str, int]:
+        """The stream's position; Lightning saves the stream's too, but forgets it where it takes an epoch for whole."""
+        return {} if self._stream is None else self._stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = state["position"]
 
     def val_dataloader(self) -> HeldOutPairs:
         return HeldOutPairs(_HeldOut(self.pairs, self.validation_pairs, self.batch_size, *self._place()), self.workers)

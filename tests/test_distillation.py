@@ -66,16 +66,18 @@ def test_gradients_above_the_limit_are_scaled_down_to_it(config, tmp_path, tiny_
     assert moved.item() == pytest.approx(min(norm, limit), rel=1e-2) and norm > 1e-2
 
 
-def test_interrupted_fit_equals_the_unbroken_one(config, tmp_path):
+@pytest.mark.parametrize("stops", [[24], [32], [32, 64], [16, 32, 40]])
+def test_interrupted_fit_equals_the_unbroken_one(config, tmp_path, stops):
+    """Wherever it is broken and however often: an epoch has 32 pairs, and Lightning takes its end for a new start."""
+    config["model"]["init_args"]["images"] = 72
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     whole = checkpoint(tmp_path / "run")
     broken = named(config, "broken")
-    broken["model"]["init_args"]["images"] = 24  # as if killed there: warm-up is over, so the schedule is the same
-    main(["fit", "-c", write(tmp_path / "broken.yaml", broken)])
-    broken["model"]["init_args"]["images"] = 48
-    main(["fit", "-c", write(tmp_path / "broken.yaml", broken)])
+    for images in (*stops, 72):  # as if killed there: warm-up is over, so the schedule is the same
+        broken["model"]["init_args"]["images"] = images
+        main(["fit", "-c", write(tmp_path / "broken.yaml", broken)])
     resumed = checkpoint(tmp_path / "broken")
-    assert resumed["images_seen"] == whole["images_seen"] == 48
+    assert resumed["images_seen"] == whole["images_seen"] == 72
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, resumed["state_dict"][name]), name
 
