@@ -36,7 +36,7 @@ class PairWriter(pl.Callback):
         shard_size: pairs a shard; what readers shuffle within, and what workers share out among them.
         store_noise: keep z beside the latents (three times the disk), for readers that cannot draw it.
         lease_seconds: a shard whose worker finished no batch for so long is made by another; longer than the slowest
-            batch takes. (A worker that died on the same machine is noticed at once.)
+            batch takes, compiling included. (A worker that died on the same machine is noticed at once.)
     """
 
     def __init__(self, folder: str | Path, shard_size: int, store_noise: bool = False, lease_seconds: float = 600.0):

@@ -39,7 +39,8 @@ class RunReport(pl.Callback):
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the record of now, whole or not at all."""
-        metrics = {**getattr(pl_module, "observed", {}), **trainer.callback_metrics}
+        newest = getattr(pl_module, "observed", {}) if trainer.state.fn == "fit" else {}
+        metrics = {**newest, **trainer.callback_metrics}
         report = {
             "stage": trainer.state.fn.value,
             "name": self.name or getattr(trainer.logger, "name", None) or "student",

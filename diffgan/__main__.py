@@ -278,12 +278,10 @@ def _run(args: Sequence[str]) -> None:
 def _mistake(error: BaseException | None) -> Exception | None:
     """The user's mistake behind an error: libraries wrap what a constructor raises."""
     while error is not None and not isinstance(error, UserError | MisconfigurationException):
-        if "BackendCompilerFailed" in [
-            kind.__name__ for kind in type(error).__mro__
-        ]:  # torch loads it when it is needed
-            return UserError(
-                f"compile: torch.compile failed ({str(error).splitlines()[0]}); mend that, or leave it out"
-            )
+        if "BackendCompilerFailed" in [kind.__name__ for kind in type(error).__mro__]:  # its module takes long to load
+            first, *more = str(error).splitlines()
+            told = [first, *(line for line in more if "error:" in line)][:2]  # the compiler's own words, if there are
+            return UserError(f"compile: torch.compile failed ({': '.join(told)}); mend that, or leave `compile` out")
         error = error.__cause__ or error.__context__
     return error
 

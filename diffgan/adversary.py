@@ -52,7 +52,7 @@ class Adversary:
         for name, (value, least) in {**counts, "weight": (weight, 0), "r1_gamma": (r1_gamma, 0)}.items():
             if value < least:
                 raise UserError(f"adversary: {name} is {value} and must be at least {least}")
-        if clip_norm <= 0:
+        if not clip_norm > 0:
             raise UserError(f"adversary: clip_norm is {clip_norm} and must be above 0")
         if not 0 <= mismatch_share < 1:
             raise UserError(f"adversary: mismatch_share is {mismatch_share} and must be in [0, 1)")

@@ -27,6 +27,7 @@ from diffgan.schedules import warmup_cooldown
 from diffgan.teacher import Teacher
 
 PRECISIONS = ("32-true", "bf16-mixed")
+CURVES = ("g", "d", "health")  # groups of what is recorded while training
 
 
 class Part(NamedTuple):
@@ -64,7 +65,9 @@ class Diffusion2GAN(pl.LightningModule):
         G moves down  L_reg(x^, x) + lambda_GAN softplus(-D(x^, z, c))
         G_ema follows G
 
-    The clock counts images: `images_seen` is global over processes and saved with the weights.
+    The clock counts images: `images_seen` is global over processes and saved with the weights. Losses, norms and D's
+    opinions of the newest batch are in `observed`; every `log_every_n_steps` batches they become points of curves. What
+    Lightning's callbacks monitor are the figures of validation.
 
     Args:
         teacher: pipeline directory, hub id, or "glyphs" for the embedded one.
@@ -96,7 +99,7 @@ class Diffusion2GAN(pl.LightningModule):
         channels_last: bool = True,
     ):
         super().__init__()
-        if clip_norm <= 0:
+        if not clip_norm > 0:
             raise UserError(f"clip_norm: {clip_norm} must be above 0")
         if adversary is not None and adversary.starts_at_images >= images:
             begins = adversary.starts_at_images
@@ -165,7 +168,18 @@ class Diffusion2GAN(pl.LightningModule):
         if self.trainer.precision not in PRECISIONS:
             raise UserError(f"precision {self.trainer.precision} is not supported; use one of {', '.join(PRECISIONS)}")
         if stage == "fit":
+            self._check_monitors()
             self._check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
+
+    def _check_monitors(self) -> None:
+        """Refuse a callback (EarlyStopping, ModelCheckpoint) that waits for what Lightning is not told."""
+        for callback in self.trainer.callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor and monitor.split("/")[0] in CURVES:
+                raise UserError(
+                    f"{type(callback).__name__}: monitor {monitor} is a curve of the training; name a figure of "
+                    "validation, such as validation/mse"
+                )
 
     def _check_batch(self, share: int) -> None:
         if self.accumulate < 1 or share % self.accumulate:
@@ -340,14 +354,12 @@ class Diffusion2GAN(pl.LightningModule):
         raise UserError(f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}")
 
     def record(self, values: dict[str, Tensor], images_seen: int) -> None:
-        """Points of curves (of the first process, where there are several); their axis counts images.
-
-        Lightning's `log` would count steps, and keep its books at every batch for a value that is rarely written.
-        """
+        """Points of curves, to disk (of the first process, where there are several); their axis counts images."""
         if self.loggers:
             values = dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
         for logger in self.loggers:
             logger.log_metrics(values, step=images_seen)
+            logger.save()
 
     def on_train_start(self) -> None:
         self._forget_idle_optimizer()

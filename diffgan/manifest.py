@@ -12,12 +12,8 @@ from diffgan.store import Store
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
-RECORDED = (
-    "teacher",
-    "batch_size",
-    "versions",
-    "compile",
-)  # told, not compared: they say how a set was made, not which set it is
+# Told, not compared: they say how a set was made, not which set it is.
+RECORDED = ("teacher", "batch_size", "versions", "compile")
 LEAST = {"seed_base": 0}  # of the integers, which else are at least 1
 DEFAULTS = {"compile": False}  # of fields that manifests did not always have
 KINDS = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
@@ -30,7 +26,7 @@ class Manifest:
     teacher: path or hub id; another path to the same weights is the same teacher, so `teacher_digest` decides.
     precision: Lightning's name of the arithmetic the teacher ran in.  batch_size: pairs solved at once; it moves a
     latent by rounding only, so a set may be finished with another one.  versions: of the libraries it was started with.
-    compile: whether the network was compiled, which moves a latent by rounding too.
+    compile: whether the network was compiled then, which moves a latent by rounding too.
     """
 
     teacher: str

@@ -45,6 +45,8 @@ def tables(records: list[Path], output: Path | None = None) -> None:
     for path, row in zip(records, rows, strict=True):
         if row.get("protocol_digest") != rows[0].get("protocol_digest"):
             raise UserError(f"{path} and {records[0]} were judged by different protocols; judge them by one")
+    if len({row["metrics"]["judge/grain"] for row in rows if "judge/grain" in row["metrics"]}) > 1:
+        raise UserError("tables: some records were judged through more grain than others; judge them by one version")
     named: dict[str, list[dict]] = {}
     for row in rows:
         named.setdefault(row["name"], []).append(row)
@@ -53,7 +55,8 @@ def tables(records: list[Path], output: Path | None = None) -> None:
     for name, runs in named.items():
         cells = (_cell([run["metrics"] for run in runs], head, COLUMNS[head][0]) for head in heads)
         lines.append(_line([name, str(runs[0].get("network_calls", 1)), *cells]))
-    real = [_cell([rows[0]["metrics"]], head, {**FLOORS, **REAL}.get(head)) for head in heads]
+    every = {key: value for row in rows for key, value in row["metrics"].items()}  # real pictures score alike in all
+    real = [_cell([every], head, {**FLOORS, **REAL}.get(head)) for head in heads]
     if any(real):
         lines.append(_line(["real pictures", "", *real]))
     text = "\n".join(lines) + f"\n\nprotocol {rows[0].get('protocol')} ({rows[0].get('protocol_digest')})\n"

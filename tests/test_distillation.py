@@ -211,6 +211,10 @@ def test_user_mistakes_are_one_line(config, tmp_path, capsys):
     assert "16-true" in refused(capsys, "fit", "-c", good, "--trainer.precision", "16-true")
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert "fit.yaml" in refused(capsys, "export", tmp_path / "nothing", tmp_path / "o")
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "g/regression"}}
+    config["trainer"]["callbacks"].append(stopping)
+    monitored = refused(capsys, "fit", "-c", write(tmp_path / "monitored.yaml", config))
+    assert "EarlyStopping: monitor g/regression" in monitored and "validation/mse" in monitored
 
 
 def test_checkpoint_of_another_model_is_refused(config, tmp_path, capsys):

@@ -24,6 +24,20 @@ def test_table_has_a_row_a_record_and_the_real_pictures(tmp_path, capsys):
     assert real == "| real pictures |  | 50.0 |  | 0.900 |"
 
 
+def test_records_from_before_a_figure_leave_its_cells_empty(tmp_path, capsys):
+    old = {"judge/fd_efficientnet": 60.0}
+    new = old | {"judge/fd_efficientnet_grain": 40.0, "judge/fd_efficientnet_grain_floor": 20.0, "judge/grain": 8.0}
+    tables([record(tmp_path / "a.json", "a", **old), record(tmp_path / "b.json", "b", **new)])
+    assert capsys.readouterr().out.splitlines()[2:5] == [
+        "| a | 1 | 60.0 |  |",
+        "| b | 1 | 60.0 | 40.0 |",
+        "| real pictures |  |  | 20.0 |",
+    ]
+    other = record(tmp_path / "c.json", "c", **new | {"judge/grain": 4.0})
+    with pytest.raises(UserError, match="more grain"):
+        tables([tmp_path / "b.json", other])
+
+
 def test_runs_of_one_name_are_one_row_with_their_range(tmp_path, capsys):
     values = {"a": (10.0, 20.0, 60.0), "b": (5.0,)}
     tables(

@@ -161,8 +161,9 @@ def _simulate_again(
     told = f"{deviations[worst]:.2g} of latents up to {largest:.2g}, allowed {allowed:.2g}"
     if not deviations[worst] <= allowed:
         shard, seed = samples[worst].shard, samples[worst].seed
+        compiled = " (made by a compiled network, which rounds otherwise: --tolerance)" if manifest.compile else ""
         raise UserError(
-            f"{shard}: made again, seed {seed} deviates by {told}; delete it and run `diffgan predict` again"
+            f"{shard}: made again, seed {seed} deviates by {told}{compiled}; delete it and run `diffgan predict` again"
         )
     return f"{len(samples)} pairs made again deviate by at most {told}"
 

@@ -76,7 +76,8 @@ class GlyphJudge:
             fd_X, kid_X of extractor X and their `_floor` (other real pictures in the generator's place); diversity
             among images of a prompt, `_real` (that of real pictures), and `_ratio`; the same of pictures with grain,
             `..._grain`; reading: share of the images whose character is read as asked; colour: share of the colours
-            asked for that are seen; both also `_real`; seconds_per_image of generation; images; protocol and digest.
+            asked for that are seen; both also `_real`; seconds_per_image of generation; images; grain, its standard
+            deviation; protocol and its digest.
         """
         images, seconds = self._generate(generate, latent_shape)
         looked = {}
@@ -88,6 +89,7 @@ class GlyphJudge:
             "protocol": self.protocol.name,
             "protocol_digest": self.protocol.digest,
             "images": float(len(images)),
+            "grain": LOOKS["_grain"],
             "seconds_per_image": seconds / len(images),
             **self._alignment(images[: self.protocol.images]),
             **looked,
@@ -208,7 +210,11 @@ class GlyphJudge:
 
 
 def with_grain(images: Tensor, deviation: float, seeds: Sequence[int]) -> Tensor:
-    """Images (N, 3, H, W) uint8 with Gaussian noise of that standard deviation in levels, drawn from a seed each."""
+    """Images (N, 3, H, W) uint8 plus Gaussian noise of that standard deviation in levels, clipped to 0 .. 255.
+
+    Args:
+        seeds: N, of each image's noise.
+    """
     if deviation == 0:
         return images
     grain = deviation * draw_noise(seeds, tuple(images.shape[1:]))
