@@ -27,7 +27,8 @@ def draw_noise(seeds: Sequence[int] | Tensor, shape: tuple[int, int, int]) -> Te
     for seed in seeds:
         if not 0 <= seed < SEEDS:
             raise ValueError(f"seed {seed}: noise is drawn from seeds in [0, 2^32)")
-    noise = torch.empty(len(seeds), *shape)
+    with torch.inference_mode(False):  # threads are never in that mode, and may not write what belongs to it
+        noise = torch.empty(len(seeds), *shape)
     threads = min(torch.get_num_threads(), -(-noise.numel() // VALUES_PER_THREAD)) or 1
 
     def draw(first: int) -> None:

@@ -36,11 +36,14 @@ def test_refuses_seeds_that_torch_would_fold(seed):
         draw_noise([seed], SHAPE)
 
 
-def test_threads_draw_the_same():
+@pytest.mark.parametrize("inference", [False, True])
+def test_threads_draw_the_same(inference):
+    """Also where Lightning calls it: its predict, validate and test are in inference mode, threads are not."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        together = draw_noise(range(40), (4, 64, 64))
+        with torch.inference_mode(inference):
+            together = draw_noise(range(40), (4, 64, 64))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(together, torch.cat([draw_noise([seed], (4, 64, 64)) for seed in range(40)]))
