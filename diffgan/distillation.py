@@ -123,8 +123,17 @@ class Diffusion2GAN(pl.LightningModule):
     # ---- building ----
 
     def configure_model(self) -> None:
+        """Build the networks on the CPU: Lightning, or FSDP shard by shard, moves them to the device afterwards."""
         if self.teacher is not None:
             return
+        with torch.device("cpu"):
+            self._build_networks()
+        if self.device_mesh is not None:
+            everyone = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))  # of all machines
+            for network in (*self._networks().values(), self.generator_ema):
+                shard(network, everyone)
+
+    def _build_networks(self) -> None:
         self.teacher = Teacher.from_pretrained(self.teacher_path)
         self.teacher_digest = weights_digest(self.teacher)
         self.regression.check_space(self.teacher.space)
@@ -136,10 +145,6 @@ class Diffusion2GAN(pl.LightningModule):
             network.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         for network in self._networks().values():
             self._prepare(network)
-        if self.device_mesh is not None:
-            everyone = init_device_mesh(self.device.type, (self.trainer.world_size,))  # Lightning's splits the machines
-            for network in (*self._networks().values(), self.generator_ema):
-                shard(network, everyone)
 
     def _networks(self) -> dict[str, nn.Module]:
         """The players by the letter their curves are filed under."""

@@ -28,11 +28,12 @@ def solver(name: str, schedule: DDIMScheduler) -> SchedulerMixin:
     Raises:
         UserError: it is no such class or cannot be built, or it fails one of the three.
     """
-    reason = _refusal(name, schedule)
-    if reason is not None:
-        good = [known.name for known in KarrasDiffusionSchedulers if _refusal(known.name, schedule) is None]
-        raise UserError(f"solver {name}: {reason}; choose one of {', '.join(good)}")
-    return _built(getattr(diffusers, name), schedule)
+    with torch.device("cpu"):  # tables and trial runs stay there, whatever torch's default device is
+        reason = _refusal(name, schedule)
+        if reason is not None:
+            good = [known.name for known in KarrasDiffusionSchedulers if _refusal(known.name, schedule) is None]
+            raise UserError(f"solver {name}: {reason}; choose one of {', '.join(good)}")
+        return _built(getattr(diffusers, name), schedule)
 
 
 def describe(name: str, schedule: DDIMScheduler) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _same_noise(one: SchedulerMixin, other: SchedulerMixin) -> bool:
     tables = [getattr(scheduler, "alphas_cumprod", None) for scheduler in (one, other)]
     return all(isinstance(table, Tensor) for table in tables) and (
         tables[0].shape == tables[1].shape
-        and torch.allclose(*(table.float() for table in tables), rtol=1e-5, atol=1e-7)
+        and torch.allclose(*(table.float().cpu() for table in tables), rtol=1e-5, atol=1e-7)
     )
 
 

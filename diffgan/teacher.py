@@ -61,10 +61,11 @@ class Teacher(nn.Module, ABC):
         path = resolve(path)
         family = _family(path)
         try:
-            pipeline = family.pipeline_class.from_pretrained(
-                path, torch_dtype=dtype, use_safetensors=True, **family.loading
-            )
-            return family.of(pipeline)
+            with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
+                pipeline = family.pipeline_class.from_pretrained(
+                    path, torch_dtype=dtype, use_safetensors=True, **family.loading
+                )
+                return family.of(pipeline)
         except UserError as error:
             raise UserError(f"teacher {path}: {error}") from error
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

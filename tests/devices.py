@@ -1,0 +1,19 @@
+"""Another default device than the CPU, as Lightning sets the GPU while it calls `configure_model`."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+
+class MetaAsDefault(SingleDeviceStrategy):
+    """Training on the CPU; whatever `configure_model` builds without naming a device has no values."""
+
+    def __init__(self):
+        super().__init__(device=torch.device("cpu"))
+
+    @contextlib.contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        with torch.device("meta"):
+            yield
