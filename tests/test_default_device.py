@@ -1,4 +1,4 @@
-"""While Lightning calls `configure_model`, torch's default device is the GPU. What is built there must work all the same.
+"""While Lightning calls `configure_model`, torch's default device is the GPU: what is built there must work.
 
 The default device of these tests is `meta`, whose tensors have no values: whatever is built on it by mistake fails.
 """

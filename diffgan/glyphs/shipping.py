@@ -7,16 +7,23 @@ import torch
 
 from diffgan.glyphs.recipe import describe
 from diffgan.teacher import Teacher
+from diffgan.teachers.pipeline_files import save_pipeline
 
 PROMPT_SEED = 7
 
 
 def ship_pipeline(source: str, target: Path) -> None:
-    """Write a float16 copy of a pipeline directory that does not say where it lay."""
+    """Write a copy of a pipeline directory, rounded to float16, that does not say where it lay.
+
+    Text encoders are stored in float32: transformers loads them in the dtype of their file, diffusers loads the other
+    networks in float32 whatever they are stored in, and a pipeline whose parts differ in dtype does not run.
+    """
     teacher = Teacher.from_pretrained(source, torch.float16)
     for name in ("vae", "unet"):
         getattr(teacher, name).register_to_config(_name_or_path=f"diffgan/glyphs/{name}")
-    teacher.as_pipeline().save_pretrained(target)
+    for text_encoder in teacher.text_encoders:
+        text_encoder.float()
+    save_pipeline(teacher.as_pipeline(), target)
 
 
 def ship_captions(count: int, target: Path) -> None:

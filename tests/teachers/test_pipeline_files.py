@@ -1,0 +1,78 @@
+"""Pipeline directories as stock diffusers and transformers open them, the shipped teacher's first."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import CLIPTextModel
+
+from diffgan.files import embedded
+from diffgan.pairs import weights_digest
+from diffgan.teacher import Teacher
+from diffgan.teachers.pipeline_files import save_pipeline
+from tests.pipelines import FAMILIES
+
+SHIPPED = embedded("teacher")
+CAPTION = "a bold serif capital A in dark red on cream"
+
+
+def draw(folder, kind, prompt):
+    """One image from a stock pipeline that was opened without arguments."""
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    assert {pipeline.text_encoder.dtype, pipeline.unet.dtype, pipeline.vae.dtype} == {torch.float32}
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(prompt, num_inference_steps=2, generator=generator, output_type="pt").images
+    assert images.isfinite().all() and images.std() > 0.01
+
+
+def require_complete(folder, networks):
+    for subfolder, kind in networks.items():
+        _, info = kind.from_pretrained(folder, subfolder=subfolder, output_loading_info=True)
+        assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), subfolder
+
+
+def test_the_shipped_teacher_opens_and_draws_in_stock_diffusers():
+    draw(SHIPPED, StableDiffusionPipeline, CAPTION)
+    networks = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    require_complete(SHIPPED, networks)
+
+
+def test_the_shipped_text_encoder_has_the_names_that_older_transformers_look_for():
+    with safe_open(SHIPPED / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+
+
+def test_the_shipped_vocabulary_splits_words_as_the_tokenizer_does():
+    """`vocab.json` and `merges.txt`, read by the tokenizers library alone."""
+    folder = SHIPPED / "tokenizer"
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    words = Tokenizer(BPE.from_file(*files, end_of_word_suffix="</w>"))
+    own = Teacher.from_pretrained("glyphs").tokenizers[0]
+    split = [token for word in CAPTION.split() for token in words.encode(word.lower()).ids]
+    assert split == own(CAPTION).input_ids[1:-1]
+
+
+def test_the_shipped_teacher_has_the_digest_of_pairs_made_before():
+    assert weights_digest(Teacher.from_pretrained("glyphs")) == "1db48804d33be70446f5a30237874ac8"
+
+
+@pytest.mark.parametrize("family", ["miniature", "sd1", "sdxl"])
+def test_a_saved_pipeline_is_the_same_teacher_and_opens_in_stock_diffusers(family, tmp_path):
+    FAMILIES[family]().save_pretrained(tmp_path / "stock")
+    teacher = Teacher.from_pretrained(str(tmp_path / "stock"))
+    save_pipeline(teacher.as_pipeline(), tmp_path / "saved")
+    assert weights_digest(Teacher.from_pretrained(str(tmp_path / "saved"))) == weights_digest(teacher)
+    draw(tmp_path / "saved", DiffusionPipeline, "digit 7")
+    with safe_open(tmp_path / "saved" / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+    require_complete(tmp_path / "saved", {"text_encoder": CLIPTextModel})
+
+
+def test_loading_a_teacher_draws_no_random_numbers(tiny_pipeline):
+    """With and without accelerate: networks drawn after it begin as they always did."""
+    before = torch.random.get_rng_state()
+    Teacher.from_pretrained(str(tiny_pipeline))
+    assert torch.equal(torch.random.get_rng_state(), before)
