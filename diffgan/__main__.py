@@ -17,13 +17,14 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.folders import run_folder
 from callbacks.image_checkpoint import ImageCheckpoint, broken
 from diffgan.errors import UserError, tell
+from diffgan.lightning_cli import UserSettingsCLI
 
 PLAIN = {
     "sample": ("diffgan.sample:sample", "pictures from a teacher or an exported student"),
@@ -89,7 +90,7 @@ class RunConfig(SaveConfigCallback):
                 ) from error
 
 
-class DiffganCLI(LightningCLI):
+class DiffganCLI(UserSettingsCLI):
     """LightningCLI in subclass mode: model and data are `class_path` with `init_args`.
 
     `fit` continues from the run's last checkpoint, `validate` and `test` judge it, unless `--ckpt_path` says otherwise.
