@@ -132,14 +132,7 @@ class DiffganCLI(UserSettingsCLI):
         else:
             options["ckpt_path"] = asked
         found = Path(options["ckpt_path"])
-        if not found.exists():
-            raise UserError(f"--ckpt_path {found}: no such file")
-        if found.is_file() and (reason := broken(found)) is not None:
-            before = found.with_name("previous.ckpt")
-            offer = (
-                f"; {before} is the one before: --ckpt_path previous" if before.is_file() and before != found else ""
-            )
-            raise UserError(f"{found}: the checkpoint is broken ({reason}){offer}")
+        _require_whole(found)
         return found
 
     def _require_same_experiment(self) -> None:
@@ -155,6 +148,23 @@ class DiffganCLI(UserSettingsCLI):
                     f"{record}: {key} was {before[key]!r} and is {now[key]!r} now; choose another folder "
                     "(trainer.logger), or go on with the change on purpose: --ckpt_path last"
                 )
+
+
+def _require_whole(checkpoint: Path) -> None:
+    """Raises UserError if a checkpoint is not one file, or is broken.
+
+    A directory (a sharded checkpoint) is refused: nothing here writes one, and PyTorch unpickles what lies in it.
+    """
+    if checkpoint.is_dir():
+        raise UserError(f"--ckpt_path {checkpoint}: is a directory; name a file, e.g. checkpoints/last.ckpt of a run")
+    if not checkpoint.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file")
+    if (reason := broken(checkpoint)) is None:
+        return
+    before, offer = checkpoint.with_name("previous.ckpt"), ""
+    if before.is_file() and before != checkpoint:
+        offer = f"; {before} is the one before: --ckpt_path previous"
+    raise UserError(f"{checkpoint}: the checkpoint is broken ({reason}){offer}")
 
 
 def _flat(config: Any, name: str = "") -> dict[str, Any]:

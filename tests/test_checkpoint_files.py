@@ -161,3 +161,16 @@ def test_a_missing_checkpoint_ends_in_one_line(run_config, tmp_path, capsys, ver
     path, missing = write(tmp_path / "fit.yaml", run_config), tmp_path / "missing.ckpt"
     line = refusal(capsys, [verb, "-c", path, "--ckpt_path", str(missing)])
     assert line == f"diffgan: error: --ckpt_path {missing}: no such file"
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_a_directory_as_checkpoint_ends_in_one_line(run_config, tmp_path, capsys, verb):
+    """A sharded checkpoint of PyTorch is a directory whose `.metadata` is unpickled."""
+    path, folder = write(tmp_path / "fit.yaml", run_config), tmp_path / "sharded"
+    folder.mkdir()
+    for name in (".metadata", "meta.pt"):
+        (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "owned")))
+    for more in ([], ["-c", "configs/strategies/fsdp.yaml", "--trainer.devices", "1"]):
+        line = refusal(capsys, [verb, "-c", path, *more, "--ckpt_path", str(folder)])
+        assert line.startswith(f"diffgan: error: --ckpt_path {folder}: is a directory")
+    assert not (tmp_path / "owned").exists()
