@@ -113,6 +113,13 @@ class DiffganCLI(UserSettingsCLI):
 
     before_test = before_validate
 
+    def before_predict(self) -> None:
+        if (asked := self.config_init["predict"]["ckpt_path"]) is not None:
+            raise UserError(
+                f"predict: --ckpt_path {asked} is not supported: pairs are made by the teacher that "
+                "model.init_args.teacher names; leave --ckpt_path out"
+            )
+
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint that was asked for, or the run's last one if there is any."""
         options = self.config_init[self.subcommand]

@@ -174,3 +174,20 @@ def test_a_directory_as_checkpoint_ends_in_one_line(run_config, tmp_path, capsys
         line = refusal(capsys, [verb, "-c", path, *more, "--ckpt_path", str(folder)])
         assert line.startswith(f"diffgan: error: --ckpt_path {folder}: is a directory")
     assert not (tmp_path / "owned").exists()
+
+
+# ---- predict ----
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "pair generation", *BAD, "missing", "directory"])
+def test_predict_refuses_a_checkpoint(pairs_config, good, tmp_path, capsys, kind):
+    """Its teacher is named in the configuration; nothing is read and no set is begun."""
+    if kind in BAD:
+        file = bad_file(good, tmp_path, kind)
+    elif kind in ("missing", "directory"):
+        file = tmp_path / "missing.ckpt" if kind == "missing" else tmp_path
+    else:
+        file = with_settings(good, tmp_path, kind)
+    line = refusal(capsys, ["predict", "-c", pairs_config, "--ckpt_path", str(file), "--weights_only", "false"])
+    assert f"--ckpt_path {file}" in line and "model.init_args.teacher" in line
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "set").exists()
