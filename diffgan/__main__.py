@@ -17,13 +17,14 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.folders import run_folder
 from callbacks.image_checkpoint import ImageCheckpoint, broken
 from diffgan.errors import UserError, tell
+from diffgan.lightning_cli import UserSettingsCLI
 
 PLAIN = {
     "sample": ("diffgan.sample:sample", "pictures from a teacher or an exported student"),
@@ -89,7 +90,7 @@ class RunConfig(SaveConfigCallback):
                 ) from error
 
 
-class DiffganCLI(LightningCLI):
+class DiffganCLI(UserSettingsCLI):
     """LightningCLI in subclass mode: model and data are `class_path` with `init_args`.
 
     `fit` continues from the run's last checkpoint, `validate` and `test` judge it, unless `--ckpt_path` says otherwise.
@@ -112,6 +113,13 @@ class DiffganCLI(LightningCLI):
 
     before_test = before_validate
 
+    def before_predict(self) -> None:
+        if (asked := self.config_init["predict"]["ckpt_path"]) is not None:
+            raise UserError(
+                f"predict: --ckpt_path {asked} is not supported: pairs are made by the teacher that "
+                "model.init_args.teacher names; leave --ckpt_path out"
+            )
+
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint that was asked for, or the run's last one if there is any."""
         options = self.config_init[self.subcommand]
@@ -131,14 +139,7 @@ class DiffganCLI(LightningCLI):
         else:
             options["ckpt_path"] = asked
         found = Path(options["ckpt_path"])
-        if not found.exists():
-            raise UserError(f"--ckpt_path {found}: no such file")
-        if found.is_file() and (reason := broken(found)) is not None:
-            before = found.with_name("previous.ckpt")
-            offer = (
-                f"; {before} is the one before: --ckpt_path previous" if before.is_file() and before != found else ""
-            )
-            raise UserError(f"{found}: the checkpoint is broken ({reason}){offer}")
+        _require_whole(found)
         return found
 
     def _require_same_experiment(self) -> None:
@@ -154,6 +155,23 @@ class DiffganCLI(LightningCLI):
                     f"{record}: {key} was {before[key]!r} and is {now[key]!r} now; choose another folder "
                     "(trainer.logger), or go on with the change on purpose: --ckpt_path last"
                 )
+
+
+def _require_whole(checkpoint: Path) -> None:
+    """Raises UserError if a checkpoint is not one file, or is broken.
+
+    A directory (a sharded checkpoint) is refused: nothing here writes one, and PyTorch unpickles what lies in it.
+    """
+    if checkpoint.is_dir():
+        raise UserError(f"--ckpt_path {checkpoint}: is a directory; name a file, e.g. checkpoints/last.ckpt of a run")
+    if not checkpoint.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file")
+    if (reason := broken(checkpoint)) is None:
+        return
+    before, offer = checkpoint.with_name("previous.ckpt"), ""
+    if before.is_file() and before != checkpoint:
+        offer = f"; {before} is the one before: --ckpt_path previous"
+    raise UserError(f"{checkpoint}: the checkpoint is broken ({reason}){offer}")
 
 
 def _flat(config: Any, name: str = "") -> dict[str, Any]:

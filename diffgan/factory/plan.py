@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import lightning.pytorch as pl
-from lightning.pytorch.cli import LightningCLI
 
 from callbacks.pair_writer import PairWriter
 from datamodules.prompts import Prompts
@@ -15,6 +14,7 @@ from diffgan.factory.flops import Network
 from diffgan.factory.simulate import simulate
 from diffgan.factory.status import duration, size
 from diffgan.generation import PairGeneration
+from diffgan.lightning_cli import UserSettingsCLI
 
 LATENT, NOISE = 2, 4  # bytes a value
 SEED_HEAD_OFFSET = 8 + 16 + 8  # bytes a pair
@@ -98,7 +98,7 @@ def _check_options(
 # ---- the configuration ----
 
 
-class _Reader(LightningCLI):
+class _Reader(UserSettingsCLI):
     """Reads what `predict` would run, and does not run it."""
 
     def instantiate_trainer(self, **kwargs) -> pl.Trainer:
