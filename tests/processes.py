@@ -30,6 +30,14 @@ def start(words: list[str]):
     return process
 
 
+def run_apart(target, *args) -> int:
+    """Exit code of a fresh process that runs target(*args)."""
+    process = SERVER.Process(target=target, args=args)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
 def start_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list:
     """The command as two processes, as a launcher (torchrun) starts them; `errors`: the file of their error output."""
     port = _free_port()
