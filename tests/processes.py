@@ -14,6 +14,8 @@ SERVER.set_forkserver_preload(
     [
         "diffgan.generation",
         "diffgan.distillation",
+        "diffgan.export",
+        "diffgan.teachers",
         "callbacks.pair_writer",
         "callbacks.progress",
         "callbacks.sample_grid",
