@@ -3,11 +3,9 @@
 import os
 import signal
 import sys
-import zipfile
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.clock import passed
@@ -15,19 +13,6 @@ from callbacks.folders import run_folder
 from diffgan.errors import UserError
 
 AGREE_EVERY = 8  # batches: many processes ask one another whether one was told to stop
-
-
-def broken(checkpoint: Path) -> str | None:
-    """Why a file is no whole checkpoint of a training: cut short, damaged anywhere, or something else."""
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            if (damaged := archive.testzip()) is not None:
-                return f"{damaged} is damaged"
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
-        return f"it has no {missing[0]}" if missing else None
-    except Exception as error:  # a damaged archive can end in any
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class ImageCheckpoint(Checkpoint):

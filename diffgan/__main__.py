@@ -22,7 +22,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.folders import run_folder
-from callbacks.image_checkpoint import ImageCheckpoint, broken
+from callbacks.image_checkpoint import ImageCheckpoint
+from diffgan.checkpoints import broken
 from diffgan.errors import UserError, tell
 from diffgan.lightning_cli import UserSettingsCLI
 

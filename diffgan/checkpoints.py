@@ -1,5 +1,7 @@
 """What a checkpoint of a distillation holds, and whether it fits."""
 
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,3 +59,16 @@ def check_weights(expected: dict[str, Tensor], found: dict[str, Tensor], teacher
                 f"the checkpoint is of another model: {name} has shape {there} there and {here} in the model of "
                 f"teacher {teacher}"
             )
+
+
+def broken(checkpoint: Path) -> str | None:
+    """Why a file is no whole checkpoint of a training: cut short, damaged anywhere, or something else."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if (damaged := archive.testzip()) is not None:
+                return f"{damaged} is damaged"
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
+        return f"it has no {missing[0]}" if missing else None
+    except Exception as error:  # a damaged archive can end in any
+        return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffgan.errors import UserError
-from diffgan.latents import to_uint8
+from diffgan.latents import finite_uint8
 from diffgan.noise import draw_noise
 from diffgan.teacher import Teacher
 
@@ -38,11 +38,13 @@ def sample(
         raise UserError("sample: give at least one prompt and count 1 or more")
     pipeline = Teacher.from_pretrained(student).to(device)
     wanted = [prompt for prompt in prompts for _ in range(count)]
-    noise = draw_noise(range(seed, seed + len(wanted)), pipeline.latent_shape).to(device)
+    seeds = range(seed, seed + len(wanted))
+    noise = draw_noise(seeds, pipeline.latent_shape).to(device)
     latents = pipeline.solve(noise, pipeline.encode(wanted), steps, guidance)
+    images = finite_uint8(pipeline.decode(latents), wanted, seeds)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{i:03d}-{_slug(prompt)}.png" for i, prompt in enumerate(wanted)]
-    for path, image in zip(paths, to_uint8(pipeline.decode(latents)), strict=True):
+    for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
         print(path)
     return paths

@@ -4,6 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; child processes inherit it
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from diffgan.__main__ import main
 from tests.object_stores import Gate, s3_server, use
 from tests.pipelines import miniature, saved
-from tests.runs import write
+from tests.runs import distillation, write
 
 
 @pytest.fixture(scope="session")
@@ -58,46 +59,7 @@ def pairs(tiny_pipeline, tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_pipeline, pairs, tmp_path):
-    """A distillation of 48 images in batches of 8."""
-    return {
-        "trainer": {
-            "max_epochs": -1,
-            "accelerator": "cpu",
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "check_val_every_n_epoch": None,
-            "val_check_interval": 3,
-            "log_every_n_steps": 1,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": str(tmp_path), "name": "run", "version": ""},
-            },
-            "callbacks": [
-                {"class_path": "callbacks.ema.EMA", "init_args": {"half_life_images": 20, "log_every_images": 8}},
-                {"class_path": "callbacks.image_checkpoint.ImageCheckpoint", "init_args": {"every_images": 8}},
-                {
-                    "class_path": "callbacks.sample_grid.SampleGrid",
-                    "init_args": {"prompts": ["digit 7", ""], "steps": 2},
-                },
-                {"class_path": "callbacks.run_report.RunReport"},
-            ],
-        },
-        "model": {
-            "class_path": "diffgan.distillation.Diffusion2GAN",
-            "init_args": {
-                "teacher": str(tiny_pipeline),
-                "images": 48,
-                "warmup_images": 8,
-                "regression": {"class_path": "diffgan.regression.PseudoHuber"},
-                "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
-            },
-        },
-        "data": {
-            "class_path": "datamodules.latent_pairs.LatentPairs",
-            "init_args": {"folder": str(pairs), "batch_size": 8, "validation_pairs": 8},
-        },
-    }
+    return distillation(tiny_pipeline, pairs, tmp_path)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -126,3 +88,14 @@ def gate(s3, s3_endpoint, monkeypatch):
     use(monkeypatch, gate.url)
     yield gate
     gate.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """mounted(options): a file system in memory, mounted with these options."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount here")
+    yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True) and folder
+    subprocess.run(["umount", folder], check=True)

@@ -14,6 +14,8 @@ SERVER.set_forkserver_preload(
     [
         "diffgan.generation",
         "diffgan.distillation",
+        "diffgan.export",
+        "diffgan.teachers",
         "callbacks.pair_writer",
         "callbacks.progress",
         "callbacks.sample_grid",
@@ -28,6 +30,14 @@ def start(words: list[str]):
     process = SERVER.Process(target=main, args=(words,))
     process.start()
     return process
+
+
+def run_apart(target, *args) -> int:
+    """Exit code of a fresh process that runs target(*args)."""
+    process = SERVER.Process(target=target, args=args)
+    process.start()
+    process.join(120)
+    return process.exitcode
 
 
 def start_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list:

@@ -15,6 +15,49 @@ def write(path, config):
     return str(path)
 
 
+def distillation(teacher, pairs, folder):
+    """A distillation of 48 images in batches of 8, whose run is `folder`/run."""
+    return {
+        "trainer": {
+            "max_epochs": -1,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "check_val_every_n_epoch": None,
+            "val_check_interval": 3,
+            "log_every_n_steps": 1,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": str(folder), "name": "run", "version": ""},
+            },
+            "callbacks": [
+                {"class_path": "callbacks.ema.EMA", "init_args": {"half_life_images": 20, "log_every_images": 8}},
+                {"class_path": "callbacks.image_checkpoint.ImageCheckpoint", "init_args": {"every_images": 8}},
+                {
+                    "class_path": "callbacks.sample_grid.SampleGrid",
+                    "init_args": {"prompts": ["digit 7", ""], "steps": 2},
+                },
+                {"class_path": "callbacks.run_report.RunReport"},
+            ],
+        },
+        "model": {
+            "class_path": "diffgan.distillation.Diffusion2GAN",
+            "init_args": {
+                "teacher": str(teacher),
+                "images": 48,
+                "warmup_images": 8,
+                "regression": {"class_path": "diffgan.regression.PseudoHuber"},
+                "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
+            },
+        },
+        "data": {
+            "class_path": "datamodules.latent_pairs.LatentPairs",
+            "init_args": {"folder": str(pairs), "batch_size": 8, "validation_pairs": 8},
+        },
+    }
+
+
 def named(config, name):
     """The same run in another folder."""
     other = copy.deepcopy(config)

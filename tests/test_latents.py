@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from diffgan.latents import LatentSpace, to_uint8
+from diffgan.errors import UserError
+from diffgan.latents import LatentSpace, finite_uint8, to_uint8
 
 
 def test_space_is_inverted_exactly():
@@ -14,3 +16,12 @@ def test_bytes_are_rounded_and_clipped():
     assert to_uint8(values).tolist() == [0, 0, 0, 128, 255, 255]
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_images_that_are_not_finite_are_named(value):
+    images = torch.rand(3, 3, 2, 2)
+    assert torch.equal(finite_uint8(images, "abc", range(3)), to_uint8(images))
+    images[1, 2, 0, 1] = value
+    with pytest.raises(UserError, match="image of 'b' .seed 8. is not finite"):
+        finite_uint8(images, "abc", range(7, 10))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffgan.errors import UserError
 from diffgan.files import write_tensors
-from diffgan.latents import to_uint8
+from diffgan.latents import finite_uint8
 from diffgan.metrics import inception
 from diffgan.metrics.clip_score import CLIPScore
 from diffgan.metrics.coco import CocoProtocol, read_pictures, resized
@@ -94,9 +94,10 @@ class CocoJudge:
         features, scores, seconds = [], [], 0.0
         for rows in self._batches(place.rows(self.protocol.images), "judge: generating"):
             prompts = [self.protocol.prompts[row] for row in rows]
-            noise = draw_noise([self.protocol.seeds[row] for row in rows], latent_shape)
+            seeds = [self.protocol.seeds[row] for row in rows]
+            noise = draw_noise(seeds, latent_shape)
             start = time.perf_counter()
-            made = to_uint8(generate(noise, prompts)).cpu()
+            made = finite_uint8(generate(noise, prompts), prompts, seeds).cpu()
             seconds += time.perf_counter() - start
             images = resized(made, self.protocol.side).to(device)
             features.append(self.extractor(images).cpu())

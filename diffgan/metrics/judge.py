@@ -19,7 +19,7 @@ from diffgan.glyphs.attributes import asked, read_colours
 from diffgan.glyphs.reader import GlyphReader, load_reader
 from diffgan.glyphs.recipe import COLOURS, Glyph
 from diffgan.glyphs.typefaces import CHARACTERS, SIDE
-from diffgan.latents import to_uint8
+from diffgan.latents import finite_uint8, to_uint8
 from diffgan.metrics.distances import FeatureStatistics, frechet_distance, kernel_distance
 from diffgan.metrics.diversity import mean_pairwise_distance, share_within_prompts
 from diffgan.metrics.extractors import EfficientNetFeatures, FeatureExtractor
@@ -106,7 +106,7 @@ class GlyphJudge:
             seconds += time.perf_counter() - start
             if made.shape != (len(noise), 3, SIDE, SIDE):
                 raise UserError(f"protocol {self.protocol.name} judges {SIDE}x{SIDE} images, not {tuple(made.shape)}")
-            images.append(to_uint8(made))
+            images.append(finite_uint8(made, prompts[rows], seeds[rows]))
         return torch.cat(images), seconds
 
     def _batches(self, count: int, what: str) -> Iterator[slice]:
@@ -157,10 +157,13 @@ class GlyphJudge:
 
         Their distances are those to the other real pictures, which the floor is measured with.
         """
-        pictures = recipe.paint(SPLIT, self.protocol.reference)
-        rows = self._batches(len(pictures), "judge: reconstructing")
-        images = torch.cat([to_uint8(teacher.decode(teacher.encode_images(pictures[r]))).cpu() for r in rows])
-        figures = alignment(self.reader, images, [glyph.caption for glyph in self.protocol.reference])
+        pictures, images = recipe.paint(SPLIT, self.protocol.reference), []
+        captions = [glyph.caption for glyph in self.protocol.reference]
+        for rows in self._batches(len(pictures), "judge: reconstructing"):
+            decoded = teacher.decode(teacher.encode_images(pictures[rows]))
+            images.append(finite_uint8(decoded, captions[rows]).cpu())
+        images = torch.cat(images)
+        figures = alignment(self.reader, images, captions)
         for look, grain in LOOKS.items():
             features = self._features(images, "looking at reconstructions", grain, MADE_GRAIN_SEED)
             figures |= self._between(features, self.real(look).floor, look)

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -13,18 +12,10 @@ import pytest
 from diffgan.__main__ import main
 from diffgan.factory.workshop import Workshop
 from tests.pair_sets import claims, contents, die_at_write, parts, refusal, shards, wait_until
-from tests.processes import SERVER, start, start_two_processes
+from tests.processes import SERVER, run_apart, start, start_two_processes
 
 SLOW = ("--model.init_args.steps=60",)  # a batch takes about a second
 ON_TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
-
-
-def run_apart(target, *args) -> int:
-    """Exit code of a fresh process that runs target(*args)."""
-    process = SERVER.Process(target=target, args=args)
-    process.start()
-    process.join(120)
-    return process.exitcode
 
 
 def test_kill_9_at_every_kind_of_file_costs_nothing(unbroken, command, tmp_path):
@@ -210,17 +201,6 @@ def kill_soon(folder, command, chance: random.Random) -> int:
 
 
 # ---- disks ----
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """mounted(options): a file system in memory, mounted with these options."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no right to mount here")
-    yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True) and folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(small_disk, unbroken, command, capsys):

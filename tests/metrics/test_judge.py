@@ -124,6 +124,13 @@ def test_figures_of_the_embedded_pipeline(protocol):
     assert 0.1 < share["noise_share_real"] < 0.95
 
 
+def test_reconstruction_that_is_not_finite_is_refused(protocol, tiny_pipeline):
+    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher.vae.encoder.conv_in.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="is not finite"):
+        GlyphJudge(protocol, Averages()).reconstruction(teacher)
+
+
 class Student(pl.LightningModule):
     """The least that the callback needs of `Diffusion2GAN`."""
 
