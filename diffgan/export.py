@@ -16,6 +16,7 @@ from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs import weights_digest
 from diffgan.record import digest, write_json
 from diffgan.teacher import Teacher
+from diffgan.teachers.pipeline_files import save_pipeline
 
 RECORD = "diffgan.json"  # marks a folder as an export, and says of what
 
@@ -48,7 +49,7 @@ def _save(teacher: Teacher, folder: Path) -> None:
         OSError: the system refuses (disk full, no permission).
     """
     try:
-        teacher.as_pipeline().save_pretrained(folder)
+        save_pipeline(teacher.as_pipeline(), folder)
     except Exception as error:  # safetensors and tokenizers say it in their own types, the number in the message
         if isinstance(error, OSError) or (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
             raise

@@ -13,7 +13,10 @@ import time
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from diffgan.__main__ import main
 from diffgan.record import digest
@@ -69,6 +72,17 @@ def require_kept(output, export):
     """The export is as it was, and nothing else lies beside it."""
     assert contents(output) == contents(export)
     assert not output.with_name(f"{output.name}.partial").exists()
+
+
+def test_an_export_opens_and_draws_in_stock_diffusers_without_arguments(exports):
+    pipeline = DiffusionPipeline.from_pretrained(exports[0])
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("digit 7", num_inference_steps=1, guidance_scale=1, output_type="pt").images.isfinite().all()
+    _, info = CLIPTextModel.from_pretrained(exports[0], subfolder="text_encoder", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with safe_open(exports[0] / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+    assert (exports[0] / "tokenizer" / "merges.txt").is_file()
 
 
 # ---- kills ----
