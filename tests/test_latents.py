@@ -23,5 +23,5 @@ def test_images_that_are_not_finite_are_named(value):
     images = torch.rand(3, 3, 2, 2)
     assert torch.equal(finite_uint8(images, "abc", range(3)), to_uint8(images))
     images[1, 2, 0, 1] = value
-    with pytest.raises(UserError, match="image of 'b' .seed 8. is not finite"):
+    with pytest.raises(UserError, match=r"image of 'b' .seed 8. is not finite"):
         finite_uint8(images, "abc", range(7, 10))
