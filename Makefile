@@ -89,7 +89,7 @@ runs/glyphs/text_encoder.done: | runs/glyphs/autoencoder.done
 runs/glyphs/denoiser.done: runs/glyphs/autoencoder.done runs/glyphs/text_encoder.done
 
 glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours) and put it into the package
-	$(VENV)/bin/python -m diffgan.glyphs.shipping pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
+	$(VENV)/bin/python -m diffgan.glyphs.build pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
 
 glyph-reader: runs/glyphs/reader.done ## train the reader of characters anew
 	cp runs/glyphs/reader/reader.safetensors diffgan/glyphs/weights/reader.safetensors

@@ -5,10 +5,10 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from callbacks.judging import Judging
-from diffgan.metrics.coco import read_protocol
-from diffgan.metrics.coco_judge import CocoJudge, Generate
-from diffgan.metrics.shares import ALONE, Place
+from callbacks.evaluation import Judging
+from diffgan.evaluation.coco_evaluator import CocoJudge, Generate
+from diffgan.evaluation.protocols.coco import read_protocol
+from diffgan.evaluation.work_split import ALONE, Place
 
 
 class COCOFID(Judging):

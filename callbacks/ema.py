@@ -3,9 +3,9 @@
 import lightning.pytorch as pl
 import torch
 
-from callbacks.clock import passed
-from diffgan.distributed import whole
 from diffgan.errors import UserError
+from diffgan.training.image_clock import passed
+from diffgan.training.strategies import whole
 
 
 class EMA(pl.Callback):

@@ -8,9 +8,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.clock import passed
-from callbacks.folders import run_folder
+from callbacks.run_folder import run_folder
 from diffgan.errors import UserError
+from diffgan.training.image_clock import passed
 
 AGREE_EVERY = 8  # batches: many processes ask one another whether one was told to stop
 

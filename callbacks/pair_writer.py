@@ -9,15 +9,15 @@ import lightning.pytorch as pl
 import torch
 
 from datamodules.prompts import Prompts
-from diffgan import solvers
 from diffgan.errors import UserError, tell
-from diffgan.factory.claims import CLAIMS
-from diffgan.factory.parts import PARTS, require_own_leftovers
-from diffgan.factory.workshop import Workshop
-from diffgan.generation import PairGeneration
-from diffgan.manifest import MANIFEST, Manifest, versions
-from diffgan.pairs import PairBatch, read_shard, shards_size, weights_digest
-from diffgan.store import Folder, Store, open_store
+from diffgan.pairs.claims import CLAIMS
+from diffgan.pairs.generation import PairGeneration
+from diffgan.pairs.manifest import MANIFEST, Manifest, versions
+from diffgan.pairs.pair_set import PairBatch, read_shard, shards_size, weights_digest
+from diffgan.pairs.partial_shards import PARTS, require_own_leftovers
+from diffgan.pairs.work_queue import Workshop
+from diffgan.storage.store import Folder, Store, open_store
+from diffgan.teachers import solvers
 
 COMPARED_BYTES = 10e9  # what every worker's start may read, in ten seconds
 UNCOMPARED = "; `diffgan pairs verify` compares their bytes"

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from diffgan.factory.workshop import Workshop
+from diffgan.pairs.work_queue import Workshop
 
 LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}\n"
 LINE_SECONDS = 10

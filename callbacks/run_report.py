@@ -8,9 +8,9 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from callbacks.folders import run_folder
-from callbacks.judging import Judging
-from diffgan.record import digest, environment, write_json
+from callbacks.evaluation import Judging
+from callbacks.run_folder import run_folder
+from diffgan.evaluation.provenance import digest, environment, write_json
 
 
 class RunReport(pl.Callback):

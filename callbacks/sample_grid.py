@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from callbacks.folders import run_folder
-from diffgan.latents import to_uint8
+from callbacks.run_folder import run_folder
+from diffgan.images import save_sheet
+from diffgan.latent_space import to_uint8
 from diffgan.noise import draw_noise
-from diffgan.sheet import save_sheet
 
 
 class SampleGrid(pl.Callback):

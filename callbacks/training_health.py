@@ -7,10 +7,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from callbacks.clock import passed
-from diffgan.checkpoints import GOOD
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
+from diffgan.training.checkpoints import GOOD
+from diffgan.training.image_clock import passed
 
 OPINIONS = ("d/right_about_real", "d/right_about_fake")
 

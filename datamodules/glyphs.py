@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from diffgan.autoencoders import Encoder
-from diffgan.files import write_tensors
+from diffgan.evaluation.provenance import digest
 from diffgan.glyphs import recipe
-from diffgan.record import digest
+from diffgan.storage.atomic import write_tensors
+from diffgan.teachers.autoencoders import Encoder
 
 
 class CaptionedImages(NamedTuple):

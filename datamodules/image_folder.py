@@ -14,9 +14,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from diffgan.autoencoders import Encoder
 from diffgan.errors import UserError
-from diffgan.files import write_tensors
+from diffgan.storage.atomic import write_tensors
+from diffgan.teachers.autoencoders import Encoder
 
 SPLITS = {"train": "train", "validation": "val"}
 

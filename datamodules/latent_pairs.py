@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffgan.cache import CACHE_GB
-from diffgan.embeddings import Embeddings
 from diffgan.errors import UserError
-from diffgan.pairs import PairBatch, PairSet
+from diffgan.pairs.embeddings import Embeddings
+from diffgan.pairs.pair_set import PairBatch, PairSet
+from diffgan.storage.cache import CACHE_GB
 
 
 @lru_cache(maxsize=2)

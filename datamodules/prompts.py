@@ -7,9 +7,9 @@ import lightning.pytorch as pl
 import torch
 
 from diffgan.errors import UserError
-from diffgan.generation import PromptBatch
 from diffgan.noise import SEEDS
-from diffgan.pairs import cut
+from diffgan.pairs.generation import PromptBatch
+from diffgan.pairs.pair_set import cut
 from diffgan.prompts import PromptFile
 
 

@@ -21,34 +21,34 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks.folders import run_folder
 from callbacks.image_checkpoint import ImageCheckpoint
-from diffgan.checkpoints import broken
+from callbacks.run_folder import run_folder
+from diffgan.cli.lightning_cli import UserSettingsCLI
 from diffgan.errors import UserError, tell
-from diffgan.lightning_cli import UserSettingsCLI
+from diffgan.training.checkpoints import broken
 
 PLAIN = {
-    "sample": ("diffgan.sample:sample", "pictures from a teacher or an exported student"),
-    "export": ("diffgan.export:export", "a run's student as a diffusers pipeline directory"),
-    "judge": ("diffgan.judging:judge", "figures of a pipeline on a named protocol"),
-    "tables": ("diffgan.tables:tables", "a Markdown table of metrics.json files"),
-    "watch": ("diffgan.watch:watch", "the curves that tell whether a run is healthy, in one picture"),
+    "sample": ("diffgan.cli.sample:sample", "pictures from a teacher or an exported student"),
+    "export": ("diffgan.cli.export:export", "a run's student as a diffusers pipeline directory"),
+    "judge": ("diffgan.cli.evaluate:judge", "figures of a pipeline on a named protocol"),
+    "tables": ("diffgan.cli.tables:tables", "a Markdown table of metrics.json files"),
+    "watch": ("diffgan.cli.plot:watch", "the curves that tell whether a run is healthy, in one picture"),
     "reconstruct": (
-        "diffgan.perceptual.reconstruction:reconstruct",
+        "diffgan.cli.reconstruct:reconstruct",
         "how far each perceptual distance leads from noise",
     ),
     "convert": (
-        "diffgan.perceptual.official:convert",
+        "diffgan.cli.convert:convert",
         "the authors' weights of E-LatentLPIPS as a file of this project",
     ),
 }
 
 GROUPS = {
     "pairs": {
-        "plan": ("diffgan.factory.plan:plan", "what a pair set will take: disk, network calls, hours"),
-        "status": ("diffgan.factory.status:status", "how far a set is: done, claimed, rate, time left, disk"),
-        "embed": ("diffgan.embed:embed", "encode every prompt of a set once, for trainings to read"),
-        "verify": ("diffgan.factory.verify:verify", "check every shard, and make a sample of pairs again"),
+        "plan": ("diffgan.cli.pairs.plan:plan", "what a pair set will take: disk, network calls, hours"),
+        "status": ("diffgan.cli.pairs.status:status", "how far a set is: done, claimed, rate, time left, disk"),
+        "embed": ("diffgan.cli.pairs.embed:embed", "encode every prompt of a set once, for trainings to read"),
+        "verify": ("diffgan.cli.pairs.verify:verify", "check every shard, and make a sample of pairs again"),
     },
 }
 

@@ -45,7 +45,7 @@ def pairs(tiny_pipeline, tmp_path_factory):
             ],
         },
         "model": {
-            "class_path": "diffgan.generation.PairGeneration",
+            "class_path": "diffgan.pairs.generation.PairGeneration",
             "init_args": {"teacher": str(tiny_pipeline), "steps": 2, "guidance": 2.0},
         },
         "data": {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffgan.__main__ import main
-from diffgan.files import PARTIAL
+from diffgan.storage.atomic import PARTIAL
 
 PAIRS, SHARD, BATCH = 44, 8, 3  # of the command in tests: six shards of three batches, the last one of two
 

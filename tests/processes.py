@@ -12,9 +12,9 @@ from diffgan.__main__ import main
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "diffgan.generation",
-        "diffgan.distillation",
-        "diffgan.export",
+        "diffgan.pairs.generation",
+        "diffgan.methods.diffusion2gan",
+        "diffgan.cli.export",
         "diffgan.teachers",
         "callbacks.pair_writer",
         "callbacks.progress",

@@ -42,12 +42,12 @@ def distillation(teacher, pairs, folder):
             ],
         },
         "model": {
-            "class_path": "diffgan.distillation.Diffusion2GAN",
+            "class_path": "diffgan.methods.diffusion2gan.Diffusion2GAN",
             "init_args": {
                 "teacher": str(teacher),
                 "images": 48,
                 "warmup_images": 8,
-                "regression": {"class_path": "diffgan.regression.PseudoHuber"},
+                "regression": {"class_path": "diffgan.losses.regression.PseudoHuber"},
                 "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
             },
         },

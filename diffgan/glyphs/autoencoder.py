@@ -13,8 +13,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffgan.nets.build import from_config
-from diffgan.schedules import warmup_cosine
+from diffgan.glyphs.networks import from_config
+from diffgan.training.lr_schedules import warmup_cosine
 
 
 def edge_error(image: Tensor, target: Tensor) -> Tensor:

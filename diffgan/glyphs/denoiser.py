@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffgan import ema
 from diffgan.errors import UserError
-from diffgan.nets.build import from_config
-from diffgan.schedules import warmup_cooldown
-from diffgan.teacher import SCHEDULER
+from diffgan.glyphs.networks import from_config
+from diffgan.teachers.base import SCHEDULER
 from diffgan.teachers.stable_diffusion import StableDiffusion
+from diffgan.training import ema
+from diffgan.training.lr_schedules import warmup_cooldown
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:

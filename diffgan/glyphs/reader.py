@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.errors import UserError
-from diffgan.files import embedded, write_tensors
 from diffgan.glyphs.attributes import coverage
 from diffgan.glyphs.typefaces import CHARACTERS
-from diffgan.schedules import warmup_cosine
+from diffgan.storage.atomic import embedded, write_tensors
+from diffgan.training.lr_schedules import warmup_cosine
 
 HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}
 

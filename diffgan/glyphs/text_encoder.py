@@ -20,7 +20,7 @@ from diffgan.glyphs.attributes import asked
 from diffgan.glyphs.recipe import COLOURS, describe
 from diffgan.glyphs.tokenizer import train_tokenizer
 from diffgan.glyphs.typefaces import CATEGORIES, CHARACTERS
-from diffgan.schedules import warmup_cosine
+from diffgan.training.lr_schedules import warmup_cosine
 
 # What a caption may say; class 0 of each is that it says nothing of it.
 ANSWERS = {

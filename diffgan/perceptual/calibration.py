@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.perceptual.heads import head_distance, unit
-from diffgan.perceptual.judgements import Judgements, RankingLoss, two_afc
 from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.two_afc import Judgements, RankingLoss, two_afc
 from diffgan.perceptual.weights import save_weights
-from diffgan.schedules import warmup_cooldown
+from diffgan.training.lr_schedules import warmup_cooldown
 
 
 class Calibration(pl.LightningModule):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgan.errors import UserError
-from diffgan.latents import LatentSpace
+from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
 from diffgan.perceptual.heads import tap_distance
 from diffgan.perceptual.weights import PerceptualWeights, load_weights

@@ -8,9 +8,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffgan.errors import UserError
-from diffgan.files import EMBEDDED, embedded, write_tensors
-from diffgan.latents import LatentSpace
+from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16, folded
+from diffgan.storage.atomic import EMBEDDED, embedded, write_tensors
 
 KIND = "diffgan LatentVGG16 2"
 HEAD = "heads."

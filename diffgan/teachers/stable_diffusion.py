@@ -4,7 +4,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.conditioning import Conditioning
-from diffgan.teacher import Teacher
+from diffgan.teachers.base import Teacher
 
 
 class StableDiffusion(Teacher):

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.teacher import Teacher
+from diffgan.teachers.base import Teacher
 
 
 class StableDiffusionXL(Teacher):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from diffgan import ELatentLPIPS
-from diffgan.autoencoders import Encoder
-from diffgan.files import embedded
+from diffgan.cli.reconstruct import GLYPH_SEED, descend
 from diffgan.glyphs.recipe import describe, paint
 from diffgan.perceptual.lpips import LatentLPIPS
-from diffgan.perceptual.reconstruction import GLYPH_SEED, descend
+from diffgan.storage.atomic import embedded
+from diffgan.teachers.autoencoders import Encoder
 from tests.bench.overhead import seconds
 from tests.bench.perceptual import up_warp_down
 

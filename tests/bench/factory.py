@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from datamodules.prompts import Prompts
-from diffgan.generation import PairGeneration
-from diffgan.teacher import SCHEDULER, resolve
+from diffgan.pairs.generation import PairGeneration
+from diffgan.teachers.base import SCHEDULER, resolve
 from tests.bench.overhead import BATCH, GUIDANCE, PAIRS, PROMPTS, STEPS, generation_seconds, seconds
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from diffgan import losses
-from diffgan.adversary import Adversary
-from diffgan.distillation import Diffusion2GAN
+from diffgan.losses import gan as losses
+from diffgan.losses.regression import Perceptual
+from diffgan.methods.adversarial import Adversary
+from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.perceptual.lpips import ELatentLPIPS
-from diffgan.regression import Perceptual
 from tests.bench.overhead import TRAINING_BATCH as BATCH
 from tests.bench.overhead import WARM_UP, first_batch, fit, training_pairs, training_ratio
 from tests.bench.perceptual import peak_bytes

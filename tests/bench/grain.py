@@ -10,12 +10,12 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from diffgan.evaluation.glyph_evaluator import LOOKS, MADE_GRAIN_SEED, GlyphJudge, with_grain
+from diffgan.evaluation.protocols.glyphs import SPLIT, glyph_protocol
 from diffgan.glyphs import recipe
-from diffgan.latents import to_uint8
-from diffgan.metrics.judge import LOOKS, MADE_GRAIN_SEED, GlyphJudge, with_grain
-from diffgan.metrics.protocols import SPLIT, glyph_protocol
+from diffgan.latent_space import to_uint8
 from diffgan.noise import draw_noise
-from diffgan.teacher import Teacher
+from diffgan.teachers.base import Teacher
 
 PROTOCOL, BATCH = "glyphs-500", 50
 UNSEEN, BLUR = 2.0, 1.5  # levels of 255; pixels

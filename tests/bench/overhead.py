@@ -15,11 +15,11 @@ from callbacks.ema import EMA
 from callbacks.pair_writer import PairWriter
 from datamodules.latent_pairs import LatentPairs
 from datamodules.prompts import Prompts
-from diffgan.distillation import Diffusion2GAN
-from diffgan.generation import PairGeneration
-from diffgan.pairs import PairBatch
+from diffgan.losses.regression import Perceptual
+from diffgan.methods.diffusion2gan import Diffusion2GAN
+from diffgan.pairs.generation import PairGeneration
+from diffgan.pairs.pair_set import PairBatch
 from diffgan.perceptual.lpips import ELatentLPIPS
-from diffgan.regression import Perceptual
 
 PROMPTS, STEPS, GUIDANCE, BATCH, PAIRS = Path("configs/glyphs/prompts.txt"), 10, 3.0, 50, 200
 TRAINING_BATCH = 16

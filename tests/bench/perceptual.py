@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from diffgan import ELatentLPIPS
-from diffgan.latents import LatentSpace
+from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
 from diffgan.perceptual.latent_vgg import LatentVGG16
 from diffgan.perceptual.weights import PerceptualWeights, save_weights

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from diffgan.__main__ import main
-from diffgan.autoencoders import Encoder
+from diffgan.teachers.autoencoders import Encoder
 
 VAE = "diffgan/glyphs/weights/teacher/vae"
 
@@ -43,7 +43,7 @@ def config(folder, tmp_path, **data):
             "callbacks": [{"class_path": "callbacks.run_report.RunReport"}],
         },
         "model": {
-            "class_path": "diffgan.perceptual.training.LatentVGGTraining",
+            "class_path": "diffgan.perceptual.classification.LatentVGGTraining",
             "init_args": {
                 "vae": VAE,
                 "target": str(tmp_path / "vgg.safetensors"),

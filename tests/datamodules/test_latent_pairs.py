@@ -10,9 +10,9 @@ from torch import nn
 
 from datamodules.latent_pairs import LatentPairs
 from diffgan.errors import UserError
-from diffgan.manifest import Manifest
 from diffgan.noise import draw_noise
-from diffgan.pairs import PairBatch, write_shard
+from diffgan.pairs.manifest import Manifest
+from diffgan.pairs.pair_set import PairBatch, write_shard
 
 SHAPE, PAIRS, HELD_OUT, BATCH, SHARD = (4, 2, 2), 47, 7, 8, 9  # 40 training pairs: 5 batches of 8
 

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from diffgan.errors import UserError
-from diffgan.files import embedded
 from diffgan.glyphs import recipe
 from diffgan.glyphs.reader import GlyphReader, ReaderTraining, load_reader
 from diffgan.glyphs.typefaces import typefaces
+from diffgan.storage.atomic import embedded
 
 
 def test_real_glyphs_of_other_families():

@@ -6,9 +6,9 @@ from diffusers import UNet2DConditionModel
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.losses import r1_penalty, score, second_derivatives
+from diffgan.losses.gan import r1_penalty, score, second_derivatives
 from diffgan.nets.discriminator import PLACES, MultiScaleDiscriminator
-from diffgan.teacher import Teacher
+from diffgan.teachers.base import Teacher
 
 SMALL = {"sample_size": 8, "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": 16}
 SD1 = SMALL | {

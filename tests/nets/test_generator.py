@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffgan.nets.generator import OneStepGenerator, clean_latent
-from diffgan.teacher import SCHEDULER, Teacher
+from diffgan.teachers.base import SCHEDULER, Teacher
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

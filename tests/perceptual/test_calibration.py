@@ -9,11 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from datamodules.judgements import SyntheticGlyphDataset
+from datamodules.two_afc import SyntheticGlyphDataset
 from diffgan.__main__ import main
 from diffgan.glyphs.distortions import FAMILIES, distort
-from diffgan.perceptual.judgements import RankingLoss, two_afc
 from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.two_afc import RankingLoss, two_afc
 from diffgan.perceptual.weights import load_weights
 
 
@@ -108,7 +108,7 @@ def bapps(tmp_path):
 def test_bapps_folders_are_scored(bapps, config, tmp_path):
     vae = "diffgan/glyphs/weights/teacher/vae"
     options = {"folder": str(bapps), "vae": vae, "resolution": 64, "batch_size": 3, "workers": 0}
-    config["data"] = {"class_path": "datamodules.judgements.BAPPS", "init_args": options}
+    config["data"] = {"class_path": "datamodules.two_afc.BAPPS", "init_args": options}
     main(["test", "-c", write(tmp_path / "test.yaml", config)])
     metrics = json.loads((tmp_path / "calibration" / "metrics.json").read_text())["metrics"]
     assert metrics["test/2afc"] == metrics["test/2afc_cnn"] == metrics["test/2afc_traditional"] == pytest.approx(0.9)
@@ -116,7 +116,7 @@ def test_bapps_folders_are_scored(bapps, config, tmp_path):
 
 def test_broken_bapps_folders_are_one_line(bapps, config, tmp_path, capsys):
     options = {"folder": str(bapps), "vae": None, "batch_size": 3, "workers": 0, "families": ["cnn"]}
-    config["data"] = {"class_path": "datamodules.judgements.BAPPS", "init_args": options}
+    config["data"] = {"class_path": "datamodules.two_afc.BAPPS", "init_args": options}
 
     def refusal(**changes):
         options.update(changes)

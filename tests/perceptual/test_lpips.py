@@ -8,10 +8,10 @@ import torch
 
 from diffgan import ELatentLPIPS, LatentLPIPS
 from diffgan.errors import UserError
-from diffgan.latents import LatentSpace
+from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16, folded
 from diffgan.perceptual.weights import PerceptualWeights, load_weights, save_weights
-from diffgan.teacher import Teacher
+from diffgan.teachers.base import Teacher
 
 SPACE = LatentSpace(channels=3, factor=4, scale=1.0)
 

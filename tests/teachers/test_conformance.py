@@ -12,9 +12,9 @@ from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
-from diffgan.pairs import weights_digest
-from diffgan.teacher import SCHEDULER, Teacher
-from diffgan.teachers import FAMILIES as ADAPTERS
+from diffgan.pairs.pair_set import weights_digest
+from diffgan.teachers.base import SCHEDULER, Teacher
+from diffgan.teachers.registry import FAMILIES as ADAPTERS
 from tests.pipelines import FAMILIES, saved
 
 PROMPTS = ["digit 7", "a bold capital A in red on cream", ""]

@@ -1,0 +1,127 @@
+"""The verb `export`: a run's student as a pipeline directory that stock diffusers opens."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from diffgan.errors import UserError
+from diffgan.evaluation.provenance import digest, write_json
+from diffgan.nets.generator import OneStepGenerator
+from diffgan.pairs.pair_set import weights_digest
+from diffgan.storage.folders import replaced
+from diffgan.teachers.base import Teacher
+from diffgan.teachers.pipeline_files import save_pipeline
+from diffgan.training.checkpoints import GOOD, broken
+
+RECORD = "diffgan.json"  # marks a folder as an export, and says of what
+
+
+def export(run: Path, output: Path) -> None:
+    """Write the moving average of a run's generator as a pipeline directory of the teacher's class.
+
+    In stock diffusers: `DiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
+
+    Args:
+        run: the run's folder: it holds `fit.yaml` and `checkpoints/last.ckpt`.
+        output: the pipeline directory; must not exist yet, or be an older export, which is replaced when the new one is
+            complete.
+    """
+    path, checkpoint = _teacher_of(run), run / "checkpoints" / "last.ckpt"
+    with replaced(output, RECORD) as folder:
+        teacher = Teacher.from_pretrained(path)
+        if (name := _first_not_finite(teacher.state_dict())) is not None:
+            raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")
+        record = {"run": run.name, "checkpoint": _load_student(teacher, checkpoint)}
+        _save(teacher, folder)
+        write_json(record, folder / RECORD)
+    print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1")
+
+
+def _save(teacher: Teacher, folder: Path) -> None:
+    """Write the teacher's parts as a pipeline directory.
+
+    Raises:
+        OSError: the system refuses (disk full, no permission).
+    """
+    try:
+        save_pipeline(teacher.as_pipeline(), folder)
+    except Exception as error:  # safetensors and tokenizers say it in their own types, the number in the message
+        if isinstance(error, OSError) or (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
+
+
+def _teacher_of(run: Path) -> str:
+    try:
+        config = yaml.safe_load((run / "fit.yaml").read_text())
+        return config["model"]["init_args"]["teacher"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
+
+
+def _load_student(teacher: Teacher, path: Path) -> str:
+    """Put the averaged generator of a checkpoint in the place of the teacher's network; the checkpoint's digest.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, of another teacher or model, or not finite, or a running fit
+            replaced it meanwhile.
+    """
+    before = _version(path)
+    if (reason := broken(path)) is not None:
+        raise UserError(f"{path}: the checkpoint is broken ({reason}){_offer(path, 'previous.ckpt', GOOD)}")
+    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
+    generator.load_state_dict(_average_of(path, generator, weights_digest(teacher)))
+    found = digest(path)
+    if _version(path) != before:
+        raise UserError(f"{path}: was replaced while it was read; run the same command again")
+    return found
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one that takes its name."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: no such checkpoint ({error.strerror}); run diffgan fit first") from error
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _average_of(path: Path, generator: OneStepGenerator, teacher_digest: str) -> dict[str, Any]:
+    """The weights of `generator_ema` in a checkpoint, checked against the network they go into."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights, teacher = checkpoint["state_dict"], checkpoint["teacher_digest"]
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+    if teacher != teacher_digest:
+        raise UserError(f"{path}: was made with another teacher than the run's fit.yaml names")
+    prefix = "generator_ema."
+    average = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    expected = generator.state_dict()
+    for name in sorted(expected.keys() | average.keys()):
+        if name not in expected or name not in average or average[name].shape != expected[name].shape:
+            raise UserError(f"{path}: the checkpoint is of another model ({name} does not fit)")
+    if (name := _first_not_finite(average)) is not None:
+        offer = _offer(path, GOOD, "previous.ckpt")
+        raise UserError(f"{path}: {prefix}{name} is not finite, the run has diverged{offer}")
+    return average
+
+
+def _first_not_finite(weights: dict[str, Tensor]) -> str | None:
+    """Name of the first weight that holds NaN or infinity."""
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
+
+
+def _offer(path: Path, *names: str) -> str:
+    """How to resume from the first of these checkpoints that is there."""
+    for earlier in (path.with_name(name) for name in names):
+        if earlier.is_file():
+            asked = "previous" if earlier.name == "previous.ckpt" else earlier
+            return f"; resume from the earlier {earlier.name}: diffgan fit --ckpt_path {asked}"
+    return "; train again in another folder"

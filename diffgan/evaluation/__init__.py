@@ -1,0 +1,1 @@
+"""Evaluation of generators by named protocols."""

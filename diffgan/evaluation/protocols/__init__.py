@@ -1,0 +1,1 @@
+"""What is generated, and what it is compared with."""

@@ -1,1 +1,0 @@
-"""The pair factory: many workers fill one pair set, and what tells of it: status, verify, plan."""

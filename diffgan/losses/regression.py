@@ -1,0 +1,49 @@
+"""Regression losses of the student against the teacher's latents: one interface, (generated, target) -> (N,)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from diffgan.latent_space import LatentSpace
+from diffgan.perceptual.lpips import LatentLPIPS
+
+
+class RegressionLoss(nn.Module):
+    """A distance of latents (N, C, H, W), one value a sample; `generator` makes a random one repeatable."""
+
+    def check_space(self, space: LatentSpace) -> None:
+        """Raises UserError if the loss cannot measure latents of `space`."""
+
+    def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class MSE(RegressionLoss):
+    """Mean squared error."""
+
+    def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return (generated - target).square().flatten(1).mean(1)
+
+
+class PseudoHuber(RegressionLoss):
+    """sqrt(|x^ - x|^2 + c^2) - c with c = 0.00054 sqrt(d) (Song and Dhariwal 2024, eq. 7 and section 3.3)."""
+
+    def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        difference = (generated - target).flatten(1)
+        c = 0.00054 * math.sqrt(difference.shape[1])
+        return (difference.square().sum(1) + c**2).sqrt() - c
+
+
+class Perceptual(RegressionLoss):
+    """A latent perceptual distance: `LatentLPIPS` or `ELatentLPIPS`."""
+
+    def __init__(self, distance: LatentLPIPS):
+        super().__init__()
+        self.distance = distance
+
+    def check_space(self, space: LatentSpace) -> None:
+        self.distance.check_space(space)
+
+    def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.distance(generated, target, generator=generator)

@@ -1,0 +1,1 @@
+"""Noise-latent pairs: generating them, keeping them, reading them."""

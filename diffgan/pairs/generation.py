@@ -1,0 +1,60 @@
+"""The stage that makes pairs: a LightningModule whose prediction is the teacher's solution."""
+
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from diffgan.noise import draw_noise
+from diffgan.pairs.pair_set import PairBatch
+from diffgan.teachers.base import Teacher
+
+
+class PromptBatch(NamedTuple):
+    """seed: (N,) int64.  prompt: N str."""
+
+    seed: Tensor
+    prompt: list[str]
+
+
+class PairGeneration(pl.LightningModule):
+    """x = ODE(z, c, w) for the seeds and prompts of a batch.
+
+    Args:
+        teacher: "glyphs", a pipeline directory or a hub id.
+        steps: of the solver.
+        guidance: w of classifier-free guidance; 1 is none.
+        solver: name of a deterministic scheduler class of diffusers (some call the network twice a step).
+        compile: torch.compile the network: faster after a minute or more, and latents that differ by rounding.
+    """
+
+    def __init__(self, teacher: str, steps: int, guidance: float, solver: str = "DDIMScheduler", compile: bool = False):
+        super().__init__()
+        self.teacher_path, self.steps, self.guidance, self.solver = teacher, steps, guidance, solver
+        self.compile_network = compile
+        self.teacher: Teacher | None = None
+
+    def setup(self, stage: str) -> None:
+        """Load the teacher, once: `PairWriter` asks for it before Lightning does.
+
+        Raises:
+            UserError: the teacher cannot be loaded or does not have so many steps, or `solver` is no solver for it.
+        """
+        if self.teacher is not None:
+            return
+        self.teacher = Teacher.from_pretrained(self.teacher_path)
+        self.teacher.solver(self.steps, self.solver)
+        if self.compile_network:
+            self.teacher.unet.compile()
+
+    def predict_step(self, batch: PromptBatch, _) -> PairBatch:
+        """The pairs of a batch; their latents stay on the device, so that the next batch need not wait for a copy."""
+        noise = self.noise(batch.seed)
+        conditioning = self.teacher.encode(batch.prompt)
+        given = noise.to(self.device)
+        latent = self.teacher.solve(given, conditioning, self.steps, self.guidance, solver=self.solver)
+        return PairBatch(batch.seed, noise, batch.prompt, latent.float())
+
+    def noise(self, seed: Tensor) -> Tensor:
+        """z of each seed, float32 on the CPU whatever the trainer's precision."""
+        return draw_noise(seed, self.teacher.latent_shape)

@@ -1,0 +1,1 @@
+"""Whole files, on a disk or behind a URL."""

@@ -1,0 +1,156 @@
+"""The whole chain through the command, for a teacher of every family: pairs, game, export, pictures."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from diffgan.__main__ import main
+from diffgan.cli.pairs.verify import verify
+from diffgan.errors import UserError
+from diffgan.nets.generator import OneStepGenerator
+from diffgan.noise import draw_noise
+from diffgan.pairs.pair_set import PairSet
+from diffgan.teachers.base import Teacher
+from tests.pipelines import FAMILIES, saved
+from tests.runs import checkpoint, refused, write
+
+PROMPTS = ["digit 7", "a bold capital A in red on cream"]
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def folder(request, tmp_path_factory):
+    return saved(FAMILIES[request.param], tmp_path_factory.mktemp("chain") / request.param)
+
+
+def pair_config(teacher, tmp_path, **changes):
+    """16 pairs of two steps in `tmp_path`/pairs."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    writer = {"folder": str(tmp_path / "pairs"), "shard_size": 8}
+    return {
+        "trainer": {
+            "accelerator": "cpu",
+            "default_root_dir": str(tmp_path),
+            "logger": False,
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": "callbacks.pair_writer.PairWriter", "init_args": writer}],
+        },
+        "model": {
+            "class_path": "diffgan.pairs.generation.PairGeneration",
+            "init_args": {"teacher": str(teacher), "steps": 2, "guidance": 2.0, **changes},
+        },
+        "data": {
+            "class_path": "datamodules.prompts.Prompts",
+            "init_args": {"prompts": str(tmp_path / "prompts.txt"), "pairs": 16, "seed_base": 0, "batch_size": 8},
+        },
+    }
+
+
+def as_game(config, teacher, pairs):
+    """24 images in batches of 8 with both players moving, penalty and mismatches included."""
+    discriminator = {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"}
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+    config["model"]["init_args"] |= {
+        "teacher": str(teacher),
+        "images": 24,
+        "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}},
+        "adversary": {
+            "class_path": "diffgan.methods.adversarial.Adversary",
+            "init_args": {"discriminator": discriminator, "optimizer": optimizer, "r1_every": 2},
+        },
+    }
+    config["data"]["init_args"] |= {"folder": str(pairs), "validation_pairs": 8}
+    return config
+
+
+def rounding(pairs):
+    """Of latents kept in float16, twice."""
+    return 2**-10 * PairSet(pairs).read(range(16)).latent.abs().max()
+
+
+def averaged(run, teacher):
+    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
+    weights = checkpoint(run)["state_dict"]
+    prefix = "generator_ema."
+    generator.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
+    return generator
+
+
+def test_from_pairs_to_pictures(folder, config, tmp_path):
+    main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path))])
+    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
+    main(["fit", "-c", write(tmp_path / "fit.yaml", as_game(config, folder, tmp_path / "pairs"))])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
+    before, teacher = Teacher.from_pretrained(str(folder)), Teacher.from_pretrained(str(folder))
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipe.set_progress_bar_config(disable=True)
+    noise = draw_noise([5, 6], teacher.latent_shape)
+    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "latents": noise, "output_type": "latent"}
+    with torch.no_grad():
+        trained = averaged(tmp_path / "run", teacher)(noise, teacher.encode(PROMPTS))
+    torch.testing.assert_close(pipe(PROMPTS, **options).images, trained, atol=1e-4, rtol=1e-4)
+    assert type(pipe) is before.pipeline_class
+    assert (before.solve(noise, before.encode(PROMPTS), 1, 1.0) - trained).abs().max() > 1e-2
+    main(["sample", *PROMPTS, "--student", str(tmp_path / "student"), "--output", str(tmp_path / "pictures")])
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+def test_pairs_of_another_solver(folder, tmp_path, capsys):
+    """They say so, are re-simulated with it, and do not mix with others; what is no solver is refused at once."""
+    words = ["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path, solver="EulerDiscrete"))]
+    choose = lambda name: [*words, f"--model.init_args.solver={name}"]  # noqa: E731
+    assert "solver EulerDiscrete: is no scheduler" in refused(capsys, *words)
+    assert "adds fresh noise" in refused(capsys, *choose("EulerAncestralDiscreteScheduler"))
+    assert not (tmp_path / "pairs").exists()
+    main(choose("HeunDiscreteScheduler"))
+    manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    assert manifest["scheduler"]["solver"]["class"] == "HeunDiscreteScheduler"
+    teacher = Teacher.from_pretrained(str(folder))
+    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
+    made = PairSet(tmp_path / "pairs").read(range(4))
+    other = teacher.solve(made.noise, teacher.encode(made.prompt), 2, 2.0)
+    assert (other - made.latent).abs().max() > 4 * rounding(tmp_path / "pairs")
+    assert "another pair set: scheduler is" in refused(capsys, *choose("DDIMScheduler"))
+
+
+def test_what_is_no_teacher_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    index = tmp_path / "model_index.json"
+    for content, reason in {
+        '{"_class_name": "FluxPipeline"}': "is a FluxPipeline, not a StableDiffusionPipeline or StableDiffusionXL",
+        "{": "model_index.json cannot be read",
+        "[1]": "model_index.json cannot be read",
+    }.items():
+        index.write_text(content)
+        with pytest.raises(UserError, match=reason) as error:
+            Teacher.from_pretrained(str(tmp_path))
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"teacher nobody/nothing: no such directory, .* name a directory") as error:
+        Teacher.from_pretrained("nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean"),
+        ("unet", {"sample_size": None}, "sample_size is None"),
+        ("scheduler", {"prediction_type": "flow"}, "prediction_type"),
+    ],
+)
+def test_parts_that_are_not_as_expected_are_named(folder, tmp_path, part, change, reason):
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    getattr(pipe, part).register_to_config(**change)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=reason) as error:
+        Teacher.from_pretrained(str(tmp_path))
+    assert str(error.value).startswith(f"teacher {tmp_path}: {part}")
+
+
+def test_damaged_weights_are_one_line(folder, tmp_path):
+    DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 1000)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        Teacher.from_pretrained(str(tmp_path))
+    assert "\n" not in str(error.value)

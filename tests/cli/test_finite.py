@@ -1,0 +1,109 @@
+"""Generators whose images are not finite: nothing is kept of them, and no figure is made of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffgan.__main__ import main
+from tests.pipelines import miniature, random_inception, saved
+from tests.runs import refused, write
+
+
+def broken(part, side=8):
+    """How to build the miniature with one weight, the last of a part, that is not a number."""
+
+    def build():
+        pipeline = miniature()
+        pipeline.unet.register_to_config(sample_size=side)
+        list(getattr(pipeline, part).parameters())[-1].data[0] = float("nan")
+        return pipeline
+
+    return build
+
+
+def only_line(capsys, *words):
+    """What a refused command writes to standard error."""
+    capsys.readouterr()
+    (line,) = refused(capsys, *words).splitlines()
+    return line
+
+
+@pytest.fixture(params=["vae", "unet"])
+def part(request):
+    return request.param
+
+
+@pytest.fixture
+def protocol(tmp_path):
+    """The file of a COCO protocol of three captions and four pictures."""
+    (tmp_path / "real").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "real" / f"{i}.png")
+    (tmp_path / "captions.txt").write_text("one dog\ntwo dogs\nthree dogs\n")
+    fields = {"name": "tiny", "images": 3, "seed_base": 3_000_000_000, "side": 24}
+    fields |= {"captions": str(tmp_path / "captions.txt"), "reference": str(tmp_path / "real")}
+    return write(tmp_path / "protocol.yaml", fields)
+
+
+def test_sample_writes_nothing(part, tmp_path, capsys):
+    pipeline = saved(broken(part), tmp_path / "broken")
+    output = tmp_path / "out"
+    words = ["sample", "digit 7", "digit 8", "--student", pipeline, "--output", output, "--seed", "5"]
+    line = only_line(capsys, *words)
+    assert "'digit 7' (seed 5)" in line and "not finite" in line
+    assert not output.exists()
+
+
+def test_judge_of_glyphs_writes_nothing(part, tmp_path, capsys):
+    pipeline = saved(broken(part, side=16), tmp_path / "broken")
+    line = only_line(capsys, "judge", pipeline, tmp_path / "out.json", "--steps", "1")
+    assert "seed 3000000000)" in line and "not finite" in line
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_judge_on_photographs_writes_nothing(part, protocol, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    random_inception(tmp_path / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
+    pipeline = saved(broken(part), tmp_path / "broken")
+    words = ["judge", pipeline, tmp_path / "out.json", "--steps", "1", "--protocol", protocol]
+    line = only_line(capsys, *words)
+    assert "'one dog' (seed 3000000000)" in line and "not finite" in line
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture
+def spoilt(config, tmp_path):
+    """The configuration's file, and the run's folder: its averaged student was spoilt after the fit."""
+    config["model"]["init_args"]["images"] = 8
+    path, last = write(tmp_path / "fit.yaml", config), tmp_path / "run" / "checkpoints" / "last.ckpt"
+    main(["fit", "-c", path])
+    content = torch.load(last, weights_only=True)
+    content["state_dict"]["generator_ema.unet.conv_out.bias"][0] = float("nan")
+    torch.save(content, last)
+    return path, tmp_path / "run"
+
+
+def test_test_of_a_run_writes_no_figures(spoilt, protocol, capsys):
+    path, run = spoilt
+    config, before = yaml.safe_load(Path(path).read_text()), (run / "metrics.json").read_bytes()
+    extractor = {"class_path": "diffgan.evaluation.features.efficientnet.EfficientNetFeatures"}
+    evaluation = {"protocol": protocol, "extractor": extractor}
+    config["trainer"]["callbacks"].append({"class_path": "callbacks.coco_fid.COCOFID", "init_args": evaluation})
+    line = refused(capsys, "test", "-c", write(run.parent / "test.yaml", config)).splitlines()[-1]
+    assert "'one dog' (seed 3000000000)" in line and "not finite" in line
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_grid_of_a_run_is_drawn_all_the_same(spoilt):
+    """It shows what there is, and ends no run."""
+    path, run = spoilt
+    main(["test", "-c", path])
+    assert json.loads((run / "metrics.json").read_text())["stage"] == "test"
+    assert list((run / "samples").glob("*.png"))

@@ -1,0 +1,119 @@
+"""The recipes for SD1.5 and SDXL, file by file as the README runs them, with a tiny pipeline in place of the hub's."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffgan.__main__ import main
+from diffgan.evaluation.protocols.coco import read_protocol
+from diffgan.perceptual.latent_vgg import LatentVGG16
+from diffgan.perceptual.weights import PerceptualWeights, save_weights
+from diffgan.teachers.base import Teacher
+from tests.pipelines import FAMILIES, random_inception, saved
+from tests.processes import run_on_two_processes
+from tests.runs import write
+
+RECIPES = {"sd15": "sd1", "sdxl": "sdxl"}
+PROTOCOLS = {"sd15": "coco2014-30k", "sdxl": "coco2017-5k"}
+CONFIGS = Path("configs").resolve()
+SMALLER = {
+    "pairs": {"data.pairs": 80, "data.batch_size": 16},
+    "distill": {
+        "model.images": 64,  # two batches: regression alone, then with the adversary
+        "model.warmup_images": 16,
+        "model.cooldown_images": 16,
+        "model.adversary.init_args.starts_at_images": 32,
+        "data.batch_size": 32,
+        "data.validation_pairs": 16,
+        "data.workers": 0,
+        "trainer.val_check_interval": 1,
+    },
+}
+
+
+def words(verb, recipe, stage, devices=1, **changes):
+    """The recipe's command on CPUs with less of everything; nothing else is changed."""
+    settings = {**SMALLER[stage], "model.teacher": "tiny", "trainer.accelerator": "cpu", "trainer.devices": devices}
+    settings |= changes
+    given = [f"--{key}={value}".replace("model.", "model.init_args.", 1) for key, value in settings.items()]
+    given = [word.replace("--data.", "--data.init_args.") for word in given]
+    return [verb, "-c", str(CONFIGS / recipe / f"{stage}.yaml"), *given, "--trainer.enable_model_summary=false"]
+
+
+def lay_out(recipe, folder):
+    """What a user puts into the places that the recipe names: teacher, captions, weights, pictures, all tiny."""
+    saved(FAMILIES[RECIPES[recipe]], folder / "tiny")
+    captions = [f"digit {i % 10}" for i in range(40)]
+    (folder / "data" / "laion").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"caption": captions}), folder / "data" / "laion" / "aesthetic.parquet")
+    space = Teacher.from_pretrained(str(folder / "tiny")).space
+    network = LatentVGG16(space.channels, width=0.125).eval()
+    save_weights(folder / "runs" / recipe / "latent_lpips.safetensors", PerceptualWeights(network, space))
+    lay_out_protocol(PROTOCOLS[recipe], folder)
+    (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    random_inception(folder / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
+
+
+def lay_out_protocol(name, folder):
+    """The protocol with 7 images, without CLIP, whose captions and pictures lie where its file says."""
+    protocol = yaml.safe_load((CONFIGS / "protocols" / f"{name}.yaml").read_text())
+    protocol |= {"images": 7, "clip_model": None, "clip_weights": None}
+    (folder / "configs" / "protocols").mkdir(parents=True)
+    write(folder / "configs" / "protocols" / f"{name}.yaml", protocol)
+    (folder / protocol["reference"]).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(random.integers(0, 256, (40, 30, 3), np.uint8)).save(
+            folder / protocol["reference"] / f"{i}.jpg"
+        )
+    (folder / protocol["captions"]).write_text("\n".join(json.dumps({"caption": f"digit {i}"}) for i in range(8)))
+
+
+@pytest.fixture(params=RECIPES)
+def recipe(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    lay_out(request.param, tmp_path)
+    return request.param
+
+
+def figures(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    (name,) = (name for name in metrics["metrics"] if name.startswith("judge/fd_inception"))
+    assert metrics["metrics"]["judge/images"] == 7 and len(metrics["protocol_digest"]) == 16
+    return metrics["metrics"][name], metrics["protocol_digest"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_recipe_from_pairs_to_figures(recipe, tmp_path):
+    """With the recipe's own strategy, precision, losses and callbacks, on two processes; judged on two and on one."""
+    main(words("predict", recipe, "pairs"))
+    fit = words("fit", recipe, "distill", devices=2)
+    assert run_on_two_processes(fit) == [0, 0]
+    run = tmp_path / "runs" / recipe / "distill"
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert weights["images_seen"] == 64 and any(name.startswith("discriminator.") for name in weights["state_dict"])
+    assert len(list((run / "samples").glob("*.png"))) == 2
+    test = words("test", recipe, "distill", devices=2)
+    assert run_on_two_processes(test, TORCH_HOME=str(tmp_path / "torch")) == [0, 0]
+    shared, protocol = figures(run)
+    shutil.rmtree("runs/judge")
+    main(words("test", recipe, "distill", **{"trainer.strategy": "auto"}))
+    assert figures(run) == (pytest.approx(shared, rel=1e-4), protocol)
+
+
+def test_a_teacher_is_judged_by_the_same_protocol(recipe, tmp_path):
+    protocol = f"configs/protocols/{PROTOCOLS[recipe]}.yaml"
+    main(["judge", "tiny", "teacher.json", "--protocol", protocol, "--steps", "2", "--guidance", "3"])
+    record = json.loads((tmp_path / "teacher.json").read_text())
+    assert record["protocol_digest"] == read_protocol(Path(protocol)).digest
+    assert record["network_calls"] == 2 and record["metrics"]["judge/images"] == 7

@@ -1,0 +1,171 @@
+"""The judge on real pictures and on noise; its cache; the callback around it."""
+
+import math
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from callbacks.glyph_evaluation import GlyphJudge as GlyphJudgeCallback
+from diffgan.errors import UserError
+from diffgan.evaluation.glyph_evaluator import LOOKS, GlyphJudge, with_grain
+from diffgan.evaluation.metrics.diversity import mean_pairwise_distance, share_within_prompts
+from diffgan.evaluation.protocols import glyphs as protocols
+from diffgan.evaluation.protocols.glyphs import GlyphProtocol
+from diffgan.glyphs import recipe
+from diffgan.noise import draw_noise
+from diffgan.teachers.base import Teacher
+
+LATENT = (4, 16, 16)
+
+
+class Averages(nn.Module):
+    """A cheap extractor: the picture at 8x8."""
+
+    name, identity = "averages", "averages 8"
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def protocol() -> GlyphProtocol:
+    return GlyphProtocol("tiny", images=100, diversity_prompts=5, images_per_prompt=4)
+
+
+def _real_pictures(protocol):
+    """A generator that cheats: pictures of the floor, then of the population, in the order of the prompts."""
+    others = [glyph for glyphs in protocol.population for glyph in glyphs]
+    queue = list(torch.cat([recipe.paint("reference", protocol.floor), recipe.paint("train", others)]))
+    return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
+
+
+def _reference_pictures(protocol):
+    queue = list(recipe.paint("reference", protocol.reference)) + [torch.zeros(3, 64, 64)] * 20
+    return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
+
+
+def _noise(noise, prompts):
+    return nn.functional.interpolate(noise[:, :3], size=64)
+
+
+def test_real_pictures_against_noise(protocol):
+    judge = GlyphJudge(protocol)
+    real = judge.evaluate(_real_pictures(protocol), LATENT)
+    noise = judge.evaluate(_noise, LATENT)
+    assert real["fd_efficientnet"] == pytest.approx(real["fd_efficientnet_floor"], rel=1e-3)
+    assert real["diversity_ratio"] == pytest.approx(1, abs=1e-3)
+    assert noise["fd_efficientnet"] > 2 * real["fd_efficientnet"]
+    assert noise["kid_efficientnet"] > 10 * abs(real["kid_efficientnet"])
+    assert noise["reading"] < 0.1 and noise["colour"] < 0.4
+
+
+def test_pictures_as_asked_score_as_real_ones(protocol, tmp_path):
+    judge = GlyphJudge(protocol, Averages(), cache=tmp_path)
+    figures = judge.evaluate(_reference_pictures(protocol), LATENT)
+    assert figures["reading"] == figures["reading_real"] > 0.75
+    assert figures["colour"] == figures["colour_real"] > 0.98
+    assert figures["fd_averages"] == pytest.approx(0, abs=1e-6)
+    assert figures["diversity_ratio"] == 0
+    assert figures["images"] == 120 and figures["protocol"] == "tiny"
+    again = GlyphJudge(protocol, Averages(), cache=tmp_path)
+    again._look_at_real = None  # the cache is enough
+    assert all(torch.equal(again.real(look).floor, judge.real(look).floor) for look in LOOKS)
+    assert len(list(tmp_path.glob("real-tiny-*.safetensors"))) == len(LOOKS)
+
+
+def test_grain_hides_what_nobody_sees(protocol):
+    """Real pictures with an unevenness of two levels: a plain look is startled, one through grain is not."""
+    judge, cheat = GlyphJudge(protocol), _real_pictures(protocol)
+    uneven = lambda noise, prompts: cheat(noise, prompts) + _noise(noise, None) * 2 / 127.5  # noqa: E731
+    figures = judge.evaluate(uneven, (3, 64, 64))
+    assert figures["fd_efficientnet"] > 1.5 * figures["fd_efficientnet_floor"]
+    assert figures["fd_efficientnet_grain"] < 1.1 * figures["fd_efficientnet_grain_floor"]
+
+
+def test_grain_is_that_of_its_seeds():
+    images = torch.full((40, 3, 16, 16), 128, dtype=torch.uint8)
+    grained = with_grain(images, 8.0, range(40))
+    assert grained.float().mean() == pytest.approx(128, abs=0.3) and grained.float().std() == pytest.approx(8, abs=0.2)
+    assert torch.equal(grained[30:], with_grain(images[30:], 8.0, range(30, 40)))
+    assert with_grain(images, 0.0, range(40)) is images
+
+
+def test_images_of_another_size_are_refused(protocol):
+    with pytest.raises(UserError, match="64x64"):
+        GlyphJudge(protocol, Averages()).evaluate(lambda noise, prompts: torch.zeros(len(noise), 3, 32, 32), LATENT)
+
+
+def test_mean_pairwise_distance():
+    features = torch.tensor([[[0.0, 0], [3, 4]], [[1, 1], [1, 2]]])
+    assert mean_pairwise_distance(features) == pytest.approx(3)
+    with pytest.raises(ValueError, match="two or more"):
+        mean_pairwise_distance(features[:, :1])
+
+
+def test_share_within_prompts():
+    drawn = torch.Generator().manual_seed(0)
+    prompt, noise = torch.randn(400, 1, 6, generator=drawn), torch.randn(400, 5, 6, generator=drawn)
+    assert share_within_prompts(noise) == pytest.approx(1, abs=0.02)
+    assert share_within_prompts(2 * prompt + noise) == pytest.approx(1 / 5, abs=0.02)
+    assert share_within_prompts(prompt.expand(-1, 5, -1)) == 0
+
+
+def test_figures_of_the_embedded_pipeline(protocol):
+    judge, teacher = GlyphJudge(protocol, Averages()), Teacher.from_pretrained("glyphs")
+    figures = judge.reconstruction(teacher)
+    assert figures["reading_reconstruction"] > 0.7 and figures["colour_reconstruction"] > 0.98
+    assert math.isfinite(figures[f"fd_{judge.extractor.name}_reconstruction"])
+    latents = draw_noise(range(len(protocol.prompts)), teacher.latent_shape)
+    share = judge.noise_share(teacher, latents)
+    assert share["noise_share"] > 0.95  # noise hears no prompt
+    assert 0.1 < share["noise_share_real"] < 0.95
+
+
+def test_reconstruction_that_is_not_finite_is_refused(protocol, tiny_pipeline):
+    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher.vae.encoder.conv_in.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="is not finite"):
+        GlyphJudge(protocol, Averages()).reconstruction(teacher)
+
+
+class Student(pl.LightningModule):
+    """The least that the callback needs of `Diffusion2GAN`."""
+
+    def __init__(self):
+        super().__init__()
+        self.images_seen = 0
+        self.generator_ema = lambda noise, conditioning: noise
+        self.teacher = SimpleNamespace(
+            latent_shape=LATENT,
+            encode=lambda prompts: torch.zeros(len(prompts), 1, 1),
+            decode=lambda z: _noise(z, None),
+        )
+
+    def validation_step(self, *_):
+        pass
+
+    test_step = validation_step
+
+    def val_dataloader(self):
+        return [0]
+
+    test_dataloader = val_dataloader
+
+
+def test_callback_logs_the_figures(protocol, monkeypatch):
+    monkeypatch.setitem(protocols.GLYPH_PROTOCOLS, "tiny", protocol)
+    monkeypatch.setattr("diffgan.evaluation.glyph_evaluator.EfficientNetFeatures", Averages)
+    callback = GlyphJudgeCallback("tiny")
+    trainer = pl.Trainer(
+        callbacks=[callback], logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False
+    )
+    student = Student()
+    trainer.validate(student, verbose=False)
+    assert trainer.callback_metrics["judge/images"] == 120
+    assert trainer.callback_metrics["judge/fd_averages"] > 0
+    assert callback.figures["protocol_digest"] == protocol.digest
+    trainer.test(student, verbose=False)
+    assert "judge/reading" in trainer.callback_metrics

@@ -1,0 +1,21 @@
+import pytest
+
+from diffgan.training.ema import decay, ramped
+from diffgan.training.lr_schedules import warmup_cooldown, warmup_cosine
+
+
+def test_cosine_rises_peaks_and_ends_at_zero():
+    factor = warmup_cosine(10, 110)
+    assert factor(0) == 0.1 and factor(10) == 1 and factor(60) == pytest.approx(0.5) and factor(110) == 0
+
+
+def test_cooldown_is_constant_between_its_ramps():
+    factor = warmup_cooldown(10, 20, 100)
+    assert factor(0) == 0.1 and factor(9) == factor(50) == factor(80) == 1
+    assert factor(90) == 0.5 and factor(100) == factor(120) == 0
+
+
+def test_decay_halves_at_the_half_life_and_composes():
+    assert decay(500, 500) == 0.5
+    assert decay(300, 500) * decay(200, 500) == pytest.approx(0.5)
+    assert decay(8, 0) == 0 and ramped(1000, 400) == 100 and ramped(1000, 10**6) == 1000
