@@ -52,7 +52,7 @@ class ImageCheckpoint(Checkpoint):
         self._told = number
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if passed(self.every_images, trainer, pl_module, batch):
+        if passed(self.every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
             self.save(trainer, pl_module)
         if trainer.world_size == 1 or batch_idx % AGREE_EVERY == 0:
             self._stop_if_terminated(trainer, pl_module)

@@ -10,14 +10,18 @@ import torch
 
 from datamodules.prompts import Prompts
 from diffgan.errors import UserError, tell
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.claims import CLAIMS
 from diffgan.pairs.generation import PairGeneration
 from diffgan.pairs.manifest import MANIFEST, Manifest, versions
-from diffgan.pairs.pair_set import PairBatch, read_shard, shards_size, weights_digest
 from diffgan.pairs.partial_shards import PARTS, require_own_leftovers
+from diffgan.pairs.shard_format import read_shard, shards_size
 from diffgan.pairs.work_queue import Workshop
-from diffgan.storage.store import Folder, Store, open_store
+from diffgan.storage.local import Folder
+from diffgan.storage.open import open_store
+from diffgan.storage.store import Store
 from diffgan.teachers import solvers
+from diffgan.teachers.digest import weights_digest
 
 COMPARED_BYTES = 10e9  # what every worker's start may read, in ten seconds
 UNCOMPARED = "; `diffgan pairs verify` compares their bytes"

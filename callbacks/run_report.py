@@ -10,7 +10,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.evaluation import Judging
 from callbacks.run_folder import run_folder
-from diffgan.evaluation.provenance import digest, environment, write_json
+from diffgan.evaluation.provenance import environment, write_json
+from diffgan.storage.digests import digest
 
 
 class RunReport(pl.Callback):

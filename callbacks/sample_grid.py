@@ -8,8 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.run_folder import run_folder
-from diffgan.images import save_sheet
-from diffgan.latent_space import to_uint8
+from diffgan.images import save_sheet, to_uint8
 from diffgan.noise import draw_noise
 
 

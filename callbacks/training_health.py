@@ -59,7 +59,7 @@ class TrainingHealth(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if all(name in pl_module.observed for name in OPINIONS):
             self._right.append(torch.stack([pl_module.observed[name] for name in OPINIONS]).mean())
-        if passed(self.every_images, trainer, pl_module, batch):
+        if passed(self.every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
             self.look(trainer, pl_module)
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from diffgan.evaluation.provenance import digest
 from diffgan.glyphs import recipe
 from diffgan.storage.atomic import write_tensors
+from diffgan.storage.digests import digest
 from diffgan.teachers.autoencoders import Encoder
 
 

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diffgan.errors import UserError
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.embeddings import Embeddings
-from diffgan.pairs.pair_set import PairBatch, PairSet
+from diffgan.pairs.pair_set import PairSet
 from diffgan.storage.cache import CACHE_GB
 
 

@@ -9,7 +9,7 @@ import torch
 from diffgan.errors import UserError
 from diffgan.noise import SEEDS
 from diffgan.pairs.generation import PromptBatch
-from diffgan.pairs.pair_set import cut
+from diffgan.pairs.shard_format import cut
 from diffgan.prompts import PromptFile
 
 

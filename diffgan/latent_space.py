@@ -1,10 +1,9 @@
 """The latent space of an autoencoder, and the one way from decoded images to bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffgan.errors import UserError
@@ -56,27 +55,3 @@ class LatentSpace:
 
 
 PIXELS = LatentSpace(channels=3, factor=1, scale=1.0)  # images (N, 3, H, W) in [-1, 1], as latents of no autoencoder
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images (..., H, W) in [-1, 1] -> uint8 in [0, 255], rounded to the nearest level, clipped outside."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def finite_uint8(images: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
-    """As `to_uint8`, of images that are kept or evaluated: one that is not finite would turn black unnoticed.
-
-    Args:
-        images: (N, 3, H, W) in [-1, 1].
-        prompts, seeds: N each, of the images; they name the one that is refused.
-
-    Raises:
-        UserError: an image holds NaN or infinity.
-    """
-    bad = ~images.isfinite().flatten(1).all(1)
-    if bad.any():
-        row = int(bad.int().argmax())
-        seed = "" if seeds is None else f" (seed {seeds[row]})"
-        reason = f"the image of {prompts[row]!r}{seed} is not finite"
-        raise UserError(f"{reason}: the weights are damaged or overflow; use an earlier checkpoint or float32")
-    return to_uint8(images)

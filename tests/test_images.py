@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from diffgan.errors import UserError
-from diffgan.latent_space import LatentSpace, finite_uint8, to_uint8
+from diffgan.images import finite_uint8, to_uint8
+from diffgan.latent_space import LatentSpace
 
 
 def test_space_is_inverted_exactly():

@@ -11,7 +11,8 @@ from diffgan.evaluation.coco_evaluator import CocoJudge
 from diffgan.evaluation.glyph_evaluator import GlyphJudge
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.protocols.glyphs import glyph_protocol
-from diffgan.evaluation.provenance import digest, environment, write_json
+from diffgan.evaluation.provenance import environment, write_json
+from diffgan.storage.digests import digest
 from diffgan.teachers.base import Teacher, resolve
 
 

@@ -10,11 +10,12 @@ import yaml
 from torch import Tensor
 
 from diffgan.errors import UserError
-from diffgan.evaluation.provenance import digest, write_json
+from diffgan.evaluation.provenance import write_json
 from diffgan.nets.generator import OneStepGenerator
-from diffgan.pairs.pair_set import weights_digest
+from diffgan.storage.digests import digest
 from diffgan.storage.folders import replaced
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.training.checkpoints import GOOD, broken
 

@@ -13,14 +13,15 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import trange
 
 from diffgan.errors import UserError
-from diffgan.evaluation.provenance import digest, environment, write_json
+from diffgan.evaluation.provenance import environment, write_json
 from diffgan.glyphs.recipe import describe, paint
-from diffgan.images import save_sheet
-from diffgan.latent_space import PIXELS, LatentSpace, to_uint8
+from diffgan.images import save_sheet, to_uint8
+from diffgan.latent_space import PIXELS, LatentSpace
 from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
 from diffgan.perceptual.weights import weights_file
 from diffgan.plots import Curve, save_curves
-from diffgan.storage.atomic import EMBEDDED, embedded
+from diffgan.storage.digests import digest
+from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers.autoencoders import Encoder
 
 MEASURED = 40  # points of a curve

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffgan.errors import UserError
-from diffgan.latent_space import finite_uint8
+from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
 from diffgan.teachers.base import Teacher
 

@@ -16,9 +16,10 @@ from diffgan.errors import UserError
 from diffgan.evaluation.features import inception
 from diffgan.evaluation.metrics.clip_score import CLIPScore
 from diffgan.evaluation.metrics.distances import FeatureStatistics, frechet_distance
-from diffgan.evaluation.protocols.coco import CocoProtocol, read_pictures, resized
+from diffgan.evaluation.preprocessing import read_pictures, resized
+from diffgan.evaluation.protocols.coco import CocoProtocol
 from diffgan.evaluation.work_split import ALONE, Place
-from diffgan.latent_space import finite_uint8
+from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
 from diffgan.storage.atomic import write_tensors
 

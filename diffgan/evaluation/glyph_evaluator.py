@@ -13,16 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffgan.errors import UserError
-from diffgan.evaluation.features.efficientnet import EfficientNetFeatures, FeatureExtractor
+from diffgan.evaluation.features.base import FeatureExtractor
+from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
 from diffgan.evaluation.metrics.distances import FeatureStatistics, frechet_distance, kernel_distance
 from diffgan.evaluation.metrics.diversity import mean_pairwise_distance, share_within_prompts
+from diffgan.evaluation.metrics.glyph_alignment import alignment
+from diffgan.evaluation.preprocessing import with_grain
 from diffgan.evaluation.protocols.glyphs import POPULATION, SPLIT, GlyphProtocol
 from diffgan.glyphs import recipe
-from diffgan.glyphs.attributes import asked, read_colours
 from diffgan.glyphs.reader import GlyphReader, load_reader
-from diffgan.glyphs.recipe import COLOURS, Glyph
-from diffgan.glyphs.typefaces import CHARACTERS, SIDE
-from diffgan.latent_space import finite_uint8, to_uint8
+from diffgan.glyphs.recipe import Glyph
+from diffgan.glyphs.typefaces import SIDE
+from diffgan.images import finite_uint8, to_uint8
 from diffgan.noise import draw_noise
 from diffgan.storage.atomic import write_tensors
 from diffgan.teachers.base import Teacher
@@ -212,36 +214,8 @@ class GlyphJudge:
         return self.cache and self.cache / f"real-{self.protocol.name}-{key.hexdigest()}.safetensors"
 
 
-def with_grain(images: Tensor, deviation: float, seeds: Sequence[int]) -> Tensor:
-    """Images (N, 3, H, W) uint8 plus Gaussian noise of that standard deviation in levels, clipped to 0 .. 255.
-
-    Args:
-        seeds: N, of each image's noise.
-    """
-    if deviation == 0:
-        return images
-    grain = deviation * draw_noise(seeds, tuple(images.shape[1:]))
-    return (images.float() + grain).round().clamp(0, 255).to(torch.uint8)
-
-
 def _pictures(split: str, glyphs: list[Glyph]) -> Tensor:
     return to_uint8(recipe.paint(split, glyphs))
-
-
-def alignment(reader: GlyphReader, images: Tensor, captions: list[str]) -> dict[str, float]:
-    """How far images (N, 3, 64, 64) uint8 show what their captions ask for.
-
-    Returns:
-        reading: share of the captions naming a character whose image is read as that character.
-        colour: share of the colours named, inks and grounds, that are seen.
-    """
-    pictures = images.float() / 127.5 - 1
-    characters, colours, wishes = reader.read(pictures), read_colours(pictures), [asked(c) for c in captions]
-    names = list(COLOURS)
-    read = [CHARACTERS[c] == wish.character for c, wish in zip(characters, wishes, strict=True) if wish.character]
-    inks = [names[seen[0]] == wish.ink for seen, wish in zip(colours, wishes, strict=True) if wish.ink]
-    grounds = [names[seen[1]] == wish.ground for seen, wish in zip(colours, wishes, strict=True) if wish.ground]
-    return {"reading": sum(read) / max(1, len(read)), "colour": sum(inks + grounds) / max(1, len(inks + grounds))}
 
 
 def _suffixed(figures: dict[str, float], suffix: str) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Records of what was measured: of which weights, with which versions, where."""
 
-import hashlib
 import json
 import platform
 from importlib.metadata import version
@@ -22,16 +21,6 @@ def environment() -> dict[str, Any]:
         "device": {"name": device, "threads": torch.get_num_threads()},
         "seed": torch.initial_seed(),
     }
-
-
-def digest(path: Path) -> str:
-    """BLAKE2 digest of a file, or of a folder's `.safetensors` files in order of their names: 32 hexadecimal digits."""
-    state = hashlib.blake2b(digest_size=16)
-    for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
-    return state.hexdigest()
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

@@ -14,8 +14,9 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from diffgan.latent_space import LatentSpace, to_uint8
-from diffgan.storage.atomic import embedded
+from diffgan.images import to_uint8
+from diffgan.latent_space import LatentSpace
+from diffgan.storage.embedded import embedded
 from diffgan.teachers.autoencoders import load_autoencoder
 
 

@@ -21,8 +21,9 @@ from diffgan.losses import gan as losses
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods.adversarial import Adversary
 from diffgan.nets.generator import OneStepGenerator
-from diffgan.pairs.pair_set import PairBatch, weights_digest
+from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.digest import weights_digest
 from diffgan.training import checkpoints, ema
 from diffgan.training.lr_schedules import warmup_cooldown
 from diffgan.training.strategies import check_strategy, gathered, shard, synchronized, whole

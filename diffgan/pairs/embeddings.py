@@ -24,7 +24,8 @@ from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.pairs.shard_reader import DamagedShard, Shard, Shards, open_shard
 from diffgan.storage.cache import CACHE_GB
-from diffgan.storage.store import Store, open_store
+from diffgan.storage.open import open_store
+from diffgan.storage.store import Store
 
 INDEX = "index.safetensors"
 REMEDY = "run `diffgan pairs embed` again"

@@ -1,12 +1,14 @@
 """The stage that makes pairs: a LightningModule whose prediction is the teacher's solution."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import lightning.pytorch as pl
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from diffgan.noise import draw_noise
-from diffgan.pairs.pair_set import PairBatch
+from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.base import Teacher
 
 
@@ -58,3 +60,14 @@ class PairGeneration(pl.LightningModule):
     def noise(self, seed: Tensor) -> Tensor:
         """z of each seed, float32 on the CPU whatever the trainer's precision."""
         return draw_noise(seed, self.teacher.latent_shape)
+
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
+
+def simulate(
+    module: PairGeneration, batches: Sequence[PromptBatch], precision: str, callbacks: Sequence[pl.Callback] = ()
+) -> list[PairBatch]:
+    """The pairs of each batch, made on this machine's device (the first, if there are several)."""
+    trainer = pl.Trainer(accelerator="auto", devices=1, precision=precision, callbacks=list(callbacks), **QUIET)
+    return trainer.predict(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))

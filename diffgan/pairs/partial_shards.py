@@ -16,9 +16,11 @@ from torch import Tensor
 
 from diffgan.pairs.claims import CLAIMS
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.pair_set import shard_content, tensors_digest
+from diffgan.pairs.shard_format import shard_content
 from diffgan.pairs.shard_reader import HEADER, open_shard
-from diffgan.storage.store import Entry, Folder, Store
+from diffgan.storage.digests import tensors_digest
+from diffgan.storage.local import Folder
+from diffgan.storage.store import Entry, Store
 
 PARTS = "parts"
 SHARD = re.compile(r"pairs-\d+-of-\d+\.safetensors")

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffgan.errors import UserError
-from diffgan.storage.store import Folder, Store
+from diffgan.storage.local import Folder
+from diffgan.storage.store import Store
 
 MOST_OPEN, MOST_OPEN_REMOTE = 256, 8  # an open copy of a remote file keeps its disk, whatever the cache's limit
 HEADER = "diffgan"

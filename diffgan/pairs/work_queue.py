@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from diffgan.errors import UserError
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.claims import CLAIMS, Claims, read_claim
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.pair_set import PairBatch, cut, pack, shard_content
 from diffgan.pairs.partial_shards import PARTS, Look, Part, all_parts, join, look, part_file, read_part, write_part
+from diffgan.pairs.shard_format import cut, pack, shard_content
 from diffgan.pairs.writer_thread import Background
 from diffgan.storage.store import Store
 

@@ -5,7 +5,6 @@ import os
 import re
 import threading
 import time
-from importlib.resources import files
 from pathlib import Path
 
 from safetensors.torch import save
@@ -19,12 +18,6 @@ OWN_PARTIAL = re.compile(  # of a pair set: manifest, shard, claim or part; then
     r"(manifest\.json|pairs-\d+-of-\d+\.safetensors|\d+|\d+-\d+-\d+\.safetensors)"
     r"\.\d+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<born>\d*)\.partial"
 )
-EMBEDDED = "glyphs"  # what a path may say instead of a place, for what ships with the package
-
-
-def embedded(name: str) -> Path:
-    """A file or folder that ships with the glyph miniature, by its name under `diffgan/glyphs/weights`."""
-    return Path(str(files("diffgan.glyphs").joinpath("weights", name)))
 
 
 def write_whole(file: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
-from diffgan.storage.atomic import EMBEDDED, embedded
+from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers import solvers
 
 # One set of scheduler settings for teacher, student and export, so that "one step" means the last training timestep.

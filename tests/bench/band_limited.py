@@ -10,7 +10,7 @@ from diffgan import ELatentLPIPS
 from diffgan.cli.reconstruct import GLYPH_SEED, descend
 from diffgan.glyphs.recipe import describe, paint
 from diffgan.perceptual.lpips import LatentLPIPS
-from diffgan.storage.atomic import embedded
+from diffgan.storage.embedded import embedded
 from diffgan.teachers.autoencoders import Encoder
 from tests.bench.overhead import seconds
 from tests.bench.perceptual import up_warp_down

@@ -10,10 +10,11 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from diffgan.evaluation.glyph_evaluator import LOOKS, MADE_GRAIN_SEED, GlyphJudge, with_grain
+from diffgan.evaluation.glyph_evaluator import LOOKS, MADE_GRAIN_SEED, GlyphJudge
+from diffgan.evaluation.preprocessing import with_grain
 from diffgan.evaluation.protocols.glyphs import SPLIT, glyph_protocol
 from diffgan.glyphs import recipe
-from diffgan.latent_space import to_uint8
+from diffgan.images import to_uint8
 from diffgan.noise import draw_noise
 from diffgan.teachers.base import Teacher
 

@@ -24,9 +24,11 @@ import webdataset as wds
 from callbacks.ema import EMA
 from datamodules.latent_pairs import LatentPairs, PairStream
 from diffgan.noise import draw_noise
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.generation import PairGeneration
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.pair_set import PairBatch, PairSet, write_shard
+from diffgan.pairs.pair_set import PairSet
+from diffgan.pairs.shard_format import write_shard
 from tests.bench.overhead import QUIET, STEPS, distillation, write_pairs
 
 BATCH, ROUNDS, ROWS = 16, 5, 256

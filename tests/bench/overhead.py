@@ -17,8 +17,8 @@ from datamodules.latent_pairs import LatentPairs
 from datamodules.prompts import Prompts
 from diffgan.losses.regression import Perceptual
 from diffgan.methods.diffusion2gan import Diffusion2GAN
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.generation import PairGeneration
-from diffgan.pairs.pair_set import PairBatch
 from diffgan.perceptual.lpips import ELatentLPIPS
 
 PROMPTS, STEPS, GUIDANCE, BATCH, PAIRS = Path("configs/glyphs/prompts.txt"), 10, 3.0, 50, 200

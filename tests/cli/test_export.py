@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from diffgan.__main__ import main
-from diffgan.evaluation.provenance import digest
+from diffgan.storage.digests import digest
 from tests.pair_sets import contents, wait_until
 from tests.processes import SERVER, run_apart, start
 from tests.runs import checkpoint, distillation, refused, write

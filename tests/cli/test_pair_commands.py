@@ -21,9 +21,10 @@ from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs import generation
 from diffgan.pairs.claims import Claim, claim_file
-from diffgan.pairs.pair_set import PairSet, tensors_digest
+from diffgan.pairs.pair_set import PairSet
+from diffgan.storage.digests import tensors_digest
+from diffgan.storage.open import open_store
 from diffgan.storage.processes import Worker, this_worker
-from diffgan.storage.store import open_store
 from diffgan.teachers.cost import Network
 from tests.pair_sets import refusal, shards
 

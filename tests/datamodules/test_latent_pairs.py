@@ -11,8 +11,9 @@ from torch import nn
 from datamodules.latent_pairs import LatentPairs
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.pair_set import PairBatch, write_shard
+from diffgan.pairs.shard_format import write_shard
 
 SHAPE, PAIRS, HELD_OUT, BATCH, SHARD = (4, 2, 2), 47, 7, 8, 9  # 40 training pairs: 5 batches of 8
 

@@ -16,9 +16,10 @@ from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
 from diffgan.evaluation.features.inception import InceptionFeatures, hub_file
 from diffgan.evaluation.metrics.clip_score import CLIPScore
 from diffgan.evaluation.metrics.distances import FeatureStatistics
-from diffgan.evaluation.protocols.coco import read_pictures, read_protocol, resized
+from diffgan.evaluation.preprocessing import read_pictures, resized
+from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.work_split import Place
-from diffgan.latent_space import to_uint8
+from diffgan.images import to_uint8
 from diffgan.noise import draw_noise
 from tests.pipelines import random_inception
 

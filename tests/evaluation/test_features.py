@@ -5,7 +5,7 @@ import torch
 
 from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
 from diffgan.glyphs import recipe
-from diffgan.latent_space import to_uint8
+from diffgan.images import to_uint8
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from torch import nn
 
 from callbacks.glyph_evaluation import GlyphJudge as GlyphJudgeCallback
 from diffgan.errors import UserError
-from diffgan.evaluation.glyph_evaluator import LOOKS, GlyphJudge, with_grain
+from diffgan.evaluation.glyph_evaluator import LOOKS, GlyphJudge
 from diffgan.evaluation.metrics.diversity import mean_pairwise_distance, share_within_prompts
+from diffgan.evaluation.preprocessing import with_grain
 from diffgan.evaluation.protocols import glyphs as protocols
 from diffgan.evaluation.protocols.glyphs import GlyphProtocol
 from diffgan.glyphs import recipe

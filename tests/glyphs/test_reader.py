@@ -8,7 +8,7 @@ from diffgan.errors import UserError
 from diffgan.glyphs import recipe
 from diffgan.glyphs.reader import GlyphReader, ReaderTraining, load_reader
 from diffgan.glyphs.typefaces import typefaces
-from diffgan.storage.atomic import embedded
+from diffgan.storage.embedded import embedded
 
 
 def test_real_glyphs_of_other_families():

@@ -13,11 +13,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from diffgan.__main__ import main
-from diffgan.evaluation.provenance import digest
-from diffgan.images import save_sheet
-from diffgan.latent_space import to_uint8
+from diffgan.images import save_sheet, to_uint8
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
+from diffgan.storage.digests import digest
 from diffgan.teachers.base import Teacher
 from tests.processes import run_on_two_processes, start
 from tests.runs import checkpoint, curves, named, refused, write

@@ -6,7 +6,8 @@ from diffusers import UNet2DConditionModel
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.losses.gan import r1_penalty, score, second_derivatives
+from diffgan.losses.gan import score
+from diffgan.losses.gradient_penalty import r1_penalty, second_derivatives
 from diffgan.nets.discriminator import PLACES, MultiScaleDiscriminator
 from diffgan.teachers.base import Teacher
 

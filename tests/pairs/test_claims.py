@@ -12,8 +12,9 @@ import pytest
 
 from diffgan.__main__ import main
 from diffgan.pairs.claims import Claim, Claims, claim_file, read_claim
+from diffgan.storage.open import open_store
 from diffgan.storage.processes import Worker, _born, is_dead, machine, this_worker
-from diffgan.storage.store import Entry, open_store
+from diffgan.storage.store import Entry
 from tests.pair_sets import contents, parts, refusal, shards, wait_until
 from tests.processes import SERVER, run_on_two_processes, start
 

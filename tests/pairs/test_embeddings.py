@@ -13,10 +13,12 @@ from diffgan.__main__ import main
 from diffgan.cli.pairs.embed import embed
 from diffgan.errors import UserError
 from diffgan.pairs.embeddings import Embeddings, index_tensors, keys, shard_header
-from diffgan.pairs.pair_set import PairSet, weights_digest, write_shard
+from diffgan.pairs.pair_set import PairSet
+from diffgan.pairs.shard_format import write_shard
 from diffgan.pairs.shard_reader import HEADER
-from diffgan.storage.store import open_store
+from diffgan.storage.open import open_store
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.digest import weights_digest
 from tests.pipelines import saved, sdxl
 from tests.runs import checkpoint, named, refused, write
 

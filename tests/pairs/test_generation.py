@@ -19,9 +19,10 @@ from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.pair_set import PairSet, write_shard
+from diffgan.pairs.pair_set import PairSet
+from diffgan.pairs.shard_format import write_shard
+from diffgan.storage.open import open_store
 from diffgan.storage.processes import machine
-from diffgan.storage.store import open_store
 from diffgan.teachers.base import Teacher
 from tests.pair_sets import PAIRS, contents, refusal
 from tests.processes import run_on_two_processes

@@ -8,10 +8,13 @@ import torch
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs import pair_set as pairs_module
+from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.manifest import Manifest, versions
-from diffgan.pairs.pair_set import PairBatch, PairSet, read_shard, weights_digest, write_shard
-from diffgan.storage.store import open_store
+from diffgan.pairs.pair_set import PairSet
+from diffgan.pairs.shard_format import read_shard, write_shard
+from diffgan.storage.open import open_store
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.digest import weights_digest
 
 SHAPE = (4, 8, 8)
 PROMPTS = ["capital A", "grüße ☃", "digit 7"]

@@ -3,7 +3,7 @@
 import pytest
 
 from diffgan.__main__ import main
-from diffgan.storage.store import open_store
+from diffgan.storage.open import open_store
 from tests.pair_sets import SHARD, contents
 from tests.runs import write
 

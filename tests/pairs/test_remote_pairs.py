@@ -14,7 +14,7 @@ from diffgan.errors import UserError
 from diffgan.pairs import shard_reader as shards
 from diffgan.pairs.pair_set import PairSet
 from diffgan.storage import cache
-from diffgan.storage.store import open_store
+from diffgan.storage.open import open_store
 from tests.runs import checkpoint, named, refused, write
 
 SHARD = "pairs-00001-of-00003.safetensors"

@@ -11,8 +11,9 @@ import s3fs
 from diffgan.errors import UserError
 from diffgan.storage import retry as patience
 from diffgan.storage.cache import Cache
+from diffgan.storage.local import Folder
+from diffgan.storage.open import open_store
 from diffgan.storage.remote import Remote
-from diffgan.storage.store import Folder, open_store
 
 
 @pytest.fixture(params=["folder", "file", "memory", "s3"])

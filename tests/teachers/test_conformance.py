@@ -12,8 +12,8 @@ from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
-from diffgan.pairs.pair_set import weights_digest
 from diffgan.teachers.base import SCHEDULER, Teacher
+from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import FAMILIES as ADAPTERS
 from tests.pipelines import FAMILIES, saved
 

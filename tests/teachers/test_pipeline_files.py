@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import CLIPTextModel
 
-from diffgan.pairs.pair_set import weights_digest
-from diffgan.storage.atomic import embedded
+from diffgan.storage.embedded import embedded
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
 from tests.pipelines import FAMILIES
 

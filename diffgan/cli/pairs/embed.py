@@ -10,9 +10,12 @@ from safetensors.torch import save
 
 from diffgan.errors import UserError
 from diffgan.pairs.embeddings import INDEX, index_tensors, keys, open_embeddings, shard_header, shard_name, tensors_of
-from diffgan.pairs.pair_set import PairSet, cut, require_teacher
+from diffgan.pairs.opening import require_teacher
+from diffgan.pairs.pair_set import PairSet
+from diffgan.pairs.shard_format import cut
 from diffgan.pairs.shard_reader import HEADER, DamagedShard
-from diffgan.storage.store import Store, open_store
+from diffgan.storage.open import open_store
+from diffgan.storage.store import Store
 from diffgan.teachers.base import Teacher
 
 

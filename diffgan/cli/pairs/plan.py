@@ -12,8 +12,7 @@ from datamodules.prompts import Prompts
 from diffgan.cli.lightning_cli import UserSettingsCLI
 from diffgan.cli.pairs.status import duration, size
 from diffgan.errors import UserError
-from diffgan.pairs.generation import PairGeneration
-from diffgan.pairs.simulate import simulate
+from diffgan.pairs.generation import PairGeneration, simulate
 from diffgan.teachers.cost import Network
 
 LATENT, NOISE = 2, 4  # bytes a value

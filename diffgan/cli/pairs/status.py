@@ -11,8 +11,10 @@ from diffgan.pairs.claims import last_sign, read_claim
 from diffgan.pairs.manifest import MANIFEST, Manifest
 from diffgan.pairs.partial_shards import Look, look
 from diffgan.pairs.shard_reader import HEADER
+from diffgan.storage.local import Folder
+from diffgan.storage.open import open_store
 from diffgan.storage.processes import is_dead
-from diffgan.storage.store import Folder, Store, open_store
+from diffgan.storage.store import Store
 
 RECENT_SECONDS = 3600  # what the rate is measured over
 LEASE_SECONDS = 600  # as `PairWriter` has it by default; the workers may have another, which the folder does not tell

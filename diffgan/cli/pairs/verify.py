@@ -10,12 +10,14 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
-from diffgan.pairs.generation import PairGeneration, PromptBatch
+from diffgan.pairs.generation import PairGeneration, PromptBatch, simulate
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.pair_set import NOISE_HEAD, NOISE_TOLERANCE, cut, require_teacher, tensors_digest
+from diffgan.pairs.opening import require_teacher
 from diffgan.pairs.partial_shards import header_of
-from diffgan.pairs.simulate import simulate
-from diffgan.storage.store import Store, open_store
+from diffgan.pairs.shard_format import NOISE_HEAD, NOISE_TOLERANCE, cut
+from diffgan.storage.digests import tensors_digest
+from diffgan.storage.open import open_store
+from diffgan.storage.store import Store
 from diffgan.teachers.solvers import named_in
 
 STORED = 2**-11  # of the largest latent: float16 on disk

@@ -1,7 +1,5 @@
 """Feature extractors of the distances between sets of images: uint8 pictures in, one vector a picture out."""
 
-from typing import Protocol
-
 import timm
 import torch
 import torch.nn.functional as F
@@ -11,16 +9,6 @@ from torch import Tensor, nn
 from diffgan.errors import UserError
 
 SIDE = 128
-
-
-class FeatureExtractor(Protocol):
-    """name: what the metrics are called after.  identity: weights, resize and side, for digests and caches."""
-
-    name: str
-    identity: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) uint8 -> features (N, D) float32."""
 
 
 class EfficientNetFeatures(nn.Module):

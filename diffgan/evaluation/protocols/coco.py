@@ -2,16 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
 import yaml
-from PIL import Image
-from torch import Tensor
 
 from diffgan.errors import UserError
 from diffgan.noise import SEEDS
@@ -99,29 +94,3 @@ def read_protocol(path: Path) -> CocoProtocol:
 
 
 # ---- pictures as every network sees them ----
-
-
-def squared(picture: Image.Image, side: int) -> Tensor:
-    """The largest centred square of a picture, Lanczos-resized: (3, side, side) uint8 (as mingukkang/GigaGAN does)."""
-    short = min(picture.size)
-    left, top = ((length - short) // 2 for length in picture.size)
-    square = picture.convert("RGB").crop((left, top, left + short, top + short))
-    resized = square if short == side else square.resize((side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-
-
-def resized(images: Tensor, side: int) -> Tensor:
-    """Generated pictures (N, 3, H, W) uint8 on the CPU -> (N, 3, side, side) uint8."""
-    return torch.stack([squared(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in images])
-
-
-def read_pictures(files: Iterable[Path], side: int) -> Tensor:
-    """Files of the reference -> (N, 3, side, side) uint8; raises UserError naming a file that is no picture."""
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                pictures.append(squared(picture, side))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from error
-    return torch.stack(pictures)
