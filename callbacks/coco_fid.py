@@ -5,13 +5,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from callbacks.evaluation import Judging
-from diffgan.evaluation.coco_evaluator import CocoJudge, Generate
+from callbacks.evaluation import Evaluation
+from diffgan.evaluation.coco_evaluator import CocoEvaluator, Generate
 from diffgan.evaluation.protocols.coco import read_protocol
-from diffgan.evaluation.work_split import ALONE, Place
+from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 
 
-class COCOFID(Judging):
+class COCOFID(Evaluation):
     """Judge `generator_ema` on a COCO protocol; log the figures as `judge/<name>`.
 
     Under several processes each generates and looks at its share; exactly the protocol's images count.
@@ -34,17 +34,17 @@ class COCOFID(Judging):
     ):
         super().__init__(every_images)
         self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
-        self._judge: CocoJudge | None = None
+        self._judge: CocoEvaluator | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load what judges; raises UserError if something is missing (a fit that never judges needs nothing)."""
         if self._judge is None and (stage != "fit" or self.every_images is not None):
-            self._judge = CocoJudge(read_protocol(self.protocol), self.extractor, self.cache, self.batch_size)
+            self._judge = CocoEvaluator(read_protocol(self.protocol), self.extractor, self.cache, self.batch_size)
 
     def judge(self, pl_module: pl.LightningModule) -> dict[str, float | str]:
         trainer = pl_module.trainer
-        many = Place(trainer.global_rank, trainer.world_size, pl_module.all_gather)
-        place = many if trainer.world_size > 1 else ALONE  # of a single process Lightning's gathering adds no dimension
+        many = WorkSplit(trainer.global_rank, trainer.world_size, pl_module.all_gather)
+        place = many if trainer.world_size > 1 else SINGLE_PROCESS  # there `all_gather` adds no dimension
         return self._judge.evaluate(one_step(pl_module), pl_module.teacher.latent_shape, pl_module.device, place)
 
 

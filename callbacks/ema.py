@@ -5,7 +5,7 @@ import torch
 
 from diffgan.errors import UserError
 from diffgan.training.image_clock import passed
-from diffgan.training.strategies import whole
+from diffgan.training.strategies import full_tensor
 
 
 class EMA(pl.Callback):
@@ -40,4 +40,4 @@ def relative_distance(average: torch.nn.Module, module: torch.nn.Module) -> torc
     """|average - module| / |module| over all parameters: () float32."""
     pairs = list(zip(average.parameters(), module.parameters(), strict=True))
     difference = sum((mean - value).float().square().sum() for mean, value in pairs)
-    return whole(difference / sum(value.float().square().sum() for _, value in pairs)).sqrt()
+    return full_tensor(difference / sum(value.float().square().sum() for _, value in pairs)).sqrt()

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from diffgan.errors import UserError
 
 
-class Judging(pl.Callback):
+class Evaluation(pl.Callback):
     """Judge `generator_ema` at validation and test; log the figures as `judge/<name>`.
 
     Args:

@@ -5,12 +5,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import Tensor
 
-from callbacks.evaluation import Judging
-from diffgan.evaluation import glyph_evaluator as judge
+from callbacks.evaluation import Evaluation
+from diffgan.evaluation.glyph_evaluator import Generate, GlyphEvaluator
 from diffgan.evaluation.protocols.glyphs import glyph_protocol
 
 
-class GlyphJudge(Judging):
+class GlyphEvaluation(Evaluation):
     """Judge `generator_ema` on a glyph protocol; log the figures as `judge/<name>`.
 
     Under several processes each generates its share of every batch, and exactly the protocol's images count.
@@ -24,15 +24,15 @@ class GlyphJudge(Judging):
     def __init__(self, protocol: str = "glyphs-2k", every_images: int | None = None, cache: Path | None = None):
         super().__init__(every_images)
         self.protocol, self.cache = glyph_protocol(protocol), cache
-        self._judge: judge.GlyphJudge | None = None
+        self._judge: GlyphEvaluator | None = None
 
     def judge(self, pl_module: pl.LightningModule) -> dict[str, float | str]:
         if self._judge is None:
-            self._judge = judge.GlyphJudge(self.protocol, cache=self.cache)
+            self._judge = GlyphEvaluator(self.protocol, cache=self.cache)
         return self._judge.evaluate(_one_step(pl_module), pl_module.teacher.latent_shape)
 
 
-def _one_step(pl_module: pl.LightningModule) -> judge.Generate:
+def _one_step(pl_module: pl.LightningModule) -> Generate:
     """The averaged generator and the decoder, each process doing its share of a batch and getting the whole."""
 
     def generate(noise: Tensor, prompts: list[str]) -> Tensor:

@@ -9,15 +9,15 @@ import lightning.pytorch as pl
 import torch
 
 from datamodules.prompts import Prompts
-from diffgan.errors import UserError, tell
+from diffgan.errors import UserError, print_error
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.claims import CLAIMS
 from diffgan.pairs.generation import PairGeneration
 from diffgan.pairs.manifest import MANIFEST, Manifest, versions
 from diffgan.pairs.partial_shards import PARTS, require_own_leftovers
 from diffgan.pairs.shard_format import read_shard, shards_size
-from diffgan.pairs.work_queue import Workshop
-from diffgan.storage.local import Folder
+from diffgan.pairs.work_queue import WorkQueue
+from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
 from diffgan.teachers import solvers
@@ -46,7 +46,7 @@ class PairWriter(pl.Callback):
     def __init__(self, folder: str | Path, shard_size: int, store_noise: bool = False, lease_seconds: float = 600.0):
         self.folder, self.shard_size, self.store_noise = folder, shard_size, store_noise
         self.lease_seconds = lease_seconds
-        self.workshop: Workshop | None = None
+        self.workshop: WorkQueue | None = None
         self.truncated = 0  # prompts that this process had the tokenizer cut
 
     def setup(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> None:
@@ -61,7 +61,7 @@ class PairWriter(pl.Callback):
         if trainer.progress_bar_callback is not None:  # Lightning's own: it cannot know how many batches there will be
             trainer.progress_bar_callback.disable()
 
-    def _open(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> Workshop:
+    def _open(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> WorkQueue:
         """The set's workshop.
 
         Raises:
@@ -76,7 +76,7 @@ class PairWriter(pl.Callback):
         manifest = self._describe(pl_module, data, trainer.precision)
         store = open_store(self.folder)
         _open_set(store, manifest, self.lease_seconds)
-        return Workshop(store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _leave_if_told(trainer))
+        return WorkQueue(store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _leave_if_told(trainer))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: PairGeneration) -> None:
         pairs = self.workshop.manifest.pairs
@@ -146,7 +146,7 @@ def stop_together(trainer: pl.Trainer, refusal: UserError | None) -> None:
     first = int(trainer.strategy.reduce(torch.tensor(rank, device=trainer.strategy.root_device), reduce_op="min"))
     if first < trainer.world_size:
         if first == trainer.global_rank:
-            tell(refusal)
+            print_error(refusal)
         trainer.strategy.barrier()
         raise SystemExit(1)
 
@@ -171,7 +171,7 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
                     file=sys.stderr,
                 )
     store.sweep(lease_seconds, (CLAIMS, PARTS))
-    if isinstance(store, Folder):  # from a remote store every shard would have to be fetched: `diffgan pairs verify`
+    if isinstance(store, LocalStore):  # every remote shard would have to be fetched: see `diffgan pairs verify`
         compare = _is_compared(store, manifest)
         for shard in range(manifest.shards):
             if manifest.file(store.folder, shard).exists():
@@ -180,7 +180,7 @@ def _open_set(store: Store, manifest: Manifest, lease_seconds: float) -> None:
 
 def _is_compared(store: Store, manifest: Manifest) -> bool:
     """Whether the bytes of the shards that are there are compared with their digests at the start."""
-    return isinstance(store, Folder) and shards_size(store, manifest) <= COMPARED_BYTES
+    return isinstance(store, LocalStore) and shards_size(store, manifest) <= COMPARED_BYTES
 
 
 def _leave_if_told(trainer: pl.Trainer) -> None:

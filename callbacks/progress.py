@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from diffgan.pairs.work_queue import Workshop
+from diffgan.pairs.work_queue import WorkQueue
 
 LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}\n"
 LINE_SECONDS = 10
@@ -45,7 +45,7 @@ class PairProgress(_Bar):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._workshop = trainer.datamodule.work
-        if trainer.is_global_zero and isinstance(self._workshop, Workshop):
+        if trainer.is_global_zero and isinstance(self._workshop, WorkQueue):
             self._open("pairs", self._workshop.manifest.pairs, self._workshop.made(), " pairs")
             self._looked = time.monotonic()
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from callbacks.evaluation import Judging
+from callbacks.evaluation import Evaluation
 from callbacks.run_folder import run_folder
 from diffgan.evaluation.provenance import environment, write_json
 from diffgan.storage.digests import digest
@@ -58,7 +58,7 @@ class RunReport(pl.Callback):
 
 def _protocol(trainer: pl.Trainer) -> dict[str, str]:
     """Name and digest of the protocol that the figures belong to."""
-    judges = [callback for callback in trainer.callbacks if isinstance(callback, Judging)]
+    judges = [callback for callback in trainer.callbacks if isinstance(callback, Evaluation)]
     figures = judges[0].figures if judges else {}
     return {name: figures[name] for name in ("protocol", "protocol_digest") if name in figures}
 

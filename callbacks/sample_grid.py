@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.run_folder import run_folder
-from diffgan.images import save_sheet, to_uint8
+from diffgan.images import save_image_grid, to_uint8
 from diffgan.noise import draw_noise
 
 
@@ -56,7 +56,7 @@ class SampleGrid(pl.Callback):
         if not trainer.is_global_zero:
             return path
         rows = {f"teacher, {self.steps} steps": taught, "student, 1 step": student, "teacher, 1 step": untrained}
-        sheet = save_sheet(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
+        sheet = save_image_grid(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image("samples", sheet, pl_module.images_seen, dataformats="HWC")
         return path

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.lightning_cli import UserSettingsCLI
-from diffgan.errors import UserError, tell
+from diffgan.errors import UserError, print_error
 from diffgan.training.checkpoints import broken
 
 PLAIN = {
@@ -273,7 +273,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if (mistake := _mistake(error)) is None:
             raise
-        tell(mistake)
+        print_error(mistake)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as error:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):

@@ -14,7 +14,7 @@ from diffgan.errors import UserError
 SIDE, GAP, MARGIN, LINE, LINES = 112, 6, 118, 12, 4
 
 
-def save_sheet(path: Path, rows: dict[str, Tensor], captions: list[str] | None = None) -> np.ndarray:
+def save_image_grid(path: Path, rows: dict[str, Tensor], captions: list[str] | None = None) -> np.ndarray:
     """Write a PNG of rows of pictures with the rows' names on the left and the captions below.
 
     Args:

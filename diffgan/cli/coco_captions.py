@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffgan.errors import UserError
-from diffgan.storage.atomic import write_whole
+from diffgan.storage.atomic import write_atomic
 
 
 class Caption(NamedTuple):
@@ -43,7 +43,7 @@ def write_captions(source: Path, count: int, target: Path) -> None:
         lines = [json.dumps(caption._asdict()) for caption in drawn(annotations, count)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{source}: is no captions_*.json of COCO ({type(error).__name__}: {error})") from error
-    write_whole(target, ("\n".join(lines) + "\n").encode())
+    write_atomic(target, ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import STAGES, LatentVGG16, normed_convolutions
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
@@ -46,7 +46,7 @@ def convert(checkpoint: Path, output: Path, latents: str) -> None:
         heads = [tensors[f"lin{k}.model.1.weight"].flatten() for k in range(len(STAGES))]
     except (KeyError, RuntimeError, ValueError) as error:
         problem = f"is no elatentlpips checkpoint for {latents} latents"
-        raise UserError(f"{checkpoint}: {problem} ({_first_line(error)})") from error
+        raise UserError(f"{checkpoint}: {problem} ({first_line(error)})") from error
     save_weights(output, PerceptualWeights(network, SPACES[latents], heads, EPS))
 
 
@@ -55,7 +55,7 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         return {name: value.float() for name, value in content.items()}
     except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{checkpoint}: cannot be read as a checkpoint of tensors ({_first_line(error)})") from error
+        raise UserError(f"{checkpoint}: cannot be read as a checkpoint of tensors ({first_line(error)})") from error
 
 
 @torch.no_grad()
@@ -72,7 +72,3 @@ def _fill(network: LatentVGG16, tensors: dict[str, Tensor]) -> None:
         names = ("weight", "bias", "running_mean", "running_var")
         norm.load_state_dict({name: tensors[f"{its_norm}.{name}"] for name in names}, strict=False)
         norm.running_mean -= tensors[f"{theirs}.bias"]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffgan.evaluation.coco_evaluator import CocoJudge
-from diffgan.evaluation.glyph_evaluator import GlyphJudge
+from diffgan.evaluation.coco_evaluator import CocoEvaluator
+from diffgan.evaluation.glyph_evaluator import GlyphEvaluator
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.protocols.glyphs import glyph_protocol
 from diffgan.evaluation.provenance import environment, write_json
 from diffgan.storage.digests import digest
-from diffgan.teachers.base import Teacher, resolve
+from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher, resolve_path
 
 
 def judge(
@@ -40,7 +41,7 @@ def judge(
         batch_size: images at once.
         device: e.g. "cuda".
     """
-    teacher, started = Teacher.from_pretrained(pipeline).to(device), time.monotonic()
+    teacher, started = load_teacher(pipeline).to(device), time.monotonic()
     judged = _on_photographs if protocol.endswith((".yaml", ".yml")) else _on_glyphs
     figures = judged(_Called(teacher, steps, guidance), protocol, cache, batch_size)
     record = {"stage": "judge", "name": name, **_measured(figures), **_pipeline(pipeline, steps, guidance)}
@@ -68,14 +69,14 @@ def _on_glyphs(called: _Called, protocol: str, cache: Path | None, batch_size: i
         latents.append(called.latents(noise, prompts))
         return teacher.decode(latents[-1])
 
-    judge = GlyphJudge(glyph_protocol(protocol), cache=cache, batch_size=batch_size)
+    judge = GlyphEvaluator(glyph_protocol(protocol), cache=cache, batch_size=batch_size)
     figures = judge.evaluate(generate, teacher.latent_shape)
     return figures | judge.reconstruction(teacher) | judge.noise_share(teacher, torch.cat(latents))
 
 
 def _on_photographs(called: _Called, protocol: str, cache: Path | None, batch_size: int) -> dict[str, float | str]:
     teacher = called.teacher
-    judge = CocoJudge(read_protocol(Path(protocol)), cache=cache, batch_size=batch_size)
+    judge = CocoEvaluator(read_protocol(Path(protocol)), cache=cache, batch_size=batch_size)
     generate = lambda noise, prompts: teacher.decode(called.latents(noise, prompts))  # noqa: E731
     return judge.evaluate(generate, teacher.latent_shape, teacher.device)
 
@@ -88,7 +89,7 @@ def _measured(figures: dict[str, float | str]) -> dict[str, Any]:
 
 def _pipeline(pipeline: str, steps: int, guidance: float) -> dict[str, Any]:
     """What was judged, and how it was called."""
-    path = Path(resolve(pipeline))
+    path = Path(resolve_path(pipeline))
     return {
         "network_calls": steps,
         "pipeline": {"name": pipeline, "digest": digest(path) if path.is_dir() else None},

@@ -17,6 +17,7 @@ from diffgan.storage.folders import replaced
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
+from diffgan.teachers.registry import load_teacher
 from diffgan.training.checkpoints import GOOD, broken
 
 RECORD = "diffgan.json"  # marks a folder as an export, and says of what
@@ -34,7 +35,7 @@ def export(run: Path, output: Path) -> None:
     """
     path, checkpoint = _teacher_of(run), run / "checkpoints" / "last.ckpt"
     with replaced(output, RECORD) as folder:
-        teacher = Teacher.from_pretrained(path)
+        teacher = load_teacher(path)
         if (name := _first_not_finite(teacher.state_dict())) is not None:
             raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")
         record = {"run": run.name, "checkpoint": _load_student(teacher, checkpoint)}

@@ -15,7 +15,7 @@ from tqdm import trange
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import environment, write_json
 from diffgan.glyphs.recipe import describe, paint
-from diffgan.images import save_sheet, to_uint8
+from diffgan.images import save_image_grid, to_uint8
 from diffgan.latent_space import PIXELS, LatentSpace
 from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
 from diffgan.perceptual.weights import weights_file
@@ -144,7 +144,7 @@ def reconstruct(
         rows[name] = _decode(encoder, latent)
         figures[name] = _figures(curves[name], rows[name], rows["target"]) | {"seconds": time.monotonic() - began}
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures[name].items()))
-    save_sheet(output / "images.png", {name: to_uint8(row) for name, row in rows.items()})
+    save_image_grid(output / "images.png", {name: to_uint8(row) for name, row in rows.items()})
     save_curves(output / "curves.png", curves, "step", "mean squared error of the latent")
     settings = {"steps": steps, "learning_rate": learning_rate, "images": len(target), "seed": seed}
     record = {"stage": "reconstruct", "metrics": figures, "weights": _digests(weights, pixels), "config": settings}

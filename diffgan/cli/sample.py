@@ -8,7 +8,7 @@ from PIL import Image
 from diffgan.errors import UserError
 from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def sample(
     """
     if not prompts or count < 1:
         raise UserError("sample: give at least one prompt and count 1 or more")
-    pipeline = Teacher.from_pretrained(student).to(device)
+    pipeline = load_teacher(student).to(device)
     wanted = [prompt for prompt in prompts for _ in range(count)]
     seeds = range(seed, seed + len(wanted))
     noise = draw_noise(seeds, pipeline.latent_shape).to(device)

@@ -18,7 +18,7 @@ from diffgan.evaluation.metrics.clip_score import CLIPScore
 from diffgan.evaluation.metrics.distances import FeatureStatistics, frechet_distance
 from diffgan.evaluation.preprocessing import read_pictures, resized
 from diffgan.evaluation.protocols.coco import CocoProtocol
-from diffgan.evaluation.work_split import ALONE, Place
+from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
 from diffgan.storage.atomic import write_tensors
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     seconds: float
 
 
-class CocoJudge:
+class CocoEvaluator:
     """Judge generators by a protocol; every process makes and looks at its own share of the images.
 
     Args:
@@ -64,7 +64,11 @@ class CocoJudge:
 
     @torch.no_grad()
     def evaluate(
-        self, generate: Generate, latent_shape: Sequence[int], device: torch.device | str, place: Place = ALONE
+        self,
+        generate: Generate,
+        latent_shape: Sequence[int],
+        device: torch.device | str,
+        place: WorkSplit = SINGLE_PROCESS,
     ) -> dict[str, float | str]:
         """Figures of a generator, called with noise (n, *latent_shape) and n prompts at a time (collective).
 
@@ -90,7 +94,7 @@ class CocoJudge:
         return figures
 
     def _look_at_generated(
-        self, generate: Generate, latent_shape: tuple[int, ...], device: torch.device | str, place: Place
+        self, generate: Generate, latent_shape: tuple[int, ...], device: torch.device | str, place: WorkSplit
     ) -> Seen:
         features, scores, seconds = [], [], 0.0
         for rows in self._batches(place.rows(self.protocol.images), "judge: generating"):
@@ -116,7 +120,7 @@ class CocoJudge:
 
     # ---- the real pictures ----
 
-    def reference(self, device: torch.device | str, place: Place = ALONE) -> FeatureStatistics:
+    def reference(self, device: torch.device | str, place: WorkSplit = SINGLE_PROCESS) -> FeatureStatistics:
         """Statistics of the real pictures, computed once and kept (collective)."""
         if self._reference is None:
             file, files = self._cache_file(), self.protocol.reference_files
@@ -131,7 +135,7 @@ class CocoJudge:
                     write_tensors(file, self._reference._asdict())
         return self._reference
 
-    def _look_at_real(self, files: list[Path], device: torch.device | str, place: Place) -> FeatureStatistics:
+    def _look_at_real(self, files: list[Path], device: torch.device | str, place: WorkSplit) -> FeatureStatistics:
         features = []
         for rows in self._batches(place.rows(len(files)), "judge: looking at real pictures"):
             pictures = read_pictures([files[row] for row in rows], self.protocol.side)

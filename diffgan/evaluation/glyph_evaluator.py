@@ -47,7 +47,7 @@ class RealFeatures(NamedTuple):
     population: Tensor
 
 
-class GlyphJudge:
+class GlyphEvaluator:
     """Judge generators by a protocol.
 
     Args:

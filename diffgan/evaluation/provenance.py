@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffgan.storage.atomic import write_whole
+from diffgan.storage.atomic import write_atomic
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "numpy")
 
@@ -25,4 +25,4 @@ def environment() -> dict[str, Any]:
 
 def write_json(record: dict[str, Any], path: Path) -> None:
     """Write a record, whole or not at all."""
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Place(NamedTuple):
+class WorkSplit(NamedTuple):
     """One of `world` processes; gather: (n, ...) of each, as many for all -> (world, n, ...) on each (collective)."""
 
     rank: int
@@ -22,4 +22,4 @@ class Place(NamedTuple):
         return self.gather(mine).transpose(0, 1).flatten(0, 1)[:count]
 
 
-ALONE = Place(0, 1, lambda rows: rows[None])
+SINGLE_PROCESS = WorkSplit(0, 1, lambda rows: rows[None])

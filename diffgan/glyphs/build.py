@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from diffgan.glyphs.recipe import describe
-from diffgan.teachers.base import Teacher
 from diffgan.teachers.pipeline_files import save_pipeline
+from diffgan.teachers.registry import load_teacher
 
 PROMPT_SEED = 7
 
@@ -18,7 +18,7 @@ def ship_pipeline(source: str, target: Path) -> None:
     Text encoders are stored in float32: transformers loads them in the dtype of their file, diffusers loads the other
     networks in float32 whatever they are stored in, and a pipeline whose parts differ in dtype does not run.
     """
-    teacher = Teacher.from_pretrained(source, torch.float16)
+    teacher = load_teacher(source, torch.float16)
     for name in ("vae", "unet"):
         getattr(teacher, name).register_to_config(_name_or_path=f"diffgan/glyphs/{name}")
     for text_encoder in teacher.text_encoders:

@@ -10,11 +10,12 @@ from torch import Tensor
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses import gan as losses
+from diffgan.losses import gradient_penalty
 from diffgan.nets.discriminator import MultiScaleDiscriminator, ReadOut
 from diffgan.training.lr_schedules import warmup_cooldown
 
 
-class Adversary:
+class AdversarialTraining:
     """The adversarial part of Diffusion2GAN.
 
     Args:
@@ -112,12 +113,12 @@ class Adversary:
     def r1_loss(
         self, discriminator: MultiScaleDiscriminator, latent: Tensor, noise: Tensor, about: Conditioning
     ) -> Tensor:
-        """The lazy penalty of some real samples: (), scaled by the interval (inside `losses.second_derivatives`)."""
+        """The lazy penalty of some real samples: (), scaled by its interval; call inside `second_derivatives`."""
 
         about = about.map(Tensor.float)
 
         def opinion(latent: Tensor, noise: Tensor) -> Tensor:
             return losses.score(discriminator(latent, noise, about))
 
-        penalty = losses.r1_penalty(opinion, latent.float(), noise.float(), self.r1_noise)
+        penalty = gradient_penalty.r1_penalty(opinion, latent.float(), noise.float(), self.r1_noise)
         return 0.5 * self.r1_gamma * self.r1_every * penalty.mean()

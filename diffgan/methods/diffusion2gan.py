@@ -18,15 +18,17 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses import gan as losses
+from diffgan.losses import gradient_penalty, mix_and_match
 from diffgan.losses.regression import RegressionLoss
-from diffgan.methods.adversarial import Adversary
+from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.registry import load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.lr_schedules import warmup_cooldown
-from diffgan.training.strategies import check_strategy, gathered, shard, synchronized, whole
+from diffgan.training.strategies import check_strategy, full_tensor, gradient_sync, keep_unsharded, shard
 
 PRECISIONS = ("32-true", "bf16-mixed")
 CURVES = ("g", "d", "health")  # groups of what is recorded while training
@@ -91,7 +93,7 @@ class Diffusion2GAN(pl.LightningModule):
         regression: RegressionLoss,
         generator_optimizer: OptimizerCallable,
         images: int,
-        adversary: Adversary | None = None,
+        adversary: AdversarialTraining | None = None,
         warmup_images: int = 1000,
         cooldown_images: int = 0,
         clip_norm: float = 1.0,
@@ -133,10 +135,10 @@ class Diffusion2GAN(pl.LightningModule):
         if self.device_mesh is not None:
             everyone = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))  # of all machines
             for network in (*self._networks().values(), self.generator_ema):
-                shard(network, everyone)
+                shard(network, network.blocks(), everyone)
 
     def _build_networks(self) -> None:
-        self.teacher = Teacher.from_pretrained(self.teacher_path)
+        self.teacher = load_teacher(self.teacher_path)
         self.teacher_digest = weights_digest(self.teacher)
         self.regression.check_space(self.teacher.space)
         self._check_pairs()
@@ -155,7 +157,7 @@ class Diffusion2GAN(pl.LightningModule):
     def _prepare(self, network: nn.Module) -> None:
         network.train()
         if self.gradient_checkpointing:
-            network.unet.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()
         if self.compile_networks:
             network.compile()
 
@@ -231,7 +233,7 @@ class Diffusion2GAN(pl.LightningModule):
         with self._moving("d") as optimizer:
             judged = []
             for i, (part, fake) in enumerate(zip(parts, generated, strict=True)):
-                with synchronized(self, self.discriminator, i == len(parts) - 1):
+                with gradient_sync(self, self.discriminator, i == len(parts) - 1):
                     judged.append(self._judge(part, fake.detach()))
                     self.manual_backward(judged[-1].loss / len(parts))
             self._penalize_gradient(parts)
@@ -242,7 +244,7 @@ class Diffusion2GAN(pl.LightningModule):
 
     def _judge(self, part: Part, generated: Tensor) -> Judgement:
         """L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), x^ in part replaced by x'."""
-        fakes = losses.mix_and_match(generated, part.other, part.replaced)
+        fakes = mix_and_match.mix_and_match(generated, part.other, part.replaced)
         real, fake = self.adversary.judge(self.discriminator, part.latent, fakes, part.noise, part.conditioning)
         loss = (losses.non_saturating(real, +1) + losses.non_saturating(fake, -1)).mean()
         return Judgement(loss, losses.score(real).detach(), losses.score(fake).detach())
@@ -253,10 +255,10 @@ class Diffusion2GAN(pl.LightningModule):
         turn = self.adversary.r1_turn(self.images_seen, share * self.trainer.world_size)
         if turn is None:
             return
-        rows = list(losses.rotating_rows(share, self.adversary.r1_share(self.trainer.world_size), turn))
+        rows = list(gradient_penalty.rotating_rows(share, self.adversary.r1_share(self.trainer.world_size), turn))
         latent, noise = (torch.cat(tensors)[rows] for tensors in ([p.latent for p in parts], [p.noise for p in parts]))
         conditioning = Conditioning.cat([part.conditioning for part in parts]).map(lambda tensor: tensor[rows])
-        with losses.second_derivatives(self.device), gathered(self.discriminator):
+        with gradient_penalty.second_derivatives(self.device), keep_unsharded(self.discriminator):
             loss = self.adversary.r1_loss(self.discriminator, latent, noise, conditioning)
             self.manual_backward(loss)
         self.record({"d/r1": loss.detach()}, self.images_seen + share * self.trainer.world_size)
@@ -268,7 +270,7 @@ class Diffusion2GAN(pl.LightningModule):
             for i, (part, latent, gradient) in enumerate(zip(parts, generated, gradients, strict=True)):
                 if len(parts) > 1:
                     latent = self.generator(part.noise, part.conditioning)
-                with synchronized(self, self.generator, i == len(parts) - 1):
+                with gradient_sync(self, self.generator, i == len(parts) - 1):
                     self.manual_backward(latent, gradient=gradient / len(parts))
             optimizer.step()
 
@@ -305,7 +307,7 @@ class Diffusion2GAN(pl.LightningModule):
         limit = self.clip_norm if name == "g" else self.adversary.clip_norm
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        self.observed[f"{name}/gradient_norm"] = whole(norm)
+        self.observed[f"{name}/gradient_norm"] = full_tensor(norm)
         size = self.observed[f"{name}/gradient_norm"].item()
         if not math.isfinite(size):
             self.stop(f"{name}: the gradient's norm is {size}; lower the learning rate")
@@ -321,8 +323,8 @@ class Diffusion2GAN(pl.LightningModule):
     def _parts(self, batch: PairBatch) -> list[Part]:
         """This process's share of the batch, in as many parts as gradients are accumulated over."""
         count, share = self.accumulate, self.adversary.mismatch_share if self.adversary_plays else 0.0
-        other = losses.neighbours(batch.latent) if share else batch.latent
-        replaced = losses.mismatched(len(batch.latent), share, self.device)
+        other = mix_and_match.neighbours(batch.latent) if share else batch.latent
+        replaced = mix_and_match.mismatched(len(batch.latent), share, self.device)
         conditioning = self._encode(batch)
         conditionings = [conditioning.map(lambda tensor, i=i: tensor.chunk(count)[i]) for i in range(count)]
         tensors = (tensor.chunk(count) for tensor in (batch.noise, batch.latent, other, replaced))

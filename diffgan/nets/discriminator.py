@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.teachers import denoiser
 
 PLACES = ("before", "skip", "after")  # of the joining of a skip
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -65,6 +66,13 @@ class MultiScaleDiscriminator(nn.Module):
             }
         )
         self.requires_grad_(True).train()
+
+    def blocks(self) -> list[nn.Module]:
+        """Units of sharding."""
+        return denoiser.blocks(self.unet)
+
+    def enable_gradient_checkpointing(self) -> None:
+        denoiser.enable_gradient_checkpointing(self.unet)
 
     def forward(self, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> list[ReadOut]:
         """latent, noise: (N, C, H, W) -> the read-outs, coarsest scale first."""

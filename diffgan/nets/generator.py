@@ -5,6 +5,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
+from diffgan.teachers import denoiser
 
 
 def clean_latent(prediction: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
@@ -42,8 +43,15 @@ class OneStepGenerator(nn.Module):
         self.register_buffer("alpha", signal.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - signal).sqrt(), persistent=False)
 
+    def blocks(self) -> list[nn.Module]:
+        """Units of sharding."""
+        return denoiser.blocks(self.unet)
+
+    def enable_gradient_checkpointing(self) -> None:
+        denoiser.enable_gradient_checkpointing(self.unet)
+
     def forward(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """noise: (N, C, H, W), N(0, I) -> latents (N, C, H, W)."""
         t = torch.full((len(noise),), self.timestep, device=noise.device)
-        prediction = self.unet(noise, t, **conditioning.arguments(), return_dict=False)[0]
+        prediction = denoiser.predict(self.unet, noise, t, conditioning)
         return clean_latent(prediction, noise, self.alpha, self.sigma, self.prediction_type)

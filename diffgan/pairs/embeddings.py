@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.pairs.shard_reader import DamagedShard, Shard, Shards, open_shard
+from diffgan.pairs.shard_reader import DamagedShard, Shard, ShardReader, open_shard
 from diffgan.storage.cache import CACHE_GB
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
@@ -88,7 +88,7 @@ class Embeddings:
         self.teacher_digest, self.ordered = teacher_digest, np.empty_like(self.keys)  # the keys by row
         self.ordered[self.rows] = self.keys
         shards = -(-len(self.keys) // index.header["shard_size"])
-        self.shards = Shards(self.store, partial(shard_name, shards), self._load, index.header["shard_size"])
+        self.shards = ShardReader(self.store, partial(shard_name, shards), self._load, index.header["shard_size"])
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
         """(N, ...) the rows of these prompts.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from diffgan.noise import draw_noise
 from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 
 class PromptBatch(NamedTuple):
@@ -44,7 +45,7 @@ class PairGeneration(pl.LightningModule):
         """
         if self.teacher is not None:
             return
-        self.teacher = Teacher.from_pretrained(self.teacher_path)
+        self.teacher = load_teacher(self.teacher_path)
         self.teacher.solver(self.steps, self.solver)
         if self.compile_network:
             self.teacher.unet.compile()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from diffgan.errors import UserError
-from diffgan.storage.atomic import write_whole
+from diffgan.storage.atomic import write_atomic
 from diffgan.storage.store import Store
 
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest in one step: a reader sees none or all of it."""
-        write_whole(folder / MANIFEST, self.content())
+        write_atomic(folder / MANIFEST, self.content())
 
     def content(self) -> bytes:
         """What its file holds."""

@@ -25,9 +25,9 @@ from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.embeddings import Embeddings
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_format import NOISE_HEAD, NOISE_TOLERANCE, read_shard, shards_size
-from diffgan.pairs.shard_reader import Shard, Shards
+from diffgan.pairs.shard_reader import Shard, ShardReader
 from diffgan.storage.cache import CACHE_GB
-from diffgan.storage.local import Folder
+from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
 
 COMPARED_BYTES = 1e9  # local sets up to this size are compared with their digests when they are opened: a second
@@ -56,9 +56,9 @@ class PairSet:
         self.manifest = Manifest.read(self.store)
         self.manifest.require_whole(self.store)
         self.embeddings: Embeddings | None = None
-        self.shards = Shards(self.store, self.manifest.name, self._load, self.manifest.shard_size)
-        self._compare = isinstance(self.store, Folder) and shards_size(self.store, self.manifest) <= COMPARED_BYTES
-        if isinstance(self.store, Folder) and self.manifest.shards <= self.shards.most:
+        self.shards = ShardReader(self.store, self.manifest.name, self._load, self.manifest.shard_size)
+        self._compare = isinstance(self.store, LocalStore) and shards_size(self.store, self.manifest) <= COMPARED_BYTES
+        if isinstance(self.store, LocalStore) and self.manifest.shards <= self.shards.most:
             for shard in range(self.manifest.shards):
                 self.shards[shard]
 

@@ -19,7 +19,7 @@ from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_format import shard_content
 from diffgan.pairs.shard_reader import HEADER, open_shard
 from diffgan.storage.digests import tensors_digest
-from diffgan.storage.local import Folder
+from diffgan.storage.local import LocalStore
 from diffgan.storage.store import Entry, Store
 
 PARTS = "parts"
@@ -108,7 +108,7 @@ def require_own_leftovers(store: Store, manifest: Manifest) -> None:
         UserError: a shard is damaged, or a shard or a part is of another set.
     """
     shards = [name for name in store.entries() if SHARD.fullmatch(name)]
-    for name in shards if isinstance(store, Folder) else shards[:1]:  # a remote one is copied here
+    for name in shards if isinstance(store, LocalStore) else shards[:1]:  # a remote one is copied here
         manifest.require(open_shard(store, name, "run the same command again").header, store.path(name))
     for name in filter(PART.search, store.entries(PARTS)):
         with contextlib.suppress(SafetensorError, KeyError, json.JSONDecodeError):

@@ -13,7 +13,7 @@ from diffgan.errors import UserError
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_reader import HEADER, Shard, open_shard
-from diffgan.storage.atomic import write_whole
+from diffgan.storage.atomic import write_atomic
 from diffgan.storage.digests import tensors_digest
 from diffgan.storage.store import Store
 
@@ -33,7 +33,7 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, 
         UserError: a latent is not finite in float16, or the file cannot be written.
     """
     file = manifest.file(folder, shard)
-    write_whole(file, shard_content(manifest, shard, pack(pairs, manifest.store_noise, str(file)), truncated))
+    write_atomic(file, shard_content(manifest, shard, pack(pairs, manifest.store_noise, str(file)), truncated))
 
 
 def pack(pairs: PairBatch, store_noise: bool, file: str) -> dict[str, Tensor]:

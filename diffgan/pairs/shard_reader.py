@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffgan.errors import UserError
-from diffgan.storage.local import Folder
+from diffgan.storage.local import LocalStore
 from diffgan.storage.store import Store
 
 MOST_OPEN, MOST_OPEN_REMOTE = 256, 8  # an open copy of a remote file keeps its disk, whatever the cache's limit
@@ -59,7 +59,7 @@ def open_shard(store: Store, name: str, remedy: str) -> Shard:
     raise DamagedShard(f"{store.path(name)}: shard is damaged ({fault}); delete it and {remedy}") from fault
 
 
-class Shards:
+class ShardReader:
     """The shards of a set by number; the least recently used are closed, so that any number of them will do.
 
     Args:
@@ -71,7 +71,7 @@ class Shards:
 
     def __init__(self, store: Store, name: Callable[[int], str], load: Callable[[int], Shard], rows: int):
         self.store, self.name, self.load, self.rows = store, name, load, rows
-        self.most = MOST_OPEN if isinstance(store, Folder) else MOST_OPEN_REMOTE
+        self.most = MOST_OPEN if isinstance(store, LocalStore) else MOST_OPEN_REMOTE
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._fetcher = Fetcher(store)
 
@@ -85,7 +85,7 @@ class Shards:
 
     def expect(self, shards: Sequence[int]) -> None:
         """Fetch copies of remote shards that will be asked for soon, beside the caller's work."""
-        if not isinstance(self.store, Folder):
+        if not isinstance(self.store, LocalStore):
             self._fetcher.fetch([self.name(shard) for shard in shards if shard not in self._open])
 
     def gather(self, numbers: Sequence[int], fields: Sequence[str]) -> list[Tensor]:

@@ -13,14 +13,14 @@ from diffgan.pairs.claims import CLAIMS, Claims, read_claim
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.partial_shards import PARTS, Look, Part, all_parts, join, look, part_file, read_part, write_part
 from diffgan.pairs.shard_format import cut, pack, shard_content
-from diffgan.pairs.writer_thread import Background
+from diffgan.pairs.writer_thread import WriterThread
 from diffgan.storage.store import Store
 
 CHANCE = random.SystemRandom()  # workers started with the same seed must not all go for the same shard
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two looks of a worker that has nothing to do
 
 
-class Workshop:
+class WorkQueue:
     """Batches of pair numbers, one by one, until every shard of the set is there; `keep` takes what came of each.
 
     Every finished batch is a part on disk at once, so a kill costs a worker the batch in hand. A worker makes the
@@ -44,7 +44,7 @@ class Workshop:
         on_pause: Callable[[], None] = lambda: None,
     ):
         self.store, self.manifest, self.batch_size, self.on_pause = store, manifest, batch_size, on_pause
-        self.claims, self.background = Claims(store, lease_seconds), Background()
+        self.claims, self.background = Claims(store, lease_seconds), WriterThread()
         self.helped: set[range] = set()
 
     def __iter__(self) -> Iterator[range]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 
-class Background:
+class WriterThread:
     """Calls made one after another in a thread of their own; at most `most` of them wait.
 
     What a call raises, a later `submit`, `check` or `finish` raises.

@@ -20,7 +20,7 @@ OWN_PARTIAL = re.compile(  # of a pair set: manifest, shard, claim or part; then
 )
 
 
-def write_whole(file: Path, data: bytes) -> None:
+def write_atomic(file: Path, data: bytes) -> None:
     """Write a file that is there in whole or not at all, after a crash too; its folder is made.
 
     Raises:
@@ -64,5 +64,5 @@ def sweep_partials(folder: Path, seconds: float) -> None:
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
-    """Write tensors and a header of strings as safetensors, whole or not at all; errors as `write_whole`."""
-    write_whole(file, save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))
+    """Write tensors and a header of strings as safetensors, whole or not at all; errors as `write_atomic`."""
+    write_atomic(file, save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffgan.errors import UserError
-from diffgan.storage.atomic import PARTIAL, partial_of, sweep_partials, write_partial, write_whole
+from diffgan.storage.atomic import PARTIAL, partial_of, sweep_partials, write_atomic, write_partial
 from diffgan.storage.store import Entry, Store
 
 
-class Folder(Store):
+class LocalStore(Store):
     """A folder of this machine, or of a network file system it mounts."""
 
     def __init__(self, folder: Path):
@@ -31,7 +31,7 @@ class Folder(Store):
             return (self.folder / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        write_whole(self.folder / name, data)
+        write_atomic(self.folder / name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         file = self.folder / name

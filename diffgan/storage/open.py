@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffgan.errors import UserError
 from diffgan.storage.cache import CACHE_GB, Cache, cache_folder
-from diffgan.storage.local import Folder
+from diffgan.storage.local import LocalStore
 from diffgan.storage.store import Store
 
 
@@ -16,9 +16,9 @@ def open_store(place: str | Path, cache_gb: float = CACHE_GB) -> Store:
     """
     protocol, separator, path = str(place).partition("://")
     if not separator or protocol in ("file", "local"):
-        return Folder(Path(path or place))
+        return LocalStore(Path(path or place))
     if not cache_gb > 0:
         raise UserError(f"cache_gb: {cache_gb} must be above 0")
-    from diffgan.storage.remote import Remote  # which is a Store
+    from diffgan.storage.remote import RemoteStore  # which is a Store
 
-    return Remote(str(place), Cache(cache_folder(), cache_gb * 1e9))
+    return RemoteStore(str(place), Cache(cache_folder(), cache_gb * 1e9))

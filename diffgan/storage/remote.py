@@ -1,4 +1,4 @@
-"""A folder behind any URL that fsspec opens: whole objects, patiently, with copies here to be memory-mapped."""
+"""A folder behind any URL that fsspec opens: whole objects, with retries and with copies here to be memory-mapped."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from fsspec.registry import known_implementations
 
 from diffgan.errors import UserError
 from diffgan.storage.cache import Cache, is_disks_fault, unwritable
-from diffgan.storage.retry import patiently, reason
+from diffgan.storage.retry import reason, with_retries
 from diffgan.storage.store import Entry, Store
 
 Answer = TypeVar("Answer")
@@ -23,7 +23,7 @@ STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified",
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
-class Remote(Store):
+class RemoteStore(Store):
     """An object store's folder: `s3://`, `gs://`, `hf://`, `memory://`, ...
 
     Credentials and endpoints are those that the service's own tools use (such as `AWS_*` of the environment).
@@ -116,7 +116,7 @@ class Remote(Store):
         return root
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
-        return patiently(self.path(name) if name else self.place, request)
+        return with_retries(self.path(name) if name else self.place, request)
 
     def _no_bucket(self, name: str, error: FileNotFoundError) -> UserError:
         return UserError(f"{self.path(name)}: {reason(error)}; make the bucket, or name another folder")

@@ -26,7 +26,7 @@ DENIED_NAMES = re.compile(r"Credential|Permission|Unauthorized|Forbidden|Gated")
 JITTER = random.SystemRandom()  # many readers that were throttled together must not come back together
 
 
-def patiently(url: str, request: Callable[[], Answer]) -> Answer:
+def with_retries(url: str, request: Callable[[], Answer]) -> Answer:
     """The answer to a request about `url`; it is made again as long as what goes wrong may pass.
 
     Raises:

@@ -3,28 +3,20 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
-from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers import solvers
 
 # One set of scheduler settings for teacher, student and export, so that "one step" means the last training timestep.
 SCHEDULER = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
-
-
-def resolve(path: str) -> str:
-    """The directory of an embedded pipeline ("glyphs"); any other path or hub id as it is."""
-    return str(embedded("teacher")) if path == EMBEDDED else path
 
 
 class Teacher(nn.Module, ABC):
@@ -48,29 +40,6 @@ class Teacher(nn.Module, ABC):
         self.space = LatentSpace.of(vae)
         for network in (vae, unet):
             network.to(memory_format=torch.channels_last)
-
-    @staticmethod
-    def from_pretrained(path: str, dtype: torch.dtype = torch.float32) -> "Teacher":
-        """Load "glyphs", a pipeline directory or a hub id (safetensors only).
-
-        dtype: float32 or bfloat16; float16 to store a copy only, as autoencoders overflow in it.
-
-        Raises:
-            UserError: there is no such pipeline, it is of a class without adapter, or it cannot be loaded.
-        """
-        path = resolve(path)
-        family = _family(path)
-        try:
-            with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
-                pipeline = family.pipeline_class.from_pretrained(
-                    path, torch_dtype=dtype, use_safetensors=True, **family.loading
-                )
-                return family.of(pipeline)
-        except UserError as error:
-            raise UserError(f"teacher {path}: {error}") from error
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            kind = family.pipeline_class.__name__
-            raise UserError(f"teacher {path}: cannot be loaded as a {kind}: {_first_line(error)}") from error
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline) -> "Teacher":
@@ -222,26 +191,6 @@ class Teacher(nn.Module, ABC):
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
 
 
-def _family(path: str) -> type[Teacher]:
-    """The adapter for the pipeline class that `model_index.json` names."""
-    from diffgan.teachers.registry import FAMILIES  # adapters are teachers: they import this file
-
-    if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"teacher {path}: no pipeline directory (model_index.json is missing)")
-    try:
-        found = DiffusionPipeline.load_config(path).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        if Path(path).exists():
-            raise UserError(f"teacher {path}: model_index.json cannot be read ({_first_line(error)})") from error
-        raise UserError(
-            f"teacher {path}: no such directory, and the hub does not give it either ({_first_line(error)}); "
-            "where there is no network, name a directory"
-        ) from error
-    if found not in FAMILIES:
-        raise UserError(f"teacher {path}: is a {found}, not a {' or '.join(FAMILIES)}")
-    return FAMILIES[found]
-
-
 def _check_network(unet: UNet2DConditionModel) -> None:
     """Raises UserError if the network wants more than a latent, a time and a prompt."""
     config = unet.config
@@ -251,7 +200,3 @@ def _check_network(unet: UNet2DConditionModel) -> None:
         raise UserError(f"unet: takes {config.in_channels} channels and gives {config.out_channels}, not as many")
     if config.time_cond_proj_dim is not None:
         raise UserError("unet: takes the guidance as an input (time_cond_proj_dim), which is not supported")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

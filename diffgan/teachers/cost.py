@@ -5,9 +5,10 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 from diffgan.teachers import solvers
-from diffgan.teachers.base import SCHEDULER, resolve
+from diffgan.teachers.base import SCHEDULER
+from diffgan.teachers.registry import resolve_path
 
 TIME_IDS = 6  # sizes and crop that an SDXL network is told
 HALF = 2  # bytes
@@ -25,13 +26,13 @@ class Network:
     """
 
     def __init__(self, teacher: str):
-        self.teacher, path = teacher, resolve(teacher)
+        self.teacher, path = teacher, resolve_path(teacher)
         try:
             self.config = UNet2DConditionModel.load_config(path, subfolder="unet")
             self.tokens = AutoConfig.from_pretrained(path, subfolder="text_encoder").max_position_embeddings
             self.schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **SCHEDULER)
         except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"teacher {teacher}: its configuration cannot be read ({reason})") from error
         side = self.config["sample_size"]
         self.latent_shape = (self.config["in_channels"], side, side)

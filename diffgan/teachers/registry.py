@@ -1,5 +1,16 @@
-"""One adapter per pipeline class of diffusers; a new family is one file here and one line below."""
+"""Teachers by path: the pipeline class that `model_index.json` names decides the adapter.
 
+A new family is one file in this package and one line in `FAMILIES`.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from diffgan.errors import UserError, first_line
+from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.stable_diffusion import StableDiffusion
 from diffgan.teachers.stable_diffusion_xl import StableDiffusionXL
@@ -7,3 +18,51 @@ from diffgan.teachers.stable_diffusion_xl import StableDiffusionXL
 FAMILIES: dict[str, type[Teacher]] = {
     family.pipeline_class.__name__: family for family in (StableDiffusion, StableDiffusionXL)
 }
+
+
+def load_teacher(path: str, dtype: torch.dtype = torch.float32) -> Teacher:
+    """Load a frozen teacher, on the CPU whatever torch's default device is.
+
+    Args:
+        path: "glyphs", a pipeline directory or a hub id (safetensors only).
+        dtype: float32 or bfloat16; float16 to store a copy only, as autoencoders overflow in it.
+
+    Raises:
+        UserError: there is no such pipeline, no adapter for its class, or it cannot be loaded.
+    """
+    path = resolve_path(path)
+    family = _family(path)
+    try:
+        with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
+            pipeline = family.pipeline_class.from_pretrained(
+                path, torch_dtype=dtype, use_safetensors=True, **family.loading
+            )
+            return family.of(pipeline)
+    except UserError as error:
+        raise UserError(f"teacher {path}: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        kind = family.pipeline_class.__name__
+        raise UserError(f"teacher {path}: cannot be loaded as a {kind}: {first_line(error)}") from error
+
+
+def resolve_path(path: str) -> str:
+    """The directory of an embedded pipeline ("glyphs"); any other path or hub id as it is."""
+    return str(embedded("teacher")) if path == EMBEDDED else path
+
+
+def _family(path: str) -> type[Teacher]:
+    """The adapter for the pipeline class that `model_index.json` names."""
+    if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
+        raise UserError(f"teacher {path}: no pipeline directory (model_index.json is missing)")
+    try:
+        name = DiffusionPipeline.load_config(path).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        if Path(path).exists():
+            raise UserError(f"teacher {path}: model_index.json cannot be read ({first_line(error)})") from error
+        raise UserError(
+            f"teacher {path}: no such directory, and the hub does not give it either ({first_line(error)}); "
+            "where there is no network, name a directory"
+        ) from error
+    if name not in FAMILIES:
+        raise UserError(f"teacher {path}: is a {name}, not a {' or '.join(FAMILIES)}")
+    return FAMILIES[name]

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 
 DEFAULT = "DDIMScheduler"
 WITHOUT_RUNGE_KUTTA = {"skip_prk_steps": True}  # PNDM as every Stable Diffusion has it
@@ -73,7 +73,7 @@ def _refusal(name: str, schedule: DDIMScheduler) -> str | None:
     try:
         return _fault(_built(kind, schedule), schedule)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        return f"cannot be used with this teacher ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        return f"cannot be used with this teacher ({first_line(error)})"
 
 
 def _fault(built: SchedulerMixin, schedule: DDIMScheduler) -> str | None:

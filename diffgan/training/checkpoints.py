@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 
 FROZEN = ("teacher.", "regression.")  # rebuilt from the configuration, never in a checkpoint
 GOOD = "good.ckpt"  # beside the last one: the newest from before a run went wrong
@@ -71,4 +71,4 @@ def broken(checkpoint: Path) -> str | None:
         missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
         return f"it has no {missing[0]}" if missing else None
     except Exception as error:  # a damaged archive can end in any
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)

@@ -10,13 +10,15 @@ from safetensors.torch import save_file
 
 from datamodules.prompts import Prompts
 from diffgan.pairs.generation import PairGeneration
-from diffgan.teachers.base import SCHEDULER, resolve
+from diffgan.teachers.base import SCHEDULER
+from diffgan.teachers.registry import resolve_path
 from tests.bench.overhead import BATCH, GUIDANCE, PAIRS, PROMPTS, STEPS, generation_seconds, seconds
 
 
 def pipeline(teacher: str, device: torch.device) -> StableDiffusionPipeline:
     """The same network, scheduler and precision, as diffusers loads it."""
-    pipe = StableDiffusionPipeline.from_pretrained(resolve(teacher), torch_dtype=torch.float32, safety_checker=None)
+    path = resolve_path(teacher)
+    pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32, safety_checker=None)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **SCHEDULER)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import torch
 
 from diffgan.losses import gan as losses
+from diffgan.losses import gradient_penalty
 from diffgan.losses.regression import Perceptual
-from diffgan.methods.adversarial import Adversary
+from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.perceptual.lpips import ELatentLPIPS
@@ -22,7 +23,7 @@ EVERY, ROUNDS = 16, 5
 
 def distillation(images: int, checkpointing: bool = False) -> Diffusion2GAN:
     optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
-    regression, adversary = Perceptual(ELatentLPIPS("glyphs")), Adversary(MultiScaleDiscriminator, optimizer)
+    regression, adversary = Perceptual(ELatentLPIPS("glyphs")), AdversarialTraining(MultiScaleDiscriminator, optimizer)
     return Diffusion2GAN(
         "glyphs", regression, optimizer, images, adversary=adversary, gradient_checkpointing=checkpointing
     )
@@ -74,7 +75,7 @@ class Passes:
 
     def penalty(self) -> None:
         module, c = self.module, self.module.teacher.encode(self.prompts[:1])
-        with losses.second_derivatives(self.latent.device):
+        with gradient_penalty.second_derivatives(self.latent.device):
             module.adversary.r1_loss(module.discriminator, self.latent[:1], self.noise[:1], c).backward()
         module.zero_grad()
 

@@ -10,13 +10,14 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from diffgan.evaluation.glyph_evaluator import LOOKS, MADE_GRAIN_SEED, GlyphJudge
+from diffgan.evaluation.glyph_evaluator import LOOKS, MADE_GRAIN_SEED, GlyphEvaluator
 from diffgan.evaluation.preprocessing import with_grain
 from diffgan.evaluation.protocols.glyphs import SPLIT, glyph_protocol
 from diffgan.glyphs import recipe
 from diffgan.images import to_uint8
 from diffgan.noise import draw_noise
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 PROTOCOL, BATCH = "glyphs-500", 50
 UNSEEN, BLUR = 2.0, 1.5  # levels of 255; pixels
@@ -30,7 +31,7 @@ def reconstructed(teacher: Teacher, images: Tensor) -> Tensor:
     return torch.cat([to_uint8(teacher.decode(teacher.encode_images(part))) for part in images.split(BATCH)])
 
 
-def sampled(teacher: Teacher, judge: GlyphJudge, steps: int, guidance: float) -> Tensor:
+def sampled(teacher: Teacher, judge: GlyphEvaluator, steps: int, guidance: float) -> Tensor:
     """The teacher's pictures of the protocol's captions."""
     made = []
     for start in range(0, judge.protocol.images, BATCH):
@@ -41,7 +42,7 @@ def sampled(teacher: Teacher, judge: GlyphJudge, steps: int, guidance: float) ->
     return torch.cat(made)
 
 
-def pictures(teacher: Teacher, judge: GlyphJudge) -> Iterator[tuple[str, Tensor]]:
+def pictures(teacher: Teacher, judge: GlyphEvaluator) -> Iterator[tuple[str, Tensor]]:
     painted = recipe.paint(SPLIT, judge.protocol.floor)
     real = to_uint8(painted)
     yield "real", real
@@ -52,7 +53,7 @@ def pictures(teacher: Teacher, judge: GlyphJudge) -> Iterator[tuple[str, Tensor]
     yield "teacher, 1 step", sampled(teacher, judge, 1, 1.0)
 
 
-def distances(judge: GlyphJudge, images: Tensor) -> list[float]:
+def distances(judge: GlyphEvaluator, images: Tensor) -> list[float]:
     """FD and KID x 1000, plainly and through grain."""
     figures = {}
     for look, grain in LOOKS.items():
@@ -63,8 +64,8 @@ def distances(judge: GlyphJudge, images: Tensor) -> list[float]:
 
 @torch.no_grad()
 def main() -> None:
-    teacher = Teacher.from_pretrained("glyphs")
-    judge = GlyphJudge(glyph_protocol(PROTOCOL), cache=Path("runs/judge"))
+    teacher = load_teacher("glyphs")
+    judge = GlyphEvaluator(glyph_protocol(PROTOCOL), cache=Path("runs/judge"))
     print(f"{'':30}" + "".join(f"{head:>12}" for head in ("FD", "KID x 1000", "FD, grain", "KID, grain")))
     for name, images in pictures(teacher, judge):
         print(f"{name:30}" + "".join(f"{value:12.1f}" for value in distances(judge, images)), flush=True)

@@ -44,7 +44,7 @@ def test_demo_and_its_teacher_are_judged_by_one_protocol(capsys):
     makefile = Path("Makefile").read_text()
     for folder, files in (("runs/demo", DEMO), ("runs/glyphs", DISTILL)):
         protocol = re.search(rf"JUDGED={folder} PROTOCOL=(\S+)", makefile)[1]
-        assert arguments(merged(capsys, "test", files), "GlyphJudge")["protocol"] == protocol
+        assert arguments(merged(capsys, "test", files), "GlyphEvaluator")["protocol"] == protocol
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -84,7 +84,7 @@ def test_discriminator_table_adds_one_part_a_row(capsys):
 
 @pytest.mark.parametrize(
     ("strategy", "name"),
-    [("ddp", "lightning.pytorch.strategies.DDPStrategy"), ("fsdp", "diffgan.training.strategies.Shards")],
+    [("ddp", "lightning.pytorch.strategies.DDPStrategy"), ("fsdp", "diffgan.training.strategies.FSDP2Strategy")],
 )
 def test_strategies_parse(capsys, strategy, name):
     config = merged(capsys, "fit", [*DISTILL, f"configs/strategies/{strategy}.yaml"])

@@ -12,7 +12,7 @@ from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
 from diffgan.pairs.pair_set import PairSet
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, saved
 from tests.runs import checkpoint, refused, write
 
@@ -56,7 +56,7 @@ def as_game(config, teacher, pairs):
         "images": 24,
         "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}},
         "adversary": {
-            "class_path": "diffgan.methods.adversarial.Adversary",
+            "class_path": "diffgan.methods.adversarial.AdversarialTraining",
             "init_args": {"discriminator": discriminator, "optimizer": optimizer, "r1_every": 2},
         },
     }
@@ -82,7 +82,7 @@ def test_from_pairs_to_pictures(folder, config, tmp_path):
     verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
     main(["fit", "-c", write(tmp_path / "fit.yaml", as_game(config, folder, tmp_path / "pairs"))])
     main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
-    before, teacher = Teacher.from_pretrained(str(folder)), Teacher.from_pretrained(str(folder))
+    before, teacher = load_teacher(str(folder)), load_teacher(str(folder))
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
     pipe.set_progress_bar_config(disable=True)
     noise = draw_noise([5, 6], teacher.latent_shape)
@@ -106,7 +106,7 @@ def test_pairs_of_another_solver(folder, tmp_path, capsys):
     main(choose("HeunDiscreteScheduler"))
     manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
     assert manifest["scheduler"]["solver"]["class"] == "HeunDiscreteScheduler"
-    teacher = Teacher.from_pretrained(str(folder))
+    teacher = load_teacher(str(folder))
     verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
     made = PairSet(tmp_path / "pairs").read(range(4))
     other = teacher.solve(made.noise, teacher.encode(made.prompt), 2, 2.0)
@@ -124,10 +124,10 @@ def test_what_is_no_teacher_is_refused_in_one_line(tmp_path, monkeypatch):
     }.items():
         index.write_text(content)
         with pytest.raises(UserError, match=reason) as error:
-            Teacher.from_pretrained(str(tmp_path))
+            load_teacher(str(tmp_path))
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"teacher nobody/nothing: no such directory, .* name a directory") as error:
-        Teacher.from_pretrained("nobody/nothing")
+        load_teacher("nobody/nothing")
     assert "\n" not in str(error.value)
 
 
@@ -144,7 +144,7 @@ def test_parts_that_are_not_as_expected_are_named(folder, tmp_path, part, change
     getattr(pipe, part).register_to_config(**change)
     pipe.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=reason) as error:
-        Teacher.from_pretrained(str(tmp_path))
+        load_teacher(str(tmp_path))
     assert str(error.value).startswith(f"teacher {tmp_path}: {part}")
 
 
@@ -152,5 +152,5 @@ def test_damaged_weights_are_one_line(folder, tmp_path):
     DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        Teacher.from_pretrained(str(tmp_path))
+        load_teacher(str(tmp_path))
     assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from diffgan.__main__ import main
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.perceptual.latent_vgg import LatentVGG16
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, random_inception, saved
 from tests.processes import run_on_two_processes
 from tests.runs import write
@@ -54,7 +54,7 @@ def lay_out(recipe, folder):
     captions = [f"digit {i % 10}" for i in range(40)]
     (folder / "data" / "laion").mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.table({"caption": captions}), folder / "data" / "laion" / "aesthetic.parquet")
-    space = Teacher.from_pretrained(str(folder / "tiny")).space
+    space = load_teacher(str(folder / "tiny")).space
     network = LatentVGG16(space.channels, width=0.125).eval()
     save_weights(folder / "runs" / recipe / "latent_lpips.safetensors", PerceptualWeights(network, space))
     lay_out_protocol(PROTOCOLS[recipe], folder)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from diffgan.cli import coco_captions
 from diffgan.errors import UserError
-from diffgan.evaluation.coco_evaluator import CocoJudge, read_statistics
+from diffgan.evaluation.coco_evaluator import CocoEvaluator, read_statistics
 from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
 from diffgan.evaluation.features.inception import InceptionFeatures, hub_file
 from diffgan.evaluation.metrics.clip_score import CLIPScore
 from diffgan.evaluation.metrics.distances import FeatureStatistics
 from diffgan.evaluation.preprocessing import read_pictures, resized
 from diffgan.evaluation.protocols.coco import read_protocol
-from diffgan.evaluation.work_split import Place
+from diffgan.evaluation.work_split import WorkSplit
 from diffgan.images import to_uint8
 from diffgan.noise import draw_noise
 from tests.pipelines import random_inception
@@ -55,24 +55,24 @@ def test_pictures_are_zero_away_from_themselves(files):
         asked.extend(prompts)
         return paint(noise, prompts)
 
-    judge = CocoJudge(protocol(files), EfficientNetFeatures(), cache=files / "cache", batch_size=3)
+    judge = CocoEvaluator(protocol(files), EfficientNetFeatures(), cache=files / "cache", batch_size=3)
     figures = judge.evaluate(generate, LATENT, "cpu")
     assert figures["fd_efficientnet"] == pytest.approx(0, abs=1e-3) and "fid" not in figures
     assert figures["images"] == IMAGES and asked == judge.protocol.prompts and len(asked) == IMAGES
     assert figures["protocol"] == "tiny" and figures["protocol_digest"] == judge.protocol.digest
     others = judge.evaluate(lambda noise, prompts: -paint(noise, prompts), LATENT, "cpu")
     assert others["fd_efficientnet"] > 10
-    again = CocoJudge(protocol(files), judge.extractor, cache=files / "cache")
+    again = CocoEvaluator(protocol(files), judge.extractor, cache=files / "cache")
     again._look_at_real = None  # what is kept is enough
     assert again.evaluate(paint, LATENT, "cpu")["fd_efficientnet"] == pytest.approx(0, abs=1e-3)
 
 
 def test_processes_share_the_rows_and_each_counts_once():
     for count, world in ((7, 2), (8, 3), (2, 4), (6, 3)):
-        mine = [Place(rank, world, None).rows(count) for rank in range(world)]
+        mine = [WorkSplit(rank, world, None).rows(count) for rank in range(world)]
         assert len({len(rows) for rows in mine}) == 1
         gather = lambda rows, mine=mine: torch.tensor(mine)  # noqa: E731
-        assert Place(0, world, gather).joined(torch.tensor(mine[0]), count).tolist() == list(range(count))
+        assert WorkSplit(0, world, gather).joined(torch.tensor(mine[0]), count).tolist() == list(range(count))
 
 
 def test_statistics_of_other_tools(files):
@@ -123,13 +123,13 @@ def test_pictures_become_centred_squares(files):
 )
 def test_what_is_no_protocol_is_refused(files, changes, reason):
     with pytest.raises(UserError, match=reason) as error:
-        CocoJudge(protocol(files, **changes), torch.nn.Identity())
+        CocoEvaluator(protocol(files, **changes), torch.nn.Identity())
     assert "\n" not in str(error.value)
 
 
 def test_what_is_no_picture_is_named(files):
     (files / "real" / "9.jpg").write_text("no picture")
-    judge = CocoJudge(protocol(files), EfficientNetFeatures())
+    judge = CocoEvaluator(protocol(files), EfficientNetFeatures())
     with pytest.raises(UserError, match=r"9\.jpg: cannot be read as a picture"):
         judge.reference("cpu")
 
@@ -143,7 +143,7 @@ def test_inception_is_the_librarys(files):
     pictures = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8)
     assert torch.equal(extractor(pictures), network(pictures)[0]) and extractor(pictures).shape == (2, 2048)
     assert extractor(pictures[..., :64, :64]).shape == (2, 2048)
-    figures = CocoJudge(protocol(files), extractor, batch_size=4).evaluate(paint, LATENT, "cpu")
+    figures = CocoEvaluator(protocol(files), extractor, batch_size=4).evaluate(paint, LATENT, "cpu")
     assert figures[f"fd_{extractor.name}"] == pytest.approx(0, abs=1e-3)
     assert "fid" not in figures  # that name is of the trained network's features
 
@@ -196,7 +196,7 @@ def test_clip_score_is_the_cosine(files, tiny_clip):
     expected = (seen * said).sum(1) / (seen.norm(dim=1) * said.norm(dim=1))
     torch.testing.assert_close(score(images, prompts), expected, atol=1e-5, rtol=1e-5)
     asked = protocol(files, clip_model="tiny-clip", clip_weights=str(weights), side=32)
-    judge = CocoJudge(asked, EfficientNetFeatures(), batch_size=3)
+    judge = CocoEvaluator(asked, EfficientNetFeatures(), batch_size=3)
     real = read_pictures(asked.reference_files, 32)
     expected = score(real, asked.prompts).mean().item()
     assert judge.evaluate(paint, LATENT, "cpu")["clip_score"] == pytest.approx(expected, abs=1e-5)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks.glyph_evaluation import GlyphJudge as GlyphJudgeCallback
+from callbacks.glyph_evaluation import GlyphEvaluation
 from diffgan.errors import UserError
-from diffgan.evaluation.glyph_evaluator import LOOKS, GlyphJudge
+from diffgan.evaluation.glyph_evaluator import LOOKS, GlyphEvaluator
 from diffgan.evaluation.metrics.diversity import mean_pairwise_distance, share_within_prompts
 from diffgan.evaluation.preprocessing import with_grain
 from diffgan.evaluation.protocols import glyphs as protocols
 from diffgan.evaluation.protocols.glyphs import GlyphProtocol
 from diffgan.glyphs import recipe
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 LATENT = (4, 16, 16)
 
@@ -53,7 +53,7 @@ def _noise(noise, prompts):
 
 
 def test_real_pictures_against_noise(protocol):
-    judge = GlyphJudge(protocol)
+    judge = GlyphEvaluator(protocol)
     real = judge.evaluate(_real_pictures(protocol), LATENT)
     noise = judge.evaluate(_noise, LATENT)
     assert real["fd_efficientnet"] == pytest.approx(real["fd_efficientnet_floor"], rel=1e-3)
@@ -64,14 +64,14 @@ def test_real_pictures_against_noise(protocol):
 
 
 def test_pictures_as_asked_score_as_real_ones(protocol, tmp_path):
-    judge = GlyphJudge(protocol, Averages(), cache=tmp_path)
+    judge = GlyphEvaluator(protocol, Averages(), cache=tmp_path)
     figures = judge.evaluate(_reference_pictures(protocol), LATENT)
     assert figures["reading"] == figures["reading_real"] > 0.75
     assert figures["colour"] == figures["colour_real"] > 0.98
     assert figures["fd_averages"] == pytest.approx(0, abs=1e-6)
     assert figures["diversity_ratio"] == 0
     assert figures["images"] == 120 and figures["protocol"] == "tiny"
-    again = GlyphJudge(protocol, Averages(), cache=tmp_path)
+    again = GlyphEvaluator(protocol, Averages(), cache=tmp_path)
     again._look_at_real = None  # the cache is enough
     assert all(torch.equal(again.real(look).floor, judge.real(look).floor) for look in LOOKS)
     assert len(list(tmp_path.glob("real-tiny-*.safetensors"))) == len(LOOKS)
@@ -79,7 +79,7 @@ def test_pictures_as_asked_score_as_real_ones(protocol, tmp_path):
 
 def test_grain_hides_what_nobody_sees(protocol):
     """Real pictures with an unevenness of two levels: a plain look is startled, one through grain is not."""
-    judge, cheat = GlyphJudge(protocol), _real_pictures(protocol)
+    judge, cheat = GlyphEvaluator(protocol), _real_pictures(protocol)
     uneven = lambda noise, prompts: cheat(noise, prompts) + _noise(noise, None) * 2 / 127.5  # noqa: E731
     figures = judge.evaluate(uneven, (3, 64, 64))
     assert figures["fd_efficientnet"] > 1.5 * figures["fd_efficientnet_floor"]
@@ -96,7 +96,7 @@ def test_grain_is_that_of_its_seeds():
 
 def test_images_of_another_size_are_refused(protocol):
     with pytest.raises(UserError, match="64x64"):
-        GlyphJudge(protocol, Averages()).evaluate(lambda noise, prompts: torch.zeros(len(noise), 3, 32, 32), LATENT)
+        GlyphEvaluator(protocol, Averages()).evaluate(lambda noise, prompts: torch.zeros(len(noise), 3, 32, 32), LATENT)
 
 
 def test_mean_pairwise_distance():
@@ -115,7 +115,7 @@ def test_share_within_prompts():
 
 
 def test_figures_of_the_embedded_pipeline(protocol):
-    judge, teacher = GlyphJudge(protocol, Averages()), Teacher.from_pretrained("glyphs")
+    judge, teacher = GlyphEvaluator(protocol, Averages()), load_teacher("glyphs")
     figures = judge.reconstruction(teacher)
     assert figures["reading_reconstruction"] > 0.7 and figures["colour_reconstruction"] > 0.98
     assert math.isfinite(figures[f"fd_{judge.extractor.name}_reconstruction"])
@@ -126,10 +126,10 @@ def test_figures_of_the_embedded_pipeline(protocol):
 
 
 def test_reconstruction_that_is_not_finite_is_refused(protocol, tiny_pipeline):
-    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher = load_teacher(str(tiny_pipeline))
     teacher.vae.encoder.conv_in.bias.data[0] = float("nan")
     with pytest.raises(UserError, match="is not finite"):
-        GlyphJudge(protocol, Averages()).reconstruction(teacher)
+        GlyphEvaluator(protocol, Averages()).reconstruction(teacher)
 
 
 class Student(pl.LightningModule):
@@ -159,7 +159,7 @@ class Student(pl.LightningModule):
 def test_callback_logs_the_figures(protocol, monkeypatch):
     monkeypatch.setitem(protocols.GLYPH_PROTOCOLS, "tiny", protocol)
     monkeypatch.setattr("diffgan.evaluation.glyph_evaluator.EfficientNetFeatures", Averages)
-    callback = GlyphJudgeCallback("tiny")
+    callback = GlyphEvaluation("tiny")
     trainer = pl.Trainer(
         callbacks=[callback], logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffgan.losses import gan as losses
+from diffgan.losses import gradient_penalty, mix_and_match
 from diffgan.nets.discriminator import ReadOut
 
 
@@ -38,7 +39,7 @@ def test_penalty_of_a_quadratic_is_known(with_noise):
     x, z = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     a = torch.tensor(1.5, requires_grad=True)
     opinion = lambda x, z: (a * x.square() + 0.5 * z.square()).flatten(1).sum(1)  # noqa: E731
-    penalty = losses.r1_penalty(opinion, x, z, with_noise)
+    penalty = gradient_penalty.r1_penalty(opinion, x, z, with_noise)
     expected = 9 * x.square().flatten(1).sum(1) + with_noise * z.square().flatten(1).sum(1)
     torch.testing.assert_close(penalty, expected)
     penalty.sum().backward()
@@ -46,25 +47,25 @@ def test_penalty_of_a_quadratic_is_known(with_noise):
 
 
 def test_every_sample_has_its_turn_and_shares_choose_as_the_whole():
-    assert [list(losses.rotating_rows(4, 1, turn)) for turn in range(5)] == [[0], [1], [2], [3], [0]]
+    assert [list(gradient_penalty.rotating_rows(4, 1, turn)) for turn in range(5)] == [[0], [1], [2], [3], [0]]
     for turn in range(9):
-        whole = list(losses.rotating_rows(8, 2, turn))
-        shares = [row + 4 * rank for rank in (0, 1) for row in losses.rotating_rows(4, 1, turn)]
+        whole = list(gradient_penalty.rotating_rows(8, 2, turn))
+        shares = [row + 4 * rank for rank in (0, 1) for row in gradient_penalty.rotating_rows(4, 1, turn)]
         assert whole == shares
 
 
 def test_mix_and_match_shows_real_latents_under_anothers_noise():
     latent, generated = torch.arange(8.0).reshape(8, 1, 1, 1), -torch.ones(8, 1, 1, 1)
-    replaced = losses.mismatched(8, 0.25)
+    replaced = mix_and_match.mismatched(8, 0.25)
     assert replaced.sum() == 2
-    fakes = losses.mix_and_match(generated, losses.neighbours(latent), replaced).flatten()
+    fakes = mix_and_match.mix_and_match(generated, mix_and_match.neighbours(latent), replaced).flatten()
     for i, value in enumerate(fakes.tolist()):
         assert value == ((i ^ 1) if replaced[i] else -1)
 
 
 @pytest.mark.parametrize(("batch", "share"), [(8, 0.25), (16, 0.25), (6, 0.5), (4, 0.0), (10, 0.3)])
 def test_share_of_mismatches(batch, share):
-    assert losses.mismatched(batch, share).sum() == round(batch * share)
+    assert mix_and_match.mismatched(batch, share).sum() == round(batch * share)
 
 
 def test_balance_is_the_ratio_of_norms():

@@ -19,8 +19,8 @@ from diffgan.errors import UserError
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.pair_set import PairSet
-from diffgan.teachers.base import Teacher
-from diffgan.training.strategies import Shards, check_strategy
+from diffgan.teachers.registry import load_teacher
+from diffgan.training.strategies import FSDP2Strategy, check_strategy
 from tests.processes import run_on_two_processes, start, start_two_processes
 from tests.runs import checkpoint, curves, named, refused, write
 
@@ -31,7 +31,7 @@ def game(config):
     arguments = config["model"]["init_args"]
     arguments["regression"] = {"class_path": "diffgan.losses.regression.MSE"}
     arguments["adversary"] = {
-        "class_path": "diffgan.methods.adversarial.Adversary",
+        "class_path": "diffgan.methods.adversarial.AdversarialTraining",
         "init_args": {
             "discriminator": {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "betas": [0.0, 0.99]}},
@@ -68,7 +68,7 @@ def same_weights(run, other, exactly=True, **tolerance):
 
 def reference(folder, pipeline, batches, balanced):
     """The algorithm written out in plain torch, on the training pairs in the order of their numbers."""
-    teacher = Teacher.from_pretrained(str(pipeline))
+    teacher = load_teacher(str(pipeline))
     generator = OneStepGenerator(copy.deepcopy(teacher.unet).requires_grad_(True), teacher.scheduler)
     torch.manual_seed(0)
     discriminator = MultiScaleDiscriminator(teacher.unet)
@@ -368,7 +368,7 @@ def test_strategies_that_train_or_resume_wrongly_are_refused():
         with pytest.raises(UserError, match=r"configs/strategies/(ddp|fsdp)\.yaml"):
             check_strategy(strategy, players=2)
     check_strategy(DDPStrategy(), players=1)
-    check_strategy(Shards(), players=2)
+    check_strategy(FSDP2Strategy(), players=2)
 
 
 def health(**changes):

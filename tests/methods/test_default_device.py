@@ -13,7 +13,7 @@ from diffgan.__main__ import main
 from diffgan.losses.regression import MSE
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, saved
 from tests.runs import write
 
@@ -24,7 +24,7 @@ META_AS_DEFAULT = {"class_path": "tests.devices.MetaAsDefault"}
 def test_a_teacher_and_its_solvers_are_built_on_the_cpu(family, tmp_path):
     path = saved(FAMILIES[family], tmp_path / family)
     with torch.device("meta"):
-        teacher = Teacher.from_pretrained(str(path))
+        teacher = load_teacher(str(path))
         for name in ("DDIMScheduler", "DPMSolverMultistepScheduler"):
             assert teacher.solver(2, name).alphas_cumprod.device.type == "cpu"
     assert {tensor.device.type for tensor in teacher.state_dict().values()} == {"cpu"}
@@ -55,7 +55,7 @@ def test_pairs_training_and_test_run_under_another_default_device(config, tmp_pa
         }
     )
     config["model"]["init_args"]["adversary"] = {
-        "class_path": "diffgan.methods.adversarial.Adversary",
+        "class_path": "diffgan.methods.adversarial.AdversarialTraining",
         "init_args": {
             "discriminator": {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},

@@ -13,11 +13,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from diffgan.__main__ import main
-from diffgan.images import save_sheet, to_uint8
+from diffgan.images import save_image_grid, to_uint8
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
 from diffgan.storage.digests import digest
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 from tests.processes import run_on_two_processes, start
 from tests.runs import checkpoint, curves, named, refused, write
 
@@ -59,7 +59,7 @@ def test_gradients_above_the_limit_are_scaled_down_to_it(config, tmp_path, tiny_
     config["trainer"]["log_every_n_steps"] = 1
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     weights = checkpoint(tmp_path / "run")["state_dict"]
-    before = Teacher.from_pretrained(str(tiny_pipeline)).unet.named_parameters()
+    before = load_teacher(str(tiny_pipeline)).unet.named_parameters()
     moved = sum((weights[f"generator.unet.{name}"] - value.detach()).square().sum() for name, value in before).sqrt()
     norm = curves(tmp_path / "run")["g/gradient_norm", 8].pop()
     assert moved.item() == pytest.approx(min(norm, limit), rel=1e-2) and norm > 1e-2
@@ -142,7 +142,7 @@ def test_grid_and_record_say_what_the_run_holds(config, tmp_path, tiny_pipeline)
     main(["fit", "-c", path])
     main(["test", "-c", path])
     run, prompts = tmp_path / "run", ["digit 7", ""]
-    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher = load_teacher(str(tiny_pipeline))
     noise = draw_noise(range(3_500_000_000, 3_500_000_002), teacher.latent_shape)
     generator = averaged(run, teacher)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_grid_and_record_say_what_the_run_holds(config, tmp_path, tiny_pipeline)
         untrained = teacher.decode(OneStepGenerator(teacher.unet, teacher.scheduler)(noise, teacher.encode(prompts)))
     rows = {"teacher, 2 steps": taught, "student, 1 step": learnt, "teacher, 1 step": untrained}
     rows = {name: to_uint8(images) for name, images in rows.items()}
-    expected = save_sheet(tmp_path / "expected.png", rows, prompts).astype(int)
+    expected = save_image_grid(tmp_path / "expected.png", rows, prompts).astype(int)
     drawn = np.asarray(Image.open(run / "samples" / "images-00000048.png")).astype(int)
     assert np.abs(drawn - expected).max() <= 1 and drawn.std() > 10
     report = json.loads((run / "metrics.json").read_text())
@@ -174,7 +174,7 @@ def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, ti
     main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "student", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher = load_teacher(str(tiny_pipeline))
     noise = draw_noise([5, 6], teacher.latent_shape)
     prompts = ["digit 7", "a bold capital A"]
     stock = pipe(prompts, num_inference_steps=1, guidance_scale=1.0, latents=noise, output_type="latent").images

@@ -9,7 +9,7 @@ from diffgan.errors import UserError
 from diffgan.losses.gan import score
 from diffgan.losses.gradient_penalty import r1_penalty, second_derivatives
 from diffgan.nets.discriminator import PLACES, MultiScaleDiscriminator
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 SMALL = {"sample_size": 8, "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": 16}
 SD1 = SMALL | {
@@ -63,7 +63,7 @@ def test_begins_with_the_features_of_the_teacher(family, size):
 
 
 def test_glyph_teacher_too():
-    teacher = Teacher.from_pretrained("glyphs")
+    teacher = load_teacher("glyphs")
     x, z, c = torch.randn(1, 3, 16, 16), torch.randn(1, 3, 16, 16), teacher.encode(["digit 7"])
     seen = []
     teacher.unet.conv_norm_out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))

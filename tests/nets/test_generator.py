@@ -3,7 +3,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffgan.nets.generator import OneStepGenerator, clean_latent
-from diffgan.teachers.base import SCHEDULER, Teacher
+from diffgan.teachers.base import SCHEDULER
+from diffgan.teachers.registry import load_teacher
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -21,7 +22,7 @@ def test_clean_latent_inverts_the_forward_process(prediction_type):
 def test_one_step_equals_stock_ddim(tiny_pipeline, prediction_type, zero_snr):
     if zero_snr and prediction_type == "epsilon":
         pytest.skip("epsilon says nothing about x at zero signal")
-    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher = load_teacher(str(tiny_pipeline))
     settings = {**SCHEDULER, "prediction_type": prediction_type, "rescale_betas_zero_snr": zero_snr}
     scheduler = DDIMScheduler.from_config(teacher.scheduler.config, **settings)
     z, c = torch.randn(2, *teacher.latent_shape), teacher.encode(["digit 7", ""])

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from diffgan.__main__ import main
-from diffgan.pairs.work_queue import Workshop
+from diffgan.pairs.work_queue import WorkQueue
 from tests.pair_sets import claims, contents, die_at_write, parts, refusal, shards, wait_until
 from tests.processes import SERVER, run_apart, start, start_two_processes
 
@@ -85,7 +85,7 @@ def test_parts_of_another_batch_size_are_not_used(begun, command, tmp_path, caps
 
 def at_write(monkeypatch, number: int, act) -> None:
     """Have act() called when a finished batch is handed over for the `number`-th time."""
-    keep, calls = Workshop.keep, iter(range(1000))
+    keep, calls = WorkQueue.keep, iter(range(1000))
 
     def kept(self, pairs, truncated):
         if next(calls) == number - 1:
@@ -93,7 +93,7 @@ def at_write(monkeypatch, number: int, act) -> None:
             act()
         keep(self, pairs, truncated)
 
-    monkeypatch.setattr(Workshop, "keep", kept)
+    monkeypatch.setattr(WorkQueue, "keep", kept)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
@@ -108,14 +108,14 @@ def test_a_folder_deleted_meanwhile_ends_with_one_line(command, unbroken, monkey
 
 def test_a_manifest_deleted_before_the_end_is_told(command, unbroken, monkeypatch, tmp_path, capsys):
     folder = tmp_path / "gone"
-    finish = Workshop._finish
+    finish = WorkQueue._finish
 
     def finish_and_delete(self, shard):
         finish(self, shard)
         if len(shards(folder)) == 6:
             (folder / "manifest.json").unlink()
 
-    monkeypatch.setattr(Workshop, "_finish", finish_and_delete)
+    monkeypatch.setattr(WorkQueue, "_finish", finish_and_delete)
     assert "manifest.json: is gone; run the same command again" in refusal(capsys, command(folder))
     monkeypatch.undo()
     main(command(folder))

@@ -17,8 +17,8 @@ from diffgan.pairs.pair_set import PairSet
 from diffgan.pairs.shard_format import write_shard
 from diffgan.pairs.shard_reader import HEADER
 from diffgan.storage.open import open_store
-from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.registry import load_teacher
 from tests.pipelines import saved, sdxl
 from tests.runs import checkpoint, named, refused, write
 
@@ -34,7 +34,7 @@ def embeddings(pairs, tmp_path_factory):
 
 
 def test_every_unique_prompt_has_a_row_that_equals_encoding(pairs, embeddings, tiny_pipeline):
-    teacher, held = Teacher.from_pretrained(str(tiny_pipeline)), PairSet(pairs)
+    teacher, held = load_teacher(str(tiny_pipeline)), PairSet(pairs)
     held.embeddings = Embeddings(embeddings, held.manifest.teacher_digest)
     assert len(held.embeddings.keys) == len(set(held.prompts(range(40)))) == 2
     batch = held.read([39, 0, 17, 17, 2])
@@ -47,7 +47,7 @@ def test_every_unique_prompt_has_a_row_that_equals_encoding(pairs, embeddings, t
 
 def test_all_that_sdxl_is_told_is_kept(pairs, tmp_path):
     pipeline = saved(sdxl, tmp_path / "xl")
-    teacher, plain = Teacher.from_pretrained(str(pipeline)), PairSet(pairs)
+    teacher, plain = load_teacher(str(pipeline)), PairSet(pairs)
     changes = {"teacher": str(pipeline), "teacher_digest": weights_digest(teacher)}
     manifest = dataclasses.replace(plain.manifest, **changes)
     manifest.write(tmp_path / "set")

@@ -23,7 +23,7 @@ from diffgan.pairs.pair_set import PairSet
 from diffgan.pairs.shard_format import write_shard
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import machine
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 from tests.pair_sets import PAIRS, contents, refusal
 from tests.processes import run_on_two_processes
 
@@ -45,14 +45,14 @@ def test_makes_the_set_that_the_teacher_would(unbroken, tiny_pipeline):
     assert read.seed.tolist() == list(range(10, 10 + PAIRS))
     assert read.prompt == [["capital A in red", "digit 7 on cream", "grüße ☃"][i % 3] for i in range(PAIRS)]
     assert sorted(contents(unbroken)) == ["manifest.json", *(f"pairs-{i:05d}-of-00006.safetensors" for i in range(6))]
-    teacher = Teacher.from_pretrained(str(tiny_pipeline))
+    teacher = load_teacher(str(tiny_pipeline))
     solved = teacher.solve(read.noise, teacher.encode(read.prompt), 2, 3.0)
     assert (solved - read.latent).abs().max() < 2e-3
 
 
 def test_the_bytes_are_those_of_batches_written_by_hand(unbroken, tiny_pipeline, tmp_path):
     """Nothing of parts, threads and claims is left in a shard."""
-    manifest, teacher = Manifest.read(open_store(unbroken)), Teacher.from_pretrained(str(tiny_pipeline))
+    manifest, teacher = Manifest.read(open_store(unbroken)), load_teacher(str(tiny_pipeline))
     held = PairSet(unbroken).read(manifest.span(1))
     latent = [
         teacher.solve(held.noise[rows], teacher.encode(held.prompt[rows]), 2, 3.0)

@@ -13,8 +13,8 @@ from diffgan.pairs.manifest import Manifest, versions
 from diffgan.pairs.pair_set import PairSet
 from diffgan.pairs.shard_format import read_shard, write_shard
 from diffgan.storage.open import open_store
-from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.registry import load_teacher
 
 SHAPE = (4, 8, 8)
 PROMPTS = ["capital A", "grüße ☃", "digit 7"]
@@ -181,9 +181,9 @@ def test_memory_mapping_reads_only_what_is_asked(folder):
 
 def test_digest_follows_the_weights_and_not_the_place(tiny_pipeline, other_pipeline, tmp_path):
     (tmp_path / "link").symlink_to(tiny_pipeline)
-    digest = weights_digest(Teacher.from_pretrained(str(tiny_pipeline)))
-    assert weights_digest(Teacher.from_pretrained(str(tmp_path / "link"))) == digest
-    assert weights_digest(Teacher.from_pretrained(str(other_pipeline))) != digest
+    digest = weights_digest(load_teacher(str(tiny_pipeline)))
+    assert weights_digest(load_teacher(str(tmp_path / "link"))) == digest
+    assert weights_digest(load_teacher(str(other_pipeline))) != digest
 
 
 def test_a_manifest_from_before_networks_were_compiled_is_read(folder):

@@ -11,7 +11,7 @@ from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16, folded
 from diffgan.perceptual.weights import PerceptualWeights, load_weights, save_weights
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 SPACE = LatentSpace(channels=3, factor=4, scale=1.0)
 
@@ -65,7 +65,7 @@ def test_the_file_keeps_the_function(norm, tmp_path):
 
 
 def test_the_package_ships_weights_of_its_own_latents():
-    assert LatentLPIPS("glyphs").space == Teacher.from_pretrained("glyphs").space
+    assert LatentLPIPS("glyphs").space == load_teacher("glyphs").space
 
 
 def test_value_equals_a_float64_transcription(weights):

@@ -11,9 +11,9 @@ import s3fs
 from diffgan.errors import UserError
 from diffgan.storage import retry as patience
 from diffgan.storage.cache import Cache
-from diffgan.storage.local import Folder
+from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
-from diffgan.storage.remote import Remote
+from diffgan.storage.remote import RemoteStore
 
 
 @pytest.fixture(params=["folder", "file", "memory", "s3"])
@@ -92,7 +92,7 @@ def test_many_readers_fetch_a_copy_once(gate, s3):
 
 
 def test_the_least_recently_used_copies_make_room(tmp_path):
-    store = Remote(f"memory://{tmp_path}", Cache(tmp_path / "cache", 250))
+    store = RemoteStore(f"memory://{tmp_path}", Cache(tmp_path / "cache", 250))
     for name in "abcd":
         store.write(name, bytes(100))
     a, b = store.local("a"), store.local("b")
@@ -119,7 +119,7 @@ def test_only_copies_make_room(tmp_path):
     for file in (*copies, *mine):
         file.touch()
         os.utime(file, (1, 1))
-    store = Remote(f"memory://{tmp_path}", Cache(folder, 250))
+    store = RemoteStore(f"memory://{tmp_path}", Cache(folder, 250))
     for name in "bcd":
         store.write(name, bytes(100))
         store.local(name)
@@ -130,7 +130,7 @@ def test_only_copies_make_room(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("")
-    store = Remote(f"memory://{tmp_path}", Cache(tmp_path / "cache", 250))
+    store = RemoteStore(f"memory://{tmp_path}", Cache(tmp_path / "cache", 250))
     store.write("a", b"1")
     with pytest.raises(UserError, match=r"cache: cannot be written: .* set DIFFGAN_CACHE to another folder"):
         store.local("a")
@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 )
 def test_a_disk_that_takes_no_copy_is_named_instead_of_the_service(request, tmp_path, protocol, target, reason):
     place = request.getfixturevalue("s3") if protocol == "s3" else f"memory://{tmp_path}"
-    store = Remote(place, Cache(tmp_path / "cache", 1e9))
+    store = RemoteStore(place, Cache(tmp_path / "cache", 1e9))
     store.write("a", bytes(100_000))
     copy = store.local("a")
     copy.unlink()
@@ -226,4 +226,4 @@ def test_what_the_user_can_mend_is_told(hasty, s3, monkeypatch):
 
 
 def test_paths_are_folders(tmp_path):
-    assert isinstance(open_store(tmp_path), Folder) and isinstance(open_store("relative/path"), Folder)
+    assert isinstance(open_store(tmp_path), LocalStore) and isinstance(open_store("relative/path"), LocalStore)

@@ -12,9 +12,10 @@ from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import SCHEDULER, Teacher
+from diffgan.teachers.base import SCHEDULER
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import FAMILIES as ADAPTERS
+from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, saved
 
 PROMPTS = ["digit 7", "a bold capital A in red on cream", ""]
@@ -28,7 +29,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(folder):
-    return Teacher.from_pretrained(str(folder))
+    return load_teacher(str(folder))
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_everything_is_frozen_and_in_eval_mode(teacher):
 
 def test_written_as_a_stock_pipeline_it_is_the_same_teacher(teacher, tmp_path):
     teacher.as_pipeline().save_pretrained(tmp_path)
-    again = Teacher.from_pretrained(str(tmp_path))
+    again = load_teacher(str(tmp_path))
     assert type(again) is type(teacher) and again.settings == teacher.settings
     assert weights_digest(again) == weights_digest(teacher)
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
@@ -146,7 +147,7 @@ def test_written_as_a_stock_pipeline_it_is_the_same_teacher(teacher, tmp_path):
 
 
 def test_digest_sees_every_part_that_decides_a_latent(folder):
-    teacher = Teacher.from_pretrained(str(folder))
+    teacher = load_teacher(str(folder))
     found = [weights_digest(teacher)]
     for network in (teacher.unet, *teacher.text_encoders):
         next(network.parameters()).add_(1)
@@ -159,7 +160,7 @@ def test_digest_sees_every_part_that_decides_a_latent(folder):
 
 def test_runs_in_bfloat16(folder):
     """The latents of float32, as far as eight bits go; images come out finite."""
-    whole, half = (Teacher.from_pretrained(str(folder), dtype) for dtype in (torch.float32, torch.bfloat16))
+    whole, half = (load_teacher(str(folder), dtype) for dtype in (torch.float32, torch.bfloat16))
     noise = draw_noise(range(3), whole.latent_shape)
     exact, rough = (teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0) for teacher in (whole, half))
     assert all(tensor.dtype == torch.bfloat16 for tensor in half.encode(PROMPTS) if tensor is not None)

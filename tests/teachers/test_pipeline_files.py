@@ -9,9 +9,9 @@ from tokenizers.models import BPE
 from transformers import CLIPTextModel
 
 from diffgan.storage.embedded import embedded
-from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
+from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES
 
 SHIPPED = embedded("teacher")
@@ -50,21 +50,21 @@ def test_the_shipped_vocabulary_splits_words_as_the_tokenizer_does():
     folder = SHIPPED / "tokenizer"
     files = str(folder / "vocab.json"), str(folder / "merges.txt")
     words = Tokenizer(BPE.from_file(*files, end_of_word_suffix="</w>"))
-    own = Teacher.from_pretrained("glyphs").tokenizers[0]
+    own = load_teacher("glyphs").tokenizers[0]
     split = [token for word in CAPTION.split() for token in words.encode(word.lower()).ids]
     assert split == own(CAPTION).input_ids[1:-1]
 
 
 def test_the_shipped_teacher_has_the_digest_of_pairs_made_before():
-    assert weights_digest(Teacher.from_pretrained("glyphs")) == "1db48804d33be70446f5a30237874ac8"
+    assert weights_digest(load_teacher("glyphs")) == "1db48804d33be70446f5a30237874ac8"
 
 
 @pytest.mark.parametrize("family", ["miniature", "sd1", "sdxl"])
 def test_a_saved_pipeline_is_the_same_teacher_and_opens_in_stock_diffusers(family, tmp_path):
     FAMILIES[family]().save_pretrained(tmp_path / "stock")
-    teacher = Teacher.from_pretrained(str(tmp_path / "stock"))
+    teacher = load_teacher(str(tmp_path / "stock"))
     save_pipeline(teacher.as_pipeline(), tmp_path / "saved")
-    assert weights_digest(Teacher.from_pretrained(str(tmp_path / "saved"))) == weights_digest(teacher)
+    assert weights_digest(load_teacher(str(tmp_path / "saved"))) == weights_digest(teacher)
     draw(tmp_path / "saved", DiffusionPipeline, "digit 7")
     with safe_open(tmp_path / "saved" / "text_encoder" / "model.safetensors", "pt") as file:
         assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
@@ -74,5 +74,5 @@ def test_a_saved_pipeline_is_the_same_teacher_and_opens_in_stock_diffusers(famil
 def test_loading_a_teacher_draws_no_random_numbers(tiny_pipeline):
     """With and without accelerate: networks drawn after it begin as they always did."""
     before = torch.random.get_rng_state()
-    Teacher.from_pretrained(str(tiny_pipeline))
+    load_teacher(str(tiny_pipeline))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -3,12 +3,12 @@ import torch
 
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 
 @pytest.fixture(scope="module")
 def teacher(tiny_pipeline):
-    return Teacher.from_pretrained(str(tiny_pipeline))
+    return load_teacher(str(tiny_pipeline))
 
 
 def test_equal_prompts_are_encoded_once_and_alike(teacher, monkeypatch):
@@ -27,14 +27,14 @@ def test_tells_which_prompts_it_cuts(teacher):
 
 def test_what_is_no_pipeline_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model_index.json"):
-        Teacher.from_pretrained(str(tmp_path))
+        load_teacher(str(tmp_path))
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="not a StableDiffusionPipeline"):
-        Teacher.from_pretrained(str(tmp_path))
+        load_teacher(str(tmp_path))
 
 
 def test_embedded_teacher_is_a_stock_pipeline():
-    glyphs = Teacher.from_pretrained("glyphs")
+    glyphs = load_teacher("glyphs")
     noise = draw_noise([1], glyphs.latent_shape)
     image = glyphs.decode(glyphs.solve(noise, glyphs.encode(["capital A"]), 2, 3.0))
     assert image.shape == (1, 3, 64, 64) and torch.isfinite(image).all()

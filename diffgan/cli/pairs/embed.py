@@ -17,6 +17,7 @@ from diffgan.pairs.shard_reader import HEADER, DamagedShard
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.registry import load_teacher
 
 
 def embed(folder: str, output: str, teacher: str | None = None, batch_size: int = 64) -> None:
@@ -34,7 +35,7 @@ def embed(folder: str, output: str, teacher: str | None = None, batch_size: int 
         raise UserError(f"batch_size: {batch_size} must be at least 1")
     pairs, store = PairSet(folder), open_store(output)
     teacher = teacher or pairs.manifest.teacher
-    network = Teacher.from_pretrained(teacher).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_teacher(teacher).to("cuda" if torch.cuda.is_available() else "cpu")
     require_teacher(pairs.manifest, network, teacher)
     size, digest = pairs.manifest.shard_size, pairs.manifest.teacher_digest
     prompts = _unique_prompts(pairs)

@@ -11,7 +11,7 @@ from diffgan.pairs.claims import last_sign, read_claim
 from diffgan.pairs.manifest import MANIFEST, Manifest
 from diffgan.pairs.partial_shards import Look, look
 from diffgan.pairs.shard_reader import HEADER
-from diffgan.storage.local import Folder
+from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import is_dead
 from diffgan.storage.store import Store
@@ -47,7 +47,7 @@ def _lines(store: Store, manifest: Manifest, seen: Look) -> Iterator[tuple[str, 
         yield "claimed", line
     yield from _rate_lines(manifest, seen, made, at_work, _started(store))
     yield "disk", _disk_line(store, manifest, seen)
-    if isinstance(store, Folder):
+    if isinstance(store, LocalStore):
         cut, damaged = _truncated(store, manifest, seen)
         yield from (("damaged", f"{fault}; delete it and run `diffgan predict` again") for fault in damaged)
         yield "cut", f"{cut} prompts of whole shards were too long for the tokenizer"
@@ -116,7 +116,7 @@ def _disk_line(store: Store, manifest: Manifest, seen: Look) -> str:
     pairs = sum(len(manifest.span(shard)) for shard in seen.shards)
     whole = sum(entry.size for entry in seen.shards.values())
     expected = f", {size(whole / pairs * manifest.pairs)} in the end" if pairs else ""
-    free = f", {size(shutil.disk_usage(store.folder).free)} free" if isinstance(store, Folder) else ""
+    free = f", {size(shutil.disk_usage(store.folder).free)} free" if isinstance(store, LocalStore) else ""
     return f"{size(used)} now{expected}{free}"
 
 
@@ -126,7 +126,7 @@ def size(count: float) -> str:
     return f"{count / 1000**exponent:.3g} {UNITS_OF_SIZE[exponent]}"
 
 
-def _truncated(store: Folder, manifest: Manifest, seen: Look) -> tuple[int, list[str]]:
+def _truncated(store: LocalStore, manifest: Manifest, seen: Look) -> tuple[int, list[str]]:
     """Prompts that were cut, and the shards that cannot be read, each with the reason."""
     cut, damaged = 0, []
     for file in (manifest.file(store.folder, shard) for shard in seen.shards):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 
 NAME = "inception"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of the weights of 2015-12-05
@@ -61,7 +61,7 @@ def _download(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=SHA256[:8])
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{file}: the weights of FID's Inception are not there and cannot be downloaded ({reason}); "
             f"fetch {URL_INCEPTION_V3} elsewhere and put it there"
@@ -83,5 +83,5 @@ def _network(file: Path, data: bytes) -> FeatureExtractorInceptionV3:
         copy.seek(0)
         return FeatureExtractorInceptionV3(NAME, ["2048"], feature_extractor_weights_path=copy)
     except Exception as error:  # a file that is something else can end in any
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{file}: holds no weights of FID's Inception ({reason}); remove it to download it") from error

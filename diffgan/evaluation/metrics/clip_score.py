@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 
 PREFIX = "A photo depicts "
 
@@ -29,7 +29,7 @@ class CLIPScore(nn.Module):
             self.network = open_clip.create_model(model, pretrained=weights).requires_grad_(False).eval()
             self.tokenizer = open_clip.get_tokenizer(model)
         except Exception as error:  # hub, file and model errors of many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(
                 f"clip_model {model}, clip_weights {weights}: cannot be loaded ({reason}); where there is no network, "
                 "name a file of the weights"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 from diffgan.noise import SEEDS
 from diffgan.prompts import PromptFile
 
@@ -80,7 +80,7 @@ def read_protocol(path: Path) -> CocoProtocol:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         raise UserError(
             f"protocol {path}: is no YAML file with {', '.join(f.name for f in fields(CocoProtocol))} "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     for name, (least, most) in {"images": (2, SEEDS), "side": (1, 8192), "seed_base": (0, SEEDS)}.items():
         value = getattr(protocol, name)

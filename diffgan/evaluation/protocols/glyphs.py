@@ -22,7 +22,7 @@ FEWEST_TYPEFACES = 16  # a prompt of the diversity measure is met by so many typ
 
 @dataclass(frozen=True)
 class GlyphProtocol:
-    """Judging on glyphs.
+    """Evaluation on glyphs.
 
     images: captions of the reference families; one image is made of each, and its own picture is in the real set.
     diversity_prompts, images_per_prompt: prompts of the diversity measure and images made of each.
