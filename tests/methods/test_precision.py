@@ -10,7 +10,6 @@ from diffgan.__main__ import main
 from diffgan.pairs.pair_set import PairSet
 from tests.methods.test_adversarial import game, same_weights, settle  # noqa: F401
 from tests.pair_sets import PAIRS, contents
-from tests.pairs.conftest import command, unbroken  # noqa: F401
 from tests.runs import checkpoint, curves, named, write
 
 
@@ -42,7 +41,7 @@ def test_bfloat16_follows_float32(game, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_compiled_pairs_are_those_of_the_eager_network(command, unbroken, tmp_path):  # noqa: F811
+def test_compiled_pairs_are_those_of_the_eager_network(command, unbroken, tmp_path):
     """Within float16's rounding, and the same bytes from another process."""
     words = command(tmp_path / "compiled", "--model.init_args.compile=true")
     main(words)
@@ -53,7 +52,7 @@ def test_compiled_pairs_are_those_of_the_eager_network(command, unbroken, tmp_pa
     assert contents(tmp_path / "again") == contents(tmp_path / "compiled")
 
 
-def test_a_machine_that_cannot_compile_says_so_in_one_line(command, tmp_path):  # noqa: F811
+def test_a_machine_that_cannot_compile_says_so_in_one_line(command, tmp_path):
     words = command(tmp_path / "compiled", "--model.init_args.compile=true")
     nowhere = {"CXX": "/nowhere/g++", "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     run = subprocess.run([sys.executable, "-m", "diffgan", *words], env=os.environ | nowhere, capture_output=True)
