@@ -18,9 +18,9 @@ from diffgan.pairs.claims import CLAIMS
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_format import shard_content
 from diffgan.pairs.shard_reader import HEADER, open_shard
-from diffgan.storage.digests import tensors_digest
 from diffgan.storage.local import LocalStore
 from diffgan.storage.store import Entry, Store
+from diffgan.storage.tensor_files import tensors_digest
 
 PARTS = "parts"
 SHARD = re.compile(r"pairs-\d+-of-\d+\.safetensors")
