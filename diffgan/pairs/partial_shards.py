@@ -15,8 +15,8 @@ from diffgan.pairs.headers import parse_header
 from diffgan.pairs.listing import partial_shard_name
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_format import shard_content
-from diffgan.storage.digests import tensors_digest
 from diffgan.storage.store import Store
+from diffgan.storage.tensor_files import tensors_digest
 
 
 class PartialShard(NamedTuple):

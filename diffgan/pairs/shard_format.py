@@ -15,8 +15,8 @@ from diffgan.pairs.headers import HEADER
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_reader import Shard, open_shard
 from diffgan.storage.atomic import write_atomic
-from diffgan.storage.digests import tensors_digest
 from diffgan.storage.store import Store
+from diffgan.storage.tensor_files import tensors_digest
 
 NOISE_HEAD = 4  # values of z in a shard
 NOISE_TOLERANCE = 1e-5  # processors may differ in the last bit of a normal number, generators differ in all

@@ -22,9 +22,9 @@ from diffgan.noise import draw_noise
 from diffgan.pairs import generation
 from diffgan.pairs.claims import Claim, claim_name
 from diffgan.pairs.pair_set import PairSet
-from diffgan.storage.digests import tensors_digest
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import Worker, this_worker
+from diffgan.storage.tensor_files import tensors_digest
 from diffgan.teachers.cost import Network
 from tests.pair_sets import refusal, shards, writer_settings
 

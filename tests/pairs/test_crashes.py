@@ -206,7 +206,7 @@ def kill_soon(folder, command, chance: random.Random) -> int:
 def test_a_full_disk_ends_with_one_line_and_the_run_resumes_later(small_disk, unbroken, command, capsys):
     small = small_disk("size=36k")
     message = refusal(capsys, command(small))
-    assert "No space left on device; mend it and run the same command" in message
+    assert "No space left on device; fix this and run the same command again" in message
     assert not list(small.rglob("*.partial"))
     small_disk("size=2m")
     main(command(small))

@@ -170,7 +170,7 @@ def test_bad_input_is_refused_before_anything_is_made(command, tmp_path, capsys)
     empty.write_text("\n  \n")
     latin.write_bytes("grün".encode("latin-1"))
     for option, message in {
-        f"--data.init_args.prompts={empty}": f"{empty}: no prompt in it",
+        f"--data.init_args.prompts={empty}": f"{empty}: no prompts in it",
         f"--data.init_args.prompts={latin}": f"{latin}: byte 2 is not UTF-8",
         f"--model.init_args.teacher={tmp_path}": "no pipeline directory",
         "--model.init_args.steps=0": "steps: 0",

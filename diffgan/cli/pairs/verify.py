@@ -15,9 +15,9 @@ from diffgan.pairs.headers import parse_header
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.opening import require_teacher
 from diffgan.pairs.shard_format import NOISE_HEAD, NOISE_TOLERANCE, batches_of
-from diffgan.storage.digests import tensors_digest
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
+from diffgan.storage.tensor_files import tensors_digest
 from diffgan.teachers.solvers import named_in
 
 # How far a latent that is made again may deviate.
