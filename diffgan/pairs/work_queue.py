@@ -27,7 +27,7 @@ class WorkQueue:
 
     Every finished batch is written at once as a partial shard, so a kill costs a worker the batch it is making. A
     worker makes the shards that it can claim. When none is left, it makes batches of shards that other workers claim,
-    any but the first missing one, which they are making: so nobody waits for a slow worker longer than one batch or
+    any but the first missing one, which they are making: so no worker waits for a slow one longer than one batch or
     one lease.
 
     Args:

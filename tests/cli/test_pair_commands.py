@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -98,6 +100,19 @@ def test_status_counts_the_shards_of_an_older_version(complete_set, capsys):
     del header["truncated"]
     save_file(load_file(file), file, {"diffgan": json.dumps(header)})
     assert "damaged" not in shown(capsys, "pairs", "status", complete_set)
+
+
+def test_status_does_not_import_torch(complete_set):
+    """It is run often, and importing torch takes longer than the listing."""
+    program = """
+import sys
+from diffgan.cli.pairs.status import status
+status(sys.argv[1])
+print("imported:", *sorted({"torch", "lightning", "diffusers", "transformers"} & sys.modules.keys()))
+"""
+    words = [sys.executable, "-c", program, str(complete_set)]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "44 pairs (100.0%)" in "".join(lines) and lines[-1] == "imported:"
 
 
 @pytest.mark.parametrize("verb", ["status", "verify"])

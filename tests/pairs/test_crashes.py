@@ -30,10 +30,10 @@ def test_kill_9_at_every_kind_of_file_changes_nothing(unbroken, command, tmp_pat
 
 
 @pytest.fixture
-def begun(command, tmp_path):
+def interrupted_set(command, tmp_path):
     """A set whose only worker was killed when a shard had two of its three partial shards."""
     for attempt in range(10):  # a worker begins with a random shard, and the last one has only two partial shards
-        folder = tmp_path / f"begun-{attempt}"
+        folder = tmp_path / f"interrupted_set-{attempt}"
         assert run_apart(die_at_write, command(folder), 5) == -signal.SIGKILL
         if not partial_shards(folder)[0].startswith("00005"):
             break
@@ -41,46 +41,46 @@ def begun(command, tmp_path):
     return folder
 
 
-def test_a_worker_resumes_inside_the_shard(begun, unbroken, command):
-    before = partial_shards(begun)
-    main(command(begun, "--trainer.limit_predict_batches=1"))
-    assert set(partial_shards(begun)) > set(before) and len(partial_shards(begun)) == 3
-    assert len({name[:5] for name in partial_shards(begun)}) == 1 and not claims(begun)
-    main(command(begun))
-    assert contents(begun) == contents(unbroken)
+def test_a_worker_resumes_inside_the_shard(interrupted_set, unbroken, command):
+    before = partial_shards(interrupted_set)
+    main(command(interrupted_set, "--trainer.limit_predict_batches=1"))
+    assert set(partial_shards(interrupted_set)) > set(before) and len(partial_shards(interrupted_set)) == 3
+    assert len({name[:5] for name in partial_shards(interrupted_set)}) == 1 and not claims(interrupted_set)
+    main(command(interrupted_set))
+    assert contents(interrupted_set) == contents(unbroken)
 
 
-def test_damaged_partial_shards_are_made_again(begun, unbroken, command):
-    flipped, truncated = (begun / "parts" / name for name in partial_shards(begun))
+def test_damaged_partial_shards_are_made_again(interrupted_set, unbroken, command):
+    flipped, truncated = (interrupted_set / "parts" / name for name in partial_shards(interrupted_set))
     flipped.write_bytes(flipped.read_bytes()[:-1] + b"\xff")
     os.truncate(truncated, 100)
-    main(command(begun))
-    assert contents(begun) == contents(unbroken)
+    main(command(interrupted_set))
+    assert contents(interrupted_set) == contents(unbroken)
 
 
-def test_partial_shards_of_another_set_are_refused_by_name(begun, command, tmp_path, capsys):
+def test_partial_shards_of_another_set_are_refused_by_name(interrupted_set, command, tmp_path, capsys):
     main(command(tmp_path / "other", "--model.init_args.guidance=1.0", "--trainer.limit_predict_batches=3"))
-    shard = partial_shards(begun)[0][:5]
-    for name in partial_shards(begun):
-        (begun / "parts" / name).unlink()
+    shard = partial_shards(interrupted_set)[0][:5]
+    for name in partial_shards(interrupted_set):
+        (interrupted_set / "parts" / name).unlink()
     first = int(shard) * 8
     source = tmp_path / "other" / "parts" / partial_shards(tmp_path / "other")[0]
-    shutil.copy(source, begun / "parts" / f"{shard}-{first}-{first + 2}.safetensors")
-    assert "parts/" in (line := refusal(capsys, command(begun))) and "guidance is 1.0 there and 3.0 here" in line
+    shutil.copy(source, interrupted_set / "parts" / f"{shard}-{first}-{first + 2}.safetensors")
+    assert "parts/" in (line := refusal(capsys, command(interrupted_set))) and "guidance is 1.0 there and 3.0 here" in line
 
 
-def test_continuing_a_set_compiled_is_reported(begun, command, capsys):
-    main(command(begun, "--model.init_args.compile=true", "--trainer.limit_predict_batches=0"))
+def test_continuing_a_set_compiled_is_reported(interrupted_set, command, capsys):
+    main(command(interrupted_set, "--model.init_args.compile=true", "--trainer.limit_predict_batches=0"))
     assert "started with compile False, continued with True" in capsys.readouterr().err
 
 
-def test_partial_shards_of_another_batch_size_are_not_used(begun, command, tmp_path, capsys):
+def test_partial_shards_of_another_batch_size_are_not_used(interrupted_set, command, tmp_path, capsys):
     expected = tmp_path / "expected"
     main(command(expected, "--data.init_args.batch_size=4"))
-    main(command(begun, "--data.init_args.batch_size=4"))
+    main(command(interrupted_set, "--data.init_args.batch_size=4"))
     assert "started with batch_size 3, continued with 4" in capsys.readouterr().err
-    assert contents(begun).keys() == contents(expected).keys()
-    assert all(contents(begun)[name] == contents(expected)[name] for name in shards(expected))
+    assert contents(interrupted_set).keys() == contents(expected).keys()
+    assert all(contents(interrupted_set)[name] == contents(expected)[name] for name in shards(expected))
 
 
 def at_batch(monkeypatch, number: int, act) -> None:

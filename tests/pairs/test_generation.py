@@ -146,7 +146,7 @@ def test_flipped_bytes_are_refused(complete_set, command, capsys, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["shards", "parts"])
 def test_a_refused_command_leaves_no_manifest(complete_set, unbroken, command, capsys, tmp_path, kind):
-    folder = complete_set if kind == "shards" else tmp_path / "begun"
+    folder = complete_set if kind == "shards" else tmp_path / "interrupted"
     if kind == "parts":
         main(command(folder, "--trainer.limit_predict_batches=1"))
     (folder / "manifest.json").unlink()
