@@ -19,9 +19,10 @@ PAIRS, SHARD, BATCH = 44, 8, 3  # of the command in tests: six shards of three b
 def predict_words(config_file: Path, folder: Path, teacher: Path, prompts: Path) -> list[str]:
     """The words after `diffgan` that make a small set in `folder`; their configuration is written to `config_file`."""
     config = yaml.safe_load(Path("configs/glyphs/pairs.yaml").read_text())
+    config.pop("recipe", None)  # the values that it shares are given below
     config["trainer"] |= {"default_root_dir": str(folder), "accelerator": "cpu"}
     writer_settings(config).update(folder=str(folder), shard_size=SHARD)
-    config["model"]["init_args"] |= {"teacher": str(teacher), "steps": 2}
+    config["model"]["init_args"] |= {"teacher": str(teacher), "steps": 2, "guidance": 3.0}
     config["data"]["init_args"] |= {"prompts": str(prompts), "pairs": PAIRS, "batch_size": BATCH, "seed_base": 10}
     config_file.write_text(yaml.safe_dump(config))
     return ["predict", "-c", str(config_file)]

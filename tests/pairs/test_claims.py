@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffgan.__main__ import main
 from diffgan.pairs.claims import Claim, Claims, claim_name, read_claim
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import Worker, _born, is_dead, machine, this_worker
 from diffgan.storage.store import Entry
-from tests.pair_sets import contents, partial_shards, refusal, shards, wait_until
+from tests.pair_sets import contents, partial_shards, refusal, shards, wait_until, writer_settings
 from tests.processes import SERVER, run_on_two_processes, start
 
 SHARD = 2
@@ -93,8 +94,9 @@ def test_without_file_times_the_time_in_the_claim_counts(tmp_path, monkeypatch):
 def test_an_impossible_lease_is_refused(command, tmp_path, capsys, lease):
     folder = tmp_path / "new"
     words = command(folder)
-    config = Path(words[2])
-    config.write_text(config.read_text().replace("shard_size:", f"lease_seconds: {lease}\n      shard_size:"))
+    config = yaml.safe_load(Path(words[2]).read_text())
+    writer_settings(config)["lease_seconds"] = yaml.safe_load(lease)
+    Path(words[2]).write_text(yaml.safe_dump(config))
     assert "lease_seconds: " in (line := refusal(capsys, words)) and "must be above 0 and finite" in line
     assert not folder.exists()
 
