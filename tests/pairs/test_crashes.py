@@ -66,7 +66,8 @@ def test_partial_shards_of_another_set_are_refused_by_name(interrupted_set, comm
     first = int(shard) * 8
     source = tmp_path / "other" / "parts" / partial_shards(tmp_path / "other")[0]
     shutil.copy(source, interrupted_set / "parts" / f"{shard}-{first}-{first + 2}.safetensors")
-    assert "parts/" in (line := refusal(capsys, command(interrupted_set))) and "guidance is 1.0 there and 3.0 here" in line
+    line = refusal(capsys, command(interrupted_set))
+    assert "parts/" in line and "guidance is 1.0 there and 3.0 here" in line
 
 
 def test_continuing_a_set_compiled_is_reported(interrupted_set, command, capsys):

@@ -92,8 +92,7 @@ def test_shards_of_other_prompts_are_made_again(pairs, embeddings, tmp_path, cap
     (folder / "index.safetensors").unlink()
     embed(str(other_order(pairs, tmp_path / "set")), str(folder))
     assert (
-        "embeddings-00000-of-00001.safetensors: belongs to other prompts or another teacher"
-        in capsys.readouterr().err
+        "embeddings-00000-of-00001.safetensors: belongs to other prompts or another teacher" in capsys.readouterr().err
     )
     for prompt in dict.fromkeys(PairSet(pairs).prompts(range(40))):
         read, wanted = (Embeddings(place, digest).read([prompt]).text for place in (folder, embeddings))
