@@ -65,12 +65,12 @@ class TrainingHealth(pl.Callback):
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, log, and raise UserError if something has been bad for too long (collective)."""
         diversity = self.diversity(pl_module)
-        pl_module.record({"health/diversity": diversity}, pl_module.images_seen)
+        pl_module.log_curves({"health/diversity": diversity}, pl_module.images_seen)
         self._judge("the student's diversity has collapsed", float(diversity) < self.least_diversity, pl_module)
         if self._right:
             window = torch.stack([right.to(pl_module.device) for right in self._right])
             right = trainer.strategy.reduce(window.mean(), reduce_op="mean")
-            pl_module.record({"health/discriminator_accuracy": right}, pl_module.images_seen)
+            pl_module.log_curves({"health/discriminator_accuracy": right}, pl_module.images_seen)
             self._judge("the discriminator is saturated", float(right) > self.saturated_at, pl_module)
             self._right.clear()
         if not self.bad_since:
