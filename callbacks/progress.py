@@ -1,4 +1,4 @@
-"""Progress of a pair set and of a distillation: how many, how fast, how long still."""
+"""Progress bars of pair generation and of distillation: count, rate and time left."""
 
 import sys
 import time
@@ -14,18 +14,18 @@ LINE_SECONDS = 10
 
 
 class _Bar(ProgressBar):
-    """One bar on the first process; a line every ten seconds where there is no terminal."""
+    """A bar on the first process; without a terminal, a line every ten seconds."""
 
     def __init__(self):
         super().__init__()
         self.bar = None
 
-    def _open(self, what: str, total: int, initial: int, unit: str) -> None:
+    def _open(self, description: str, total: int, initial: int, unit: str) -> None:
         style = {} if sys.stderr.isatty() else {"bar_format": LINE, "mininterval": LINE_SECONDS}
-        self.bar = tqdm(desc=what, total=total, initial=initial, unit=unit, smoothing=0, miniters=1, **style)
+        self.bar = tqdm(desc=description, total=total, initial=initial, unit=unit, smoothing=0, miniters=1, **style)
 
     def _advance_to(self, count: int) -> bool:
-        """Move the bar; true when it has just been drawn anew."""
+        """Move the bar; whether it was drawn."""
         return bool(self.bar is not None and self.bar.update(min(count, self.bar.total) - self.bar.n))
 
     def _close(self) -> None:
@@ -37,31 +37,31 @@ class _Bar(ProgressBar):
         self._close()
 
     def disable(self) -> None:
-        """Lightning asks this of processes that show nothing; they have no bar anyway."""
+        """Do nothing. Lightning calls this on processes that show no bar; they have none here."""
 
 
 class PairProgress(_Bar):
-    """Pairs of the whole set, made by whomever and whenever; the rate is that of all workers together."""
+    """Pairs of the whole set, whichever worker made them; the rate is that of all workers together."""
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._workshop = trainer.datamodule.work
-        if trainer.is_global_zero and isinstance(self._workshop, WorkQueue):
-            self._open("pairs", self._workshop.manifest.pairs, self._workshop.made(), " pairs")
-            self._looked = time.monotonic()
+        self._work_queue = trainer.datamodule.work
+        if trainer.is_global_zero and isinstance(self._work_queue, WorkQueue):
+            self._open("pairs", self._work_queue.manifest.pairs, self._work_queue.pairs_done(), " pairs")
+            self._updated = time.monotonic()
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if self.bar is not None and time.monotonic() - self._looked >= LINE_SECONDS:
-            self._advance_to(self._workshop.made())
-            self._looked = time.monotonic()
+        if self.bar is not None and time.monotonic() - self._updated >= LINE_SECONDS:
+            self._advance_to(self._work_queue.pairs_done())
+            self._updated = time.monotonic()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
-            self._advance_to(self._workshop.made())
+            self._advance_to(self._work_queue.pairs_done())
         self._close()
 
 
 class ImageProgress(_Bar):
-    """Images of the distillation's whole budget, those before a resumption included, and the loss of now."""
+    """Images of the whole distillation, those before it was resumed included, and the present loss."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and pl_module.images_seen < pl_module.images:

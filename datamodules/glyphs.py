@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffgan.glyphs import recipe
-from diffgan.storage.atomic import write_tensors
 from diffgan.storage.digests import digest
+from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from diffgan.errors import UserError
-from diffgan.storage.atomic import write_tensors
+from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
 
 SPLITS = {"train": "train", "validation": "val"}

@@ -1,4 +1,4 @@
-"""Prompts and seeds of the pairs that a teacher is asked to make."""
+"""Prompts and seeds of the pairs to be generated."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,15 +9,15 @@ import torch
 from diffgan.errors import UserError
 from diffgan.noise import SEEDS
 from diffgan.pairs.generation import PromptBatch
-from diffgan.pairs.shard_format import cut
+from diffgan.pairs.shard_format import batches_of
 from diffgan.prompts import PromptFile
 
 
 class PromptBatches:
-    """The batches whose numbers `work` names, each read when it is asked for.
+    """The batches of pair numbers in `work`, each read from the prompt file when it is needed.
 
-    Nobody knows before how many they are. Lightning, told of no length, would ask for a batch before the one before it
-    is made, and must ask once more at the end; so it is told a length that is not reached.
+    How many they are is not known in advance. Without a length Lightning would request a batch before the previous one
+    is made; and it must request one more at the end. So `len` is a number that is never reached.
     """
 
     def __init__(self, data: "Prompts", work: Iterable[range]):
@@ -31,21 +31,21 @@ class PromptBatches:
 
 
 class Prompts(pl.LightningDataModule):
-    """Pair i takes prompt `i // repeat` modulo their number, and seed `seed_base + i`.
+    """Pair i takes prompt `i // repeat` modulo the number of prompts, and seed `seed_base + i`.
 
     Args:
-        prompts: path or URL of a .txt (one prompt a line), .jsonl, .csv, .tsv or .parquet file; blank prompts are
-            skipped. It is read through once by each process, and in parts from then on.
+        prompts: path or URL of a .txt (one prompt per line), .jsonl, .csv, .tsv or .parquet file; blank prompts are
+            skipped. Each process reads it once as a whole, and then only the parts it needs.
         pairs: how many pairs the set has; null takes every prompt `repeat` times.
         seed_base: seed of the first pair; all seeds lie in [0, 2^32).
-        batch_size: pairs a batch and process.
-        column: holds the prompts; by default the only one named prompt, caption or text, or (not of tables) the only
-            one there is.
+        batch_size: pairs per batch and process.
+        column: name of the column of prompts; by default the only one named prompt, caption or text, or (not of
+            tables) the only one there is.
         repeat: consecutive pairs with the same prompt and different noises.
 
     Attributes:
         pairs: their number, from `setup` on.
-        work: numbers of the pairs in each batch that this process makes: all, unless `PairWriter` says which.
+        work: numbers of the pairs in each batch that this process makes: all pairs, unless `PairWriter` sets it.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Prompts(pl.LightningDataModule):
         self.work: Iterable[range] | None = None
 
     def setup(self, stage: str) -> None:
-        """Open the prompts.
+        """Open the prompt file.
 
         Raises:
             UserError: a number is out of range, or the file cannot be read or holds no prompts.
@@ -79,7 +79,7 @@ class Prompts(pl.LightningDataModule):
 
     @property
     def prompts_digest(self) -> str:
-        """What the set's prompts are, in which order and how often each; from `setup` on."""
+        """Digest of the set's prompts, their order and repetitions; from `setup` on."""
         return self.file.digest if self.repeat == 1 else f"{self.file.digest} x{self.repeat}"
 
     def batch(self, numbers: range) -> PromptBatch:
@@ -97,17 +97,21 @@ class Prompts(pl.LightningDataModule):
         return batch  # noise is drawn from the seeds on the CPU
 
     def predict_dataloader(self) -> PromptBatches:
-        return PromptBatches(self, cut(range(self.pairs), self.batch_size) if self.work is None else self.work)
+        if self.work is None:
+            return PromptBatches(self, batches_of(range(self.pairs), self.batch_size))
+        return PromptBatches(self, self.work)
 
     def _read(self, begin: int, end: int) -> list[str]:
-        """Prompts [begin, end) of the file repeated for ever."""
+        """Prompts [begin, end) of the file repeated without end."""
         prompts = []
         while len(prompts) < end - begin:
-            place, wanted = (begin + len(prompts)) % len(self.file), end - begin - len(prompts)
-            prompts += self.file.read(range(place, min(place + wanted, len(self.file))))
+            position = (begin + len(prompts)) % len(self.file)
+            missing = end - begin - len(prompts)
+            prompts += self.file.read(range(position, min(position + missing, len(self.file))))
         return prompts
 
     def _check_numbers(self, pairs: int) -> None:
+        """Raises: UserError naming the number that is out of range."""
         for name, value in {"pairs": pairs, "batch_size": self.batch_size, "repeat": self.repeat}.items():
             if value < 1:
                 raise UserError(f"{name} {value}: must be at least 1")

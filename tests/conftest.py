@@ -1,6 +1,7 @@
 """A Stable Diffusion small enough to run in every test, on one thread: bits depend on the number of threads."""
 
 import os
+import shutil
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; child processes inherit it
 
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffgan.__main__ import main
+from tests import pair_sets
 from tests.object_stores import Gate, s3_server, use
 from tests.pipelines import miniature, saved
 from tests.runs import distillation, write
@@ -55,6 +57,33 @@ def pairs(tiny_pipeline, tmp_path_factory):
     }
     main(["predict", "-c", write(folder / "pairs.yaml", config)])
     return folder / "set"
+
+
+@pytest.fixture(scope="session")
+def command(tiny_pipeline, tmp_path_factory):
+    """command(folder, *more): the words after `diffgan` that make a small pair set in `folder`."""
+    configs = tmp_path_factory.mktemp("command")
+    prompts = configs / "prompts.txt"
+    prompts.write_text("capital A in red\n\ndigit 7 on cream\r\n  grüße ☃ \n", encoding="utf-8")
+
+    def words(folder: Path, *more: str) -> list[str]:
+        return [*pair_sets.predict_words(configs / f"{folder.name}.yaml", folder, tiny_pipeline, prompts), *more]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def unbroken(command, tmp_path_factory):
+    """That set, made by one uninterrupted run; tests must not change it."""
+    folder = tmp_path_factory.mktemp("pairs") / "unbroken"
+    main(command(folder))
+    return folder
+
+
+@pytest.fixture
+def complete_set(unbroken, tmp_path):
+    """A copy of `unbroken` that a test may change."""
+    return shutil.copytree(unbroken, tmp_path / "complete")
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
-"""Pair sets in tests: what a folder holds, and the line with which the command refuses it."""
+"""Pair sets in tests: a configuration, the files of a folder, and the line with which a command refuses it."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from diffgan.__main__ import main
 from diffgan.storage.atomic import PARTIAL
@@ -14,13 +16,33 @@ from diffgan.storage.atomic import PARTIAL
 PAIRS, SHARD, BATCH = 44, 8, 3  # of the command in tests: six shards of three batches, the last one of two
 
 
+def predict_words(config_file: Path, folder: Path, teacher: Path, prompts: Path) -> list[str]:
+    """The words after `diffgan` that make a small set in `folder`; their configuration is written to `config_file`."""
+    config = yaml.safe_load(Path("configs/glyphs/pairs.yaml").read_text())
+    config.pop("recipe", None)  # the values that it shares are given below
+    config["trainer"] |= {"default_root_dir": str(folder), "accelerator": "cpu"}
+    writer_settings(config).update(folder=str(folder), shard_size=SHARD)
+    config["model"]["init_args"] |= {"teacher": str(teacher), "steps": 2, "guidance": 3.0}
+    config["data"]["init_args"] |= {"prompts": str(prompts), "pairs": PAIRS, "batch_size": BATCH, "seed_base": 10}
+    config_file.write_text(yaml.safe_dump(config))
+    return ["predict", "-c", str(config_file)]
+
+
+def writer_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `PairWriter` in a configuration, whose callbacks are a list or have names."""
+    callbacks = config["trainer"]["callbacks"]
+    callbacks = callbacks.values() if isinstance(callbacks, dict) else callbacks
+    (settings,) = [c["init_args"] for c in callbacks if c["class_path"] == "callbacks.pair_writer.PairWriter"]
+    return settings
+
+
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a set, those in folders too, but the record of the run's configuration."""
+    """The content of every file of a set, those in subfolders too, without the saved configuration of the run."""
     files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".yaml")
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def parts(folder: Path) -> list[str]:
+def partial_shards(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("parts/*.safetensors"))
 
 

@@ -13,7 +13,7 @@ from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.storage.digests import digest
-from diffgan.storage.folders import replaced
+from diffgan.storage.folders import replace_folder
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
@@ -34,7 +34,7 @@ def export(run: Path, output: Path) -> None:
             complete.
     """
     path, checkpoint = _teacher_of(run), run / "checkpoints" / "last.ckpt"
-    with replaced(output, RECORD) as folder:
+    with replace_folder(output, RECORD) as folder:
         teacher = load_teacher(path)
         if (name := _first_not_finite(teacher.state_dict())) is not None:
             raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")

@@ -21,7 +21,7 @@ from diffgan.evaluation.protocols.coco import CocoProtocol
 from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
-from diffgan.storage.atomic import write_tensors
+from diffgan.storage.tensor_files import write_tensors
 
 # (noise (N, C, H, W), N prompts) -> images (N, 3, H, W) in [-1, 1], on any device
 Generate = Callable[[Tensor, list[str]], Tensor]

@@ -26,7 +26,7 @@ from diffgan.glyphs.recipe import Glyph
 from diffgan.glyphs.typefaces import SIDE
 from diffgan.images import finite_uint8, to_uint8
 from diffgan.noise import draw_noise
-from diffgan.storage.atomic import write_tensors
+from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.base import Teacher
 
 # (noise (N, C, H, W), N prompts) -> images (N, 3, 64, 64) in [-1, 1], on any device

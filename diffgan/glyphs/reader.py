@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffgan.errors import UserError
 from diffgan.glyphs.attributes import coverage
 from diffgan.glyphs.typefaces import CHARACTERS
-from diffgan.storage.atomic import write_tensors
 from diffgan.storage.embedded import embedded
+from diffgan.storage.tensor_files import write_tensors
 from diffgan.training.lr_schedules import warmup_cosine
 
 HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}

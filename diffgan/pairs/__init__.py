@@ -1,1 +1,1 @@
-"""Noise-latent pairs: generating them, keeping them, reading them."""
+"""Noise-latent pairs: generating them with many processes, storing them, reading them."""

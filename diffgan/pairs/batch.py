@@ -8,11 +8,11 @@ from diffgan.conditioning import Conditioning
 
 
 class PairBatch(NamedTuple):
-    """N pairs on the trajectories of a teacher.
+    """N noise-latent pairs.
 
-    seed: (N,) int64.  noise: (N, C, H, W) float32, N(0, I), drawn from `seed`.  prompt: N str.
-    latent: (N, C, H, W) float32, the teacher's solution from `noise` under `prompt`.
-    conditioning: N rows that the teacher's text encoder made of `prompt`, where they were cached.
+    seed: (N,) int64, from which `noise` is drawn.  noise: (N, C, H, W) float32, N(0, I).  prompt: N strings.
+    latent: (N, C, H, W) float32, the teacher's ODE solution from `noise` under `prompt`.
+    conditioning: N rows, the teacher's text encoding of `prompt`; None unless it was read from cached embeddings.
     """
 
     seed: Tensor

@@ -1,6 +1,6 @@
-"""Claims: who is making which shard, as small files that keep workers out of each other's way.
+"""Claims: small files that say which worker makes which shard, so that workers do not make the same one.
 
-Two workers that make the same shard write the same bytes, so a claim saves work and nothing depends on it.
+Two workers that make the same shard write the same bytes, so a claim saves work and correctness does not depend on it.
 """
 
 import contextlib
@@ -12,47 +12,55 @@ from diffgan.errors import UserError
 from diffgan.storage.processes import Worker, is_dead, this_worker
 from diffgan.storage.store import Entry, Store
 
-CLAIMS = "claims"
+CLAIMS = "claims"  # the folder
 REFRESH_SECONDS = 30
 
 
 class Claim(NamedTuple):
-    """worker: that makes the shard.  since: when it took it, seconds since 1970.  refreshed: its last sign, by its own
-    clock, for services that tell no times of files."""
+    """The content of a claim's file.
+
+    worker: the process that makes the shard.  since: when it acquired the claim, in seconds since 1970.
+    refreshed: when it last refreshed the claim, by its own clock, for services that report no file times.
+    """
 
     worker: Worker
     since: float
     refreshed: float
 
     def content(self) -> bytes:
-        told = {"since": self.since, "refreshed": self.refreshed}
-        return (json.dumps(self.worker._asdict() | told) + "\n").encode()
+        """The bytes of the file: one line of JSON."""
+        times = {"since": self.since, "refreshed": self.refreshed}
+        return (json.dumps(self.worker._asdict() | times) + "\n").encode()
 
 
-def claim_file(shard: int) -> str:
+def claim_name(shard: int) -> str:
     """Name in the store of the claim on a shard."""
     return f"{CLAIMS}/{shard:05d}"
 
 
 def read_claim(store: Store, shard: int) -> Claim | None:
-    """The claim on a shard; None if there is none, or none that can be read."""
+    """The claim on a shard; None if there is none, or if its file is not a claim."""
     try:
-        values = json.loads(store.read(claim_file(shard)) or b"")
+        values = json.loads(store.read(claim_name(shard)) or b"")
+        worker = Worker(*(values[name] for name in Worker._fields))
         since = float(values["since"])
-        return Claim(Worker(*(values[name] for name in Worker._fields)), since, float(values.get("refreshed", since)))
+        return Claim(worker, since, float(values.get("refreshed", since)))
     except (ValueError, TypeError, KeyError):
         return None
 
 
-def is_free(store: Store, shard: int, entry: Entry, lease_seconds: float) -> bool:
-    """Whether a claim binds nobody: its worker has died on this machine, or finished no batch for a whole lease."""
+def is_stale(store: Store, shard: int, entry: Entry, lease_seconds: float) -> bool:
+    """Whether anyone may take over a claim: its worker died on this machine, or did not refresh it for a lease."""
     claim = read_claim(store, shard)
-    expired = time.time() - last_sign(claim, entry) > lease_seconds
+    expired = time.time() - last_refresh(claim, entry) > lease_seconds
     return expired or (claim is not None and is_dead(claim.worker))
 
 
-def last_sign(claim: Claim | None, entry: Entry) -> float:
-    """When a claim was taken or refreshed: by the file's time or, where there is none, by what it says itself."""
+def last_refresh(claim: Claim | None, entry: Entry) -> float:
+    """When a claim was acquired or refreshed (seconds since 1970): by the file's time or, without one, by its content.
+
+    It is 0 for a file without a time that is not a claim.
+    """
     return entry.modified or (claim.refreshed if claim else 0.0)
 
 
@@ -61,10 +69,10 @@ class Claims:
 
     Args:
         store: of the pair set.
-        lease_seconds: a claim that was not refreshed for so long is anyone's; longer than the slowest batch takes.
+        lease_seconds: a claim that was not refreshed for so long is stale; longer than the slowest batch takes.
 
     Attributes:
-        held: the shards this worker makes, and its claims.
+        held: the claims of this worker, by the number of the shard.
     """
 
     def __init__(self, store: Store, lease_seconds: float):
@@ -72,46 +80,51 @@ class Claims:
         self.held: dict[int, Claim] = {}
         self._refreshed: dict[int, float] = {}
 
-    def take(self, shard: int) -> bool:
-        """Claim a shard; whether nobody was faster."""
+    def acquire(self, shard: int) -> bool:
+        """Claim a shard; false if another worker holds it."""
         claim = Claim(this_worker(), now := time.time(), now)
-        with contextlib.suppress(FileNotFoundError):  # the folder was tidied away: the set has become whole
-            if self.store.create(claim_file(shard), claim.content()):
+        with contextlib.suppress(FileNotFoundError):  # another worker has finished the set and removed the folder
+            if self.store.create(claim_name(shard), claim.content()):
                 self.held[shard], self._refreshed[shard] = claim, time.monotonic()
                 return True
         return False
 
     def refresh(self) -> None:
-        """Tell that this worker gets on, now and then; a claim that another one took over meanwhile is given up."""
+        """Refresh the claims that are due; a claim that another worker has taken over is given up."""
         for shard, claim in list(self.held.items()):
             if time.monotonic() - self._refreshed[shard] < REFRESH_SECONDS:
                 continue
-            if self.store.read(claim_file(shard)) == claim.content():
+            if self._is_ours(shard, claim):
                 claim = claim._replace(refreshed=time.time())
-                self.store.write(claim_file(shard), claim.content())
+                self.store.write(claim_name(shard), claim.content())
                 self.held[shard], self._refreshed[shard] = claim, time.monotonic()
             else:
                 self.held.pop(shard, None)
 
     def release(self, shard: int) -> None:
-        """Let a shard go, if it was not taken over."""
+        """Give up the claim on a shard; its file is removed unless another worker has taken it over."""
         claim = self.held.pop(shard, None)
-        if claim is not None and self.store.read(claim_file(shard)) == claim.content():
-            self.store.remove(claim_file(shard))
+        if claim is not None and self._is_ours(shard, claim):
+            self.store.remove(claim_name(shard))
 
-    def abandon(self) -> None:
-        """Let all go, if the store still takes it."""
+    def release_all(self) -> None:
+        """Release every claim; one that the store refuses to remove stays until its lease ends."""
         for shard in list(self.held):
             with contextlib.suppress(UserError):
                 self.release(shard)
 
-    def bury(self, claims: dict[int, Entry]) -> bool:
-        """Remove those of other workers that bind nobody; whether there were any."""
-        free = [
-            shard
-            for shard, entry in claims.items()
-            if shard not in self.held and is_free(self.store, shard, entry, self.lease_seconds)
-        ]
-        for shard in free:
-            self.store.remove(claim_file(shard))
-        return bool(free)
+    def remove_stale(self, claims: dict[int, Entry]) -> bool:
+        """Remove the stale claims of other workers; whether there were any.
+
+        Args:
+            claims: the claims of all workers, by the number of the shard.
+        """
+        others = {shard: entry for shard, entry in claims.items() if shard not in self.held}
+        stale = [shard for shard, entry in others.items() if is_stale(self.store, shard, entry, self.lease_seconds)]
+        for shard in stale:
+            self.store.remove(claim_name(shard))
+        return bool(stale)
+
+    def _is_ours(self, shard: int, claim: Claim) -> bool:
+        """Whether the file of a claim is the one this worker wrote."""
+        return self.store.read(claim_name(shard)) == claim.content()

@@ -1,13 +1,13 @@
-"""Text conditioning of the prompts of a pair set, cached: one row for each unique prompt, memory-mapped.
+"""Cached text conditioning of the prompts of a pair set: one row per unique prompt, memory-mapped.
 
-A folder holds `index.safetensors` and `embeddings-00000-of-00012.safetensors`, ... The index is
+A folder holds `index.safetensors` and `embeddings-00000-of-00012.safetensors`, ... The index holds
 
     key    (U,) int64, the digests of the prompts, ascending
-    row    (U,) int64, which row is whose
+    row    (U,) int64, the row of each
 
-and, in its header, the teacher's digest and the rows a shard; rows are in the order in which the pair set has the
-prompts, so that pairs read together find theirs together. A shard holds the fields of `Conditioning`, (N, ...) each,
-and, in its header, its number, the teacher's digest and a digest of its prompts in their order.
+and, in its header, the teacher's digest and the number of rows per shard. Rows are in the order in which the pair set
+has the prompts, so that pairs that are read together find theirs together. A shard holds the fields of `Conditioning`,
+(N, ...) each, and, in its header, its number, the teacher's digest and a digest of its prompts in their order.
 """
 
 import hashlib
@@ -32,18 +32,18 @@ REMEDY = "run `diffgan pairs embed` again"
 
 
 def shard_name(shards: int, shard: int) -> str:
-    """The file of a shard."""
+    """File name of a shard, of `shards` in all."""
     return f"embeddings-{shard:05d}-of-{shards:05d}.safetensors"
 
 
-def keys(prompts: Sequence[str]) -> np.ndarray:
+def prompt_keys(prompts: Sequence[str]) -> np.ndarray:
     """(N,) int64: digests of prompts."""
     digests = (hashlib.blake2b(prompt.encode(), digest_size=8).digest() for prompt in prompts)
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
 
 
 def shard_header(shard: int, teacher_digest: str, keys: np.ndarray) -> dict[str, Any]:
-    """What a shard tells of itself.
+    """The metadata of a shard.
 
     Args:
         keys: (N,) int64, the digests of its prompts.
@@ -53,15 +53,16 @@ def shard_header(shard: int, teacher_digest: str, keys: np.ndarray) -> dict[str,
 
 
 def open_embeddings(store: Store, name: str, header: dict[str, Any]) -> Shard:
-    """A shard, memory-mapped, that is to have this header.
+    """A shard, memory-mapped, whose metadata must be `header`.
 
     Raises:
-        UserError: the shard is missing; DamagedShard: it is damaged, holds other prompts or is another teacher's.
+        UserError: the shard is missing.
+        DamagedShard: it is damaged, or contains other prompts or the embeddings of another teacher.
     """
-    found = open_shard(store, name, REMEDY)
-    if found.header != header:
-        raise DamagedShard(f"{store.path(name)}: holds other prompts or is another teacher's; {REMEDY}")
-    return found
+    shard = open_shard(store, name, REMEDY)
+    if shard.header != header:
+        raise DamagedShard(f"{store.path(name)}: belongs to other prompts or another teacher; {REMEDY}")
+    return shard
 
 
 class Embeddings:
@@ -69,15 +70,15 @@ class Embeddings:
 
     Args:
         folder: path or URL.
-        teacher_digest: of the teacher whose text encoder it must be.
+        teacher_digest: of the teacher whose text encoder must have made them.
         cache_gb: limit of the copies kept of remote shards, in 10^9 bytes.
 
     Raises:
-        UserError: there are no embeddings, or they are another teacher's.
+        UserError: there are no embeddings, or they belong to another teacher.
     """
 
     def __init__(self, folder: str | Path, teacher_digest: str, cache_gb: float = CACHE_GB):
-        self.store = open_store(folder, cache_gb)
+        self.store, self.teacher_digest = open_store(folder, cache_gb), teacher_digest
         index = open_shard(self.store, INDEX, REMEDY)
         if index.header["teacher_digest"] != teacher_digest:
             raise UserError(
@@ -85,45 +86,51 @@ class Embeddings:
                 f"there, {teacher_digest} of the pairs); {REMEDY} on these pairs"
             )
         self.keys, self.rows = index.tensors["key"].numpy(), index.tensors["row"].numpy()
-        self.teacher_digest, self.ordered = teacher_digest, np.empty_like(self.keys)  # the keys by row
-        self.ordered[self.rows] = self.keys
-        shards = -(-len(self.keys) // index.header["shard_size"])
-        self.shards = ShardReader(self.store, partial(shard_name, shards), self._load, index.header["shard_size"])
+        self.keys_by_row = np.empty_like(self.keys)
+        self.keys_by_row[self.rows] = self.keys
+        shard_size = index.header["shard_size"]
+        shards = -(-len(self.keys) // shard_size)
+        self.shards = ShardReader(self.store, partial(shard_name, shards), self._load, shard_size)
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
-        """(N, ...) the rows of these prompts.
+        """(N, ...): the rows of N prompts, in this order.
 
         Raises:
-            UserError: a prompt has none, or a shard is missing, damaged, another teacher's or of other prompts.
+            UserError: a prompt has none, or a shard is missing, is damaged, or belongs to other prompts or another
+                teacher.
         """
-        wanted = keys(prompts)
-        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        if (missing := self.keys[places] != wanted).any():
+        wanted = prompt_keys(prompts)
+        positions = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        missing = self.keys[positions] != wanted
+        if missing.any():
             prompt = prompts[int(missing.argmax())]
             raise UserError(f"{self.store.place}: no embedding of the prompt {prompt!r}; {REMEDY} on these pairs")
-        rows = self.rows[places]
-        names = list(self.shards[int(rows[0]) // self.shards.rows].tensors)
-        return Conditioning(**dict(zip(names, self.shards.gather(rows, names), strict=True)))
+        rows = self.rows[positions]
+        first_shard = self.shards[int(rows[0]) // self.shards.rows]
+        fields = list(first_shard.tensors)
+        return Conditioning(**dict(zip(fields, self.shards.gather(rows, fields), strict=True)))
 
     def _load(self, shard: int) -> Shard:
-        own = self.ordered[shard * self.shards.rows : (shard + 1) * self.shards.rows]
-        return open_embeddings(self.store, self.shards.name(shard), shard_header(shard, self.teacher_digest, own))
+        keys = self.keys_by_row[shard * self.shards.rows : (shard + 1) * self.shards.rows]
+        return open_embeddings(self.store, self.shards.name(shard), shard_header(shard, self.teacher_digest, keys))
 
 
-def tensors_of(conditioning: Conditioning) -> dict[str, Tensor]:
-    """The fields that a teacher has, by name."""
+def conditioning_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
+    """The fields that the teacher uses, by name."""
     return {name: tensor for name, tensor in conditioning._asdict().items() if tensor is not None}
 
 
 def index_tensors(prompts: Sequence[str]) -> dict[str, Tensor]:
-    """The index of unique prompts, row i being prompt i's.
+    """The index of unique prompts, of which prompt i has row i.
 
     Raises:
-        UserError: two prompts have one digest (of 2^64).
+        UserError: two prompts have the same digest (of 2^64).
     """
-    found = keys(prompts)
-    order = np.argsort(found)
-    if (same := np.diff(found[order]) == 0).any():
-        twins = order[int(same.argmax()) :][:2]
-        raise UserError(f"prompts {[prompts[i] for i in twins]}: have one digest; leave one of them out of the set")
-    return {"key": torch.from_numpy(found[order]), "row": torch.from_numpy(order.astype(np.int64))}
+    keys = prompt_keys(prompts)
+    order = np.argsort(keys)
+    equal = np.diff(keys[order]) == 0
+    if equal.any():
+        first = int(equal.argmax())
+        pair = [prompts[row] for row in order[first : first + 2]]
+        raise UserError(f"prompts {pair}: have the same digest; remove one of them from the set")
+    return {"key": torch.from_numpy(keys[order]), "row": torch.from_numpy(order.astype(np.int64))}

@@ -1,4 +1,4 @@
-"""The stage that makes pairs: a LightningModule whose prediction is the teacher's solution."""
+"""The stage that makes pairs: a LightningModule whose predictions are the teacher's ODE solutions."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,9 +12,11 @@ from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.registry import load_teacher
 
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
 
 class PromptBatch(NamedTuple):
-    """seed: (N,) int64.  prompt: N str."""
+    """seed: (N,) int64.  prompt: N strings."""
 
     seed: Tensor
     prompt: list[str]
@@ -27,7 +29,7 @@ class PairGeneration(pl.LightningModule):
         teacher: "glyphs", a pipeline directory or a hub id.
         steps: of the solver.
         guidance: w of classifier-free guidance; 1 is none.
-        solver: name of a deterministic scheduler class of diffusers (some call the network twice a step).
+        solver: name of a deterministic scheduler class of diffusers (some call the network twice per step).
         compile: torch.compile the network: faster after a minute or more, and latents that differ by rounding.
     """
 
@@ -38,10 +40,10 @@ class PairGeneration(pl.LightningModule):
         self.teacher: Teacher | None = None
 
     def setup(self, stage: str) -> None:
-        """Load the teacher, once: `PairWriter` asks for it before Lightning does.
+        """Load the teacher, once: `PairWriter` calls this before Lightning does.
 
         Raises:
-            UserError: the teacher cannot be loaded or does not have so many steps, or `solver` is no solver for it.
+            UserError: the teacher cannot be loaded or does not have so many steps, or `solver` is not a solver for it.
         """
         if self.teacher is not None:
             return
@@ -54,21 +56,22 @@ class PairGeneration(pl.LightningModule):
         """The pairs of a batch; their latents stay on the device, so that the next batch need not wait for a copy."""
         noise = self.noise(batch.seed)
         conditioning = self.teacher.encode(batch.prompt)
-        given = noise.to(self.device)
-        latent = self.teacher.solve(given, conditioning, self.steps, self.guidance, solver=self.solver)
+        z = noise.to(self.device)
+        latent = self.teacher.solve(z, conditioning, self.steps, self.guidance, solver=self.solver)
         return PairBatch(batch.seed, noise, batch.prompt, latent.float())
 
     def noise(self, seed: Tensor) -> Tensor:
-        """z of each seed, float32 on the CPU whatever the trainer's precision."""
+        """z of each seed, (N, C, H, W) float32 on the CPU whatever the trainer's precision."""
         return draw_noise(seed, self.teacher.latent_shape)
 
 
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-
-
-def simulate(
+def generate_pairs(
     module: PairGeneration, batches: Sequence[PromptBatch], precision: str, callbacks: Sequence[pl.Callback] = ()
 ) -> list[PairBatch]:
-    """The pairs of each batch, made on this machine's device (the first, if there are several)."""
+    """The pairs of each batch, made on this machine's device (the first, if there are several).
+
+    Args:
+        precision: Lightning's name of it.
+    """
     trainer = pl.Trainer(accelerator="auto", devices=1, precision=precision, callbacks=list(callbacks), **QUIET)
     return trainer.predict(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))

@@ -1,4 +1,4 @@
-"""What a pair set is: its manifest, and how its shards are cut and called."""
+"""The manifest of a pair set: what the set is, and which pairs lie in which shard."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -12,11 +12,11 @@ from diffgan.storage.store import Store
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
-# Told, not compared: they say how a set was made, not which set it is.
+# Fields that are recorded and not compared: they say how a set was made, not which set it is.
 RECORDED = ("teacher", "batch_size", "versions", "compile")
-LEAST = {"seed_base": 0}  # of the integers, which else are at least 1
-DEFAULTS = {"compile": False}  # of fields that manifests did not always have
-KINDS = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
+MINIMUM = {"seed_base": 0}  # of integer fields; of those not named here it is 1
+DEFAULTS = {"compile": False}  # of fields that older manifests lack
+TYPE_NAMES = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Manifest:
     """What a pair set is.
 
     teacher: path or hub id; another path to the same weights is the same teacher, so `teacher_digest` decides.
-    precision: Lightning's name of the arithmetic the teacher ran in.  batch_size: pairs solved at once; it moves a
-    latent by rounding only, so a set may be finished with another one.  versions: of the libraries it was started with.
-    compile: whether the network was compiled then, which moves a latent by rounding too.
+    precision: Lightning's name of the precision in which the teacher ran.  batch_size: pairs solved at once; another
+    one changes latents by rounding only, so a set may be finished with another one.  versions: of the libraries when
+    the set was started.  compile: whether the network was compiled then, which changes latents by rounding too.
     """
 
     teacher: str
@@ -47,6 +47,8 @@ class Manifest:
     versions: dict[str, str]
     compile: bool = False
 
+    # ---- reading and writing ----
+
     @classmethod
     def read(cls, store: Store) -> "Manifest":
         """The manifest of a pair set.
@@ -60,48 +62,66 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes, file: str) -> "Manifest":
-        """The manifest in the content of a file; UserError if it is not one of this version."""
+        """The manifest in the content of a file.
+
+        Raises:
+            UserError: it is not a manifest of this version, or a field has a value of another type or range.
+        """
         try:
             values = json.loads(content)
         except ValueError as error:
             raise UserError(f"{file}: not a manifest ({error}); make the set in another folder") from error
         values = DEFAULTS | values if isinstance(values, dict) else {}
         names = {field.name for field in fields(cls)}
-        if odd := sorted(names.symmetric_difference(values)):
-            raise UserError(f"{file}: no manifest of this version (field {odd[0]}); make the set in another folder")
+        if unexpected := sorted(names.symmetric_difference(values)):
+            raise UserError(
+                f"{file}: not a manifest of this version (field {unexpected[0]}); make the set in another folder"
+            )
         for field in fields(cls):
-            if wanted := _odd(field.name, field.type, value := values[field.name]):
+            value = values[field.name]
+            if requirement := _unmet_requirement(field.name, field.type, value):
                 raise UserError(
-                    f"{file}: {field.name} is {value!r} there and must be {wanted}; make the set in another folder"
+                    f"{file}: {field.name} is {value!r} there and must be {requirement}; make the set in another folder"
                 )
         return cls(**values)
 
     def write(self, folder: Path) -> None:
-        """Write the manifest in one step: a reader sees none or all of it."""
+        """Write the manifest atomically."""
         write_atomic(folder / MANIFEST, self.content())
 
     def content(self) -> bytes:
-        """What its file holds."""
+        """The bytes of the manifest's file."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
-    def identity(self) -> dict[str, Any]:
-        """The fields that two manifests of one set share, as JSON would give them back."""
-        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in RECORDED}))
+    # ---- comparing ----
 
-    def require(self, wanted: dict[str, Any], source: Path | str) -> None:
-        """Raises: UserError naming the first field in which the `identity` that `source` holds is another one."""
-        held = self.identity()
-        for name in held:
-            if held[name] != wanted.get(name):
+    def identity(self) -> dict[str, Any]:
+        """The fields that all manifests of one set share, as JSON would return them."""
+        compared = {name: value for name, value in asdict(self).items() if name not in RECORDED}
+        return json.loads(json.dumps(compared))
+
+    def require_same(self, identity: dict[str, Any], source: Path | str) -> None:
+        """Compare with the `identity` that a file holds.
+
+        Args:
+            identity: what the file holds; it may have more fields.
+            source: the file, for the message.
+
+        Raises:
+            UserError: names the first field that differs.
+        """
+        for name, value in self.identity().items():
+            if value != identity.get(name):
                 raise UserError(
-                    f"{source}: another pair set: {name} is {wanted.get(name)!r} there and {held[name]!r} here; "
+                    f"{source}: another pair set: {name} is {identity.get(name)!r} there and {value!r} here; "
                     "choose another folder, or the configuration that made this one"
                 )
 
-    def require_whole(self, store: Store) -> None:
-        """Raises: UserError naming the first shard that the set's store does not hold."""
-        there = store.entries()
-        if missing := [name for name in map(self.name, range(self.shards)) if name not in there]:
+    def require_complete(self, store: Store) -> None:
+        """Raises: UserError naming the first shard that is missing in the set's store."""
+        entries = store.entries()
+        names = (self.name(shard) for shard in range(self.shards))
+        if missing := [name for name in names if name not in entries]:
             more = len(missing) - 1
             others = f", and {more} other{'s' * (more > 1)}" if more else ""
             raise UserError(
@@ -109,16 +129,19 @@ class Manifest:
                 "this set again"
             )
 
-    def require_still(self, store: Store) -> None:
-        """Raises: UserError if the set in the store is not this one any more: someone deleted or replaced it."""
+    def require_unchanged(self, store: Store) -> None:
+        """Raises: UserError if the set in the store was deleted or replaced by another one."""
+        file = store.path(MANIFEST)
         if (content := store.read(MANIFEST)) is None:
-            raise UserError(f"{store.path(MANIFEST)}: is gone; run the same command again")
-        if Manifest.parse(content, store.path(MANIFEST)).identity() != self.identity():
-            raise UserError(f"{store.path(MANIFEST)}: is another set's now; choose another folder")
+            raise UserError(f"{file}: was deleted; run the same command again")
+        if Manifest.parse(content, file).identity() != self.identity():
+            raise UserError(f"{file}: is now the manifest of another pair set; choose another folder")
+
+    # ---- shards ----
 
     @property
     def shards(self) -> int:
-        """Number of shards of the whole set."""
+        """Number of shards of the complete set."""
         return -(-self.pairs // self.shard_size)
 
     def span(self, shard: int) -> range:
@@ -126,27 +149,27 @@ class Manifest:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.pairs))
 
     def name(self, shard: int) -> str:
-        """The file of a shard."""
+        """File name of a shard."""
         return f"pairs-{shard:05d}-of-{self.shards:05d}.safetensors"
 
     def file(self, folder: Path, shard: int) -> Path:
-        """Where a shard lies."""
+        """Path of a shard."""
         return folder / self.name(shard)
 
 
-def _odd(name: str, annotation: Any, value: Any) -> str | None:
-    """What a field must hold, if the value is not that."""
+def _unmet_requirement(name: str, annotation: Any, value: Any) -> str | None:
+    """What a field must be, if the value is not that."""
     if name == "latent_shape":
-        right = isinstance(value, list) and len(value) == 3 and all(type(side) is int and side > 0 for side in value)
-        return None if right else "three integers of at least 1"
+        valid = isinstance(value, list) and len(value) == 3 and all(type(side) is int and side > 0 for side in value)
+        return None if valid else "three integers of at least 1"
     if annotation is int:
-        least = LEAST.get(name, 1)
-        return None if type(value) is int and value >= least else f"an integer of at least {least}"
-    kind = get_origin(annotation) or annotation
-    right = type(value) in ((int, float) if kind is float else (kind,))  # JSON may have 3 for 3.0; true is no number
-    return None if right else KINDS[kind]
+        minimum = MINIMUM.get(name, 1)
+        return None if type(value) is int and value >= minimum else f"an integer of at least {minimum}"
+    expected = get_origin(annotation) or annotation
+    accepted = (int, float) if expected is float else (expected,)  # JSON may have 3 for 3.0; true is not a number
+    return None if type(value) in accepted else TYPE_NAMES[expected]
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers."""
+    """Versions of the installed libraries that decide the numbers."""
     return {name: version(name) for name in LIBRARIES}

@@ -1,15 +1,108 @@
-"""Beginning a pair set, or continuing one that is there."""
+"""Opening a pair set to fill it: creating its manifest, or checking that what the folder holds is the same set."""
+
+import re
+import sys
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 from diffgan.errors import UserError
-from diffgan.pairs.manifest import Manifest
+from diffgan.pairs.claims import CLAIMS
+from diffgan.pairs.headers import parse_header
+from diffgan.pairs.listing import PARTIAL_SHARD, PARTIAL_SHARDS
+from diffgan.pairs.manifest import MANIFEST, Manifest
+from diffgan.pairs.shard_format import read_shard, shards_size
+from diffgan.pairs.shard_reader import open_shard
+from diffgan.storage.local import LocalStore
+from diffgan.storage.open import open_store
+from diffgan.storage.store import Store
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 
+SHARD = re.compile(r"pairs-\d+-of-\d+\.safetensors")
+COMPARED_BYTES = 10e9  # shards up to this size in all are compared with their digests: ten seconds at each start
 
-def require_teacher(manifest: Manifest, network: Teacher, place: str) -> None:
-    """Raises UserError if the network loaded from `place` is not the one that made the set."""
-    if (digest := weights_digest(network)) != manifest.teacher_digest:
+
+def open_pair_set(folder: str | Path, manifest: Manifest, lease_seconds: float) -> Store:
+    """The store of a pair set, which is created if the folder holds none.
+
+    Shards of a local set are checked; remote shards are not, as each would have to be fetched: see
+    `diffgan pairs verify`.
+
+    Args:
+        folder: path or URL.
+        manifest: of the set to be made or finished.
+        lease_seconds: half-written files of other machines are removed when they are older.
+
+    Raises:
+        UserError: the folder cannot be written, holds another set, or a shard is damaged.
+    """
+    store = open_store(folder)
+    if store.read(MANIFEST) is None:
+        _require_same_leftovers(store, manifest)
+    if not store.create(MANIFEST, manifest.content()):
+        _require_same_manifest(store, manifest)
+    store.sweep(lease_seconds, (CLAIMS, PARTIAL_SHARDS))
+    if isinstance(store, LocalStore):
+        _check_shards(store, manifest)
+    return store
+
+
+def bytes_are_compared(store: Store, manifest: Manifest) -> bool:
+    """Whether `open_pair_set` compares the bytes of the shards with their digests."""
+    return isinstance(store, LocalStore) and shards_size(store, manifest) <= COMPARED_BYTES
+
+
+def require_teacher(manifest: Manifest, teacher: Teacher, place: str) -> None:
+    """Raises: UserError if the teacher loaded from `place` is not the one that made the set."""
+    if (digest := weights_digest(teacher)) != manifest.teacher_digest:
         raise UserError(
             f"teacher {place}: not the teacher of this set (digest {manifest.teacher_digest} there, {digest} here); "
-            "name where it is: --teacher"
+            "give its present path: --teacher"
         )
+
+
+def _require_same_leftovers(store: Store, manifest: Manifest) -> None:
+    """Check the shards and partial shards in a folder without a manifest; damaged partial shards are ignored here.
+
+    Raises:
+        UserError: a shard is damaged, or a shard or partial shard belongs to another set.
+    """
+    shards = [name for name in store.entries() if SHARD.fullmatch(name)]
+    if not isinstance(store, LocalStore):
+        shards = shards[:1]  # each remote shard would have to be fetched
+    for name in shards:
+        shard = open_shard(store, name, "run the same command again")
+        manifest.require_same(shard.header, store.path(name))
+    for name in filter(PARTIAL_SHARD.search, store.entries(PARTIAL_SHARDS)):
+        try:
+            header = parse_header(store.read(name) or b"")
+        except (SafetensorError, KeyError, ValueError):
+            continue
+        manifest.require_same(header, store.path(name))
+
+
+def _require_same_manifest(store: Store, manifest: Manifest) -> None:
+    """Compare with the manifest in the folder; settings that change latents by rounding are only reported.
+
+    Raises:
+        UserError: the folder holds another set.
+    """
+    stored = Manifest.parse(store.read(MANIFEST), store.path(MANIFEST))
+    manifest.require_same(stored.identity(), store.path(MANIFEST))
+    for name in ("batch_size", "compile"):
+        before, now = getattr(stored, name), getattr(manifest, name)
+        if before != now:
+            print(
+                f"diffgan: {store.place}: started with {name} {before}, continued with {now}: latents may differ by "
+                "rounding from those of an uninterrupted run",
+                file=sys.stderr,
+            )
+
+
+def _check_shards(store: LocalStore, manifest: Manifest) -> None:
+    """Raises: UserError if a shard of a local set is damaged or belongs to another set."""
+    compare = bytes_are_compared(store, manifest)
+    for shard in range(manifest.shards):
+        if manifest.file(store.folder, shard).exists():
+            read_shard(store, manifest, shard, compare)

@@ -1,4 +1,4 @@
-"""Noise-latent pairs of a teacher: the record, and the folder of shards they are kept in.
+"""Reading a complete pair set.
 
 A pair set is `manifest.json` and `pairs-00000-of-00012.safetensors`, ...; pair i has seed `seed_base + i` and lies in
 shard `i // shard_size`. A shard holds
@@ -9,8 +9,8 @@ shard `i // shard_size`. A shard holds
     prompt_bytes   (B,) uint8, UTF-8;  prompt_offsets (N + 1,) int64
     noise          (N, C, H, W) float32, only with `store_noise`
 
-and, in the safetensors header, the number of the shard, how many of its prompts the tokenizer cut (`truncated`), a
-`digest` of the tensors, and what the manifest compares.
+and, in the safetensors header, the number of the shard, how many of its prompts the tokenizer truncated (`truncated`),
+a `digest` of the tensors, and the fields that manifests of one set share.
 """
 
 from collections.abc import Sequence
@@ -34,31 +34,32 @@ COMPARED_BYTES = 1e9  # local sets up to this size are compared with their diges
 
 
 class PairSet:
-    """A whole pair set, memory-mapped: `len` pairs, read by number.
+    """A complete pair set, memory-mapped: `len` pairs, read by number.
 
-    Shards are opened and checked when they are first read; those of this machine's disks at once, if they are no more
-    than can stay open. Bytes are compared with the shards' digests if the set is small (`COMPARED_BYTES`). Remote
-    shards are copied to the cache.
+    Shards are opened and checked when they are first read; those of a local set at once, if they are no more than may
+    stay open. Bytes are compared with the shards' digests if the set is small (`COMPARED_BYTES`). Remote shards are
+    copied to the cache.
 
     Args:
         folder: path or URL.
-        cache_gb: limit of the copies that are kept of remote shards, in 10^9 bytes.
+        cache_gb: limit of the copies kept of remote shards, in 10^9 bytes.
 
     Attributes:
-        embeddings: where `read` finds the conditioning of the prompts, if it is to read that too.
+        embeddings: where `read` finds the conditioning of the prompts; None (the default) if it is not to read that.
 
     Raises:
-        UserError: the manifest or a shard is missing, damaged or of another set.
+        UserError: the manifest or a shard is missing, damaged or belongs to another set.
     """
 
     def __init__(self, folder: str | Path, cache_gb: float = CACHE_GB):
         self.folder, self.store = str(folder), open_store(folder, cache_gb)
         self.manifest = Manifest.read(self.store)
-        self.manifest.require_whole(self.store)
+        self.manifest.require_complete(self.store)
         self.embeddings: Embeddings | None = None
         self.shards = ShardReader(self.store, self.manifest.name, self._load, self.manifest.shard_size)
-        self._compare = isinstance(self.store, LocalStore) and shards_size(self.store, self.manifest) <= COMPARED_BYTES
-        if isinstance(self.store, LocalStore) and self.manifest.shards <= self.shards.most:
+        local = isinstance(self.store, LocalStore)
+        self._compare = local and shards_size(self.store, self.manifest) <= COMPARED_BYTES
+        if local and self.manifest.shards <= self.shards.max_open:
             for shard in range(self.manifest.shards):
                 self.shards[shard]
 
@@ -69,15 +70,18 @@ class PairSet:
         """The pairs of these numbers (0 <= number < len), in this order.
 
         Raises:
-            UserError: a shard is not as it should be, or the noise drawn here is not the noise the set was made from.
+            UserError: a shard is missing or damaged, or the noise drawn here is not the noise the set was made from.
         """
-        stored = ["noise"] if self.manifest.store_noise else []
-        seed, head, latent, *noise = self.shards.gather(numbers, ["seed", "noise_head", "latent", *stored])
-        noise = noise[0] if noise else draw_noise(seed, tuple(self.manifest.latent_shape))
-        self._check_noise(seed, noise, head)
+        fields = ["seed", "noise_head", "latent"]
+        if self.manifest.store_noise:
+            fields.append("noise")
+        rows = dict(zip(fields, self.shards.gather(numbers, fields), strict=True))
+        seed = rows["seed"]
+        noise = rows["noise"] if "noise" in rows else draw_noise(seed, tuple(self.manifest.latent_shape))
+        self._require_same_noise(seed, noise, rows["noise_head"])
         prompts = self.prompts(numbers)
         conditioning = self.embeddings and self.embeddings.read(prompts)
-        return PairBatch(seed, noise, prompts, latent.float(), conditioning)
+        return PairBatch(seed, noise, prompts, rows["latent"].float(), conditioning)
 
     def prompts(self, numbers: Sequence[int]) -> list[str]:
         """The prompts of the pairs of these numbers."""
@@ -91,8 +95,9 @@ class PairSet:
     def _load(self, shard: int) -> Shard:
         return read_shard(self.store, self.manifest, shard, self._compare)
 
-    def _check_noise(self, seed: Tensor, noise: Tensor, head: Tensor) -> None:
-        deviation = (noise.flatten(1)[:, :NOISE_HEAD] - head).abs().amax(1)
+    def _require_same_noise(self, seed: Tensor, noise: Tensor, noise_head: Tensor) -> None:
+        """Raises: UserError if the noise (N, C, H, W) does not begin with the set's (N, 4)."""
+        deviation = (noise.flatten(1)[:, :NOISE_HEAD] - noise_head).abs().amax(1)
         if not (deviation <= NOISE_TOLERANCE).all():
             raise UserError(
                 f"{self.folder}: seed {seed[deviation.argmax()].item()} draws other noise here than in the set "

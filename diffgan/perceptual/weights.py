@@ -10,8 +10,8 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16, folded
-from diffgan.storage.atomic import write_tensors
 from diffgan.storage.embedded import EMBEDDED, embedded
+from diffgan.storage.tensor_files import write_tensors
 
 KIND = "diffgan LatentVGG16 2"
 HEAD = "heads."

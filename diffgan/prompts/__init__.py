@@ -1,4 +1,4 @@
-"""Prompts of a file: text, JSON lines, CSV or Parquet, here or behind a URL, read by number and never held."""
+"""Prompt files: text, JSON lines, CSV or Parquet, local or behind a URL; read by number, never as a whole."""
 
 from diffgan.prompts.file import PromptFile
 

@@ -1,4 +1,4 @@
-"""Formats of one record a line: plain text and JSON lines. Only a line feed ends a line, not U+2028 and its like."""
+"""Formats with one record per line: text and JSON lines. Only a line feed ends a line, not U+2028 or similar."""
 
 import json
 from abc import abstractmethod
@@ -10,14 +10,16 @@ from diffgan.prompts.source import Source
 
 
 class _BadLine(ValueError):
-    """The line, counted from 0 in the text that was parsed, and what is wrong with it."""
+    """A malformed line; line: its number, counted from 0 in the text that was parsed."""
 
-    def __init__(self, line: int, reason: str):
-        super().__init__(reason)
+    def __init__(self, line: int, problem: str):
+        super().__init__(problem)
         self.line = line
 
 
-class _Lines(Reader):
+class _LinesReader(Reader):
+    """A file that is parsed in pieces of whole lines."""
+
     def __init__(self, source: Source):
         self.source, self.start = source, source.begin()
 
@@ -29,7 +31,7 @@ class _Lines(Reader):
             except UnicodeDecodeError as error:
                 raise not_utf8(self.source, begin, error) from error
             except _BadLine as error:
-                raise self.source.refuse(f"line {line + error.line}: {error}") from error
+                raise self.source.error(f"line {line + error.line}: {error}") from error
             line, begin = line + piece.count(b"\n"), begin + len(piece)
             yield Block(begin, values)
 
@@ -41,22 +43,26 @@ class _Lines(Reader):
 
     @abstractmethod
     def _values(self, lines: list[str]) -> list[str | None]:
-        """One value a line."""
+        """One value per line."""
 
 
-class TextReader(_Lines):
-    """A line is a prompt."""
+class TextReader(_LinesReader):
+    """Every line is a value."""
 
     def _values(self, lines: list[str]) -> list[str | None]:
         return lines
 
 
-class JsonLinesReader(_Lines):
-    """A line is an object; the value of one of its keys is the prompt, null is none. Blank lines are none either."""
+class JsonLinesReader(_LinesReader):
+    """Every line is an object, whose key `column` has the value. Null and blank lines are missing values.
+
+    Args:
+        column: the key; None: chosen by `choose_column` from the keys of the first object.
+    """
 
     def __init__(self, source: Source, column: str | None):
         super().__init__(source)
-        self.wanted, self.column = column, None
+        self.requested_column, self.column = column, None
 
     def _values(self, lines: list[str]) -> list[str | None]:
         return [self._value(number, line) if line.strip() else None for number, line in enumerate(lines)]
@@ -64,9 +70,9 @@ class JsonLinesReader(_Lines):
     def _value(self, number: int, line: str) -> str | None:
         record = self._record(number, line)
         if self.column is None:
-            self.column = choose_column(self.source, self.wanted, list(record))
+            self.column = choose_column(self.source, self.requested_column, list(record))
         if self.column not in record:
-            raise _BadLine(number, f"no {self.column!r}, but {', '.join(map(repr, record)) or 'nothing'}")
+            raise _BadLine(number, f"no {self.column!r}, but {', '.join(map(repr, record)) or 'no keys'}")
         value = record[self.column]
         if value is not None and not isinstance(value, str):
             raise _BadLine(number, f"{self.column!r} is {json.dumps(value)[:40]}, not text")
@@ -78,7 +84,7 @@ class JsonLinesReader(_Lines):
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise _BadLine(number, f"not JSON ({error.msg} at character {error.colno})") from error
-        except ValueError as error:  # a number with too many digits
+        except ValueError as error:  # an integer with too many digits
             raise _BadLine(number, f"not JSON ({str(error).partition(';')[0]})") from error
         except RecursionError as error:
             raise _BadLine(number, "nested too deeply") from error

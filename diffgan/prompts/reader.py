@@ -1,4 +1,4 @@
-"""What every format's reader offers."""
+"""The interface of readers, one for each file format."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,14 @@ from typing import NamedTuple
 from diffgan.errors import UserError
 from diffgan.prompts.source import Source
 
-USUAL = ("prompt", "caption", "text")  # columns that are taken without being asked for
+DEFAULT_COLUMNS = ("prompt", "caption", "text")  # used when no column is named
 
 
 class Block(NamedTuple):
-    """Some consecutive values of a file, and the position behind them.
+    """Consecutive values of a file, and the position after them.
 
-    A position is whatever the format can go back to: a byte, or a row of Parquet. None is a value that is not there.
+    end: a position that the reader can return to: a byte, or a row of Parquet.
+    values: text, or None for a missing value.
     """
 
     end: int
@@ -21,7 +22,7 @@ class Block(NamedTuple):
 
 
 class Reader(ABC):
-    """The values of a file: once as a whole, then from one position to another.
+    """The values of a file: read once as a whole in blocks, then block by block.
 
     Attributes:
         start: position of the first value.
@@ -31,31 +32,45 @@ class Reader(ABC):
 
     @abstractmethod
     def scan(self) -> Iterator[Block]:
-        """All values in order. Raises: UserError naming the place of what cannot be read."""
+        """All values in order. Raises UserError, with the line, row or byte, if the file is malformed."""
 
     @abstractmethod
     def read(self, begin: int, end: int) -> list[str | None]:
-        """The values of a block that lay between these positions. Raises: ValueError where the file is another now."""
+        """The values of the block between these positions. Raises ValueError if the file has changed since `scan`."""
 
 
-def choose_column(source: Source, wanted: str | None, names: Sequence[str]) -> str:
-    """The column that holds the prompts.
+def choose_column(source: Source, column: str | None, names: Sequence[str]) -> str:
+    """The column that contains the prompts.
+
+    Args:
+        source: the file, for messages.
+        column: the column that the user named, or None.
+        names: all columns.
 
     Raises:
-        UserError: there is no such column, or it is not clear which one it is.
+        UserError: there is no such column, or more than one, or it is not clear which one to use.
     """
-    usual = [name for name in USUAL if name in names]
-    found = wanted or (names[0] if len(names) == 1 else usual[0] if len(usual) == 1 else None)
-    count = list(names).count(found)
+    chosen = column or _default_column(names)
+    count = list(names).count(chosen)
     if count == 1:
-        return found
-    if found is None:
+        return chosen
+    if chosen is None:
         problem = "it is not clear which column holds the prompts"
+    elif count:
+        problem = f"there are {count} columns {chosen!r}"
     else:
-        problem = f"there are {count} columns {found!r}" if count else f"there is no column {found!r}"
-    raise source.refuse(f"{problem}; set `column` to one of {', '.join(map(repr, names)) or '(no column)'}")
+        problem = f"there is no column {chosen!r}"
+    raise source.error(f"{problem}; set `column` to one of {', '.join(map(repr, names)) or '(no column)'}")
+
+
+def _default_column(names: Sequence[str]) -> str | None:
+    """The only column, or the only one with a default name; None if there is no such column."""
+    if len(names) == 1:
+        return names[0]
+    candidates = [name for name in DEFAULT_COLUMNS if name in names]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def not_utf8(source: Source, begin: int, error: UnicodeDecodeError) -> UserError:
-    """The error for bytes from `begin` on that do not decode."""
-    return source.refuse(f"byte {begin + error.start} is not UTF-8; save the file as UTF-8 text")
+    """The error for bytes that cannot be decoded; `begin`: position in the file of the bytes that were decoded."""
+    return source.error(f"byte {begin + error.start} is not UTF-8; save the file as UTF-8 text")

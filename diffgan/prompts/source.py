@@ -8,86 +8,100 @@ from pathlib import PurePosixPath
 from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, reason
 
-CHUNK = 2**21  # bytes fetched at a time when a file is read as a whole
-PIECE = 2**16  # bytes that a reader parses at a time: what it costs to reach one prompt
-LONGEST = 2**23  # bytes without a line feed that are held: more is no prompt
+CHUNK_BYTES = 2**21  # fetched at a time when the whole file is read
+PIECE_BYTES = 2**16  # parsed at a time: what has to be read to reach one prompt
+MAX_LINE_BYTES = 2**23  # a longer line is not a prompt
 
 
 class Source:
-    """A file that is read in parts: a local path, or a URL (`s3://`, `gs://`, `hf://`, `https://`, ...).
+    """A file that is read by byte ranges: a local path, or a URL (`s3://`, `gs://`, `hf://`, `https://`, ...).
 
-    A remote file is fetched by exactly the ranges that are read. What `.gz`, `.bz2`, `.xz` and `.zip` pack is
-    unpacked on the way; going back in a packed file unpacks it from its start.
+    Of a remote file exactly the requested ranges are fetched. Compressed files (`.gz`, `.bz2`, `.xz`, `.zip`) are
+    decompressed on the fly; seeking backwards in them decompresses again from the start.
+
+    Args:
+        place: path or URL.
 
     Attributes:
-        packed: whether it is one of those.
-        suffix: of the name, in lower case; of a packed file the one before the last.
+        compressed: whether the file is compressed.
+        suffix: of the file's name, in lower case; of a compressed file the suffix before the last one.
 
     Raises:
-        UserError: here and from every method: the file cannot be opened or read.
+        UserError: here and in every method: the file cannot be opened or read.
     """
 
     def __init__(self, place: str):
         self.place = place
         name = place.split("?")[0] if "://" in place else place
-        packing = infer_compression(name)
-        self.packed, suffixes = packing is not None, PurePosixPath(name).suffixes
-        self.suffix = "".join(suffixes[-2 if packing else -1 :][:1]).lower()
-        cache = "readahead" if packing else "none"  # an unpacker asks for a few kilobytes at a time
-        with self.explained():
-            system, path = url_to_fs(place)
-            self.file = system.open(path, "rb", block_size=CHUNK, cache_type=cache, compression=packing)
+        compression = infer_compression(name)
+        self.compressed = compression is not None
+        self.suffix = _suffix(name, self.compressed)
+        cache = "readahead" if self.compressed else "none"  # decompressors read a few kilobytes at a time
+        with self.user_errors():
+            file_system, path = url_to_fs(place)
+            self.file = file_system.open(path, "rb", block_size=CHUNK_BYTES, cache_type=cache, compression=compression)
 
     def read(self, begin: int, size: int) -> bytes:
         """The bytes [begin, begin + size), fewer at the end of the file."""
-        with self.explained():
+        with self.user_errors():
             self.file.seek(begin)
             return self.file.read(size)
 
     def begin(self) -> int:
-        """The first byte behind a byte order mark."""
+        """Position of the first byte after the byte order mark, if there is one."""
         return len(codecs.BOM_UTF8) if self.read(0, len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
 
     def pieces(self, begin: int) -> Iterator[bytes]:
-        """Everything from `begin` on, in pieces of about `PIECE` bytes that end with a line feed or the file."""
+        """The bytes from `begin` on, in pieces of about `PIECE_BYTES` that end with a line feed or the file."""
         rest = b""
-        while chunk := self.read(begin, CHUNK):
-            begin, rest, cut = begin + len(chunk), rest + chunk, 0
-            while end := rest.find(b"\n", cut + PIECE) + 1:
-                yield rest[cut:end]
-                cut = end
-            rest = rest[cut:]
-            if len(rest) > LONGEST:
-                raise self.refuse(f"a line of more than {LONGEST >> 20} MiB ends after byte {begin}; that is no prompt")
+        while chunk := self.read(begin, CHUNK_BYTES):
+            begin += len(chunk)
+            rest += chunk
+            start = 0
+            while end := rest.find(b"\n", start + PIECE_BYTES) + 1:
+                yield rest[start:end]
+                start = end
+            rest = rest[start:]
+            if len(rest) > MAX_LINE_BYTES:
+                problem = f"a line of more than {MAX_LINE_BYTES >> 20} MiB ends after byte {begin}"
+                raise self.error(f"{problem}; that is no prompt")
         if rest:
             yield rest
 
-    def refuse(self, reason: str) -> UserError:
-        """The error that names the file."""
-        return UserError(f"prompts {self.place}: {reason}")
+    def error(self, message: str) -> UserError:
+        """A UserError whose message names the file."""
+        return UserError(f"prompts {self.place}: {message}")
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Whatever a file system, network or unpacker raises (each has errors of its own) becomes one line."""
+    def user_errors(self) -> Iterator[None]:
+        """Turns any error of a file system, network or decompressor into a UserError that names the file."""
         try:
             yield
         except UserError:
             raise
         except ImportError as error:
-            missing = (getattr(error.__cause__, "name", None) or error.name or "").split(".")[0]
-            raise self.refuse(f"{_reason(error)}: pip install {missing}") from error
-        except Exception as error:
-            reason = _reason(error)
-            if "range requests" in reason:
-                reason = "the server sends no parts of files; put simplecache:: before the URL to fetch it first"
+            package = (getattr(error.__cause__, "name", None) or error.name or "").split(".")[0]
+            raise self.error(f"{_reason(error)}: pip install {package}") from error
+        except Exception as error:  # each of these libraries has its own error classes
+            message = _reason(error)
+            if "range requests" in message:
+                message = "the server does not send byte ranges; put simplecache:: before the URL to download it first"
             else:
-                reason += "; name a file or a URL that can be read"
-            raise self.refuse(reason) from error
+                message += "; name a file or a URL that can be read"
+            raise self.error(message) from error
+
+
+def _suffix(name: str, compressed: bool) -> str:
+    """The last suffix of a file name, or the last but one if the file is compressed; lower case, "" if none."""
+    suffixes = PurePosixPath(name).suffixes
+    last = suffixes[-2:] if compressed else suffixes[-1:]
+    return last[0].lower() if last else ""
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):  # remote ones hide what happened behind it
-        return error.strerror or (_reason(error.__cause__) if error.__cause__ else "No such file")
-    return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
+    """As `diffgan.errors.reason`; the FileNotFoundError of a remote file system is described by its cause."""
+    if isinstance(error, FileNotFoundError) and not error.strerror:
+        return _reason(error.__cause__) if error.__cause__ else "No such file"
+    return reason(error)

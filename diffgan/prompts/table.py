@@ -1,23 +1,24 @@
-"""CSV and TSV with a header line. A quoted value may hold line feeds, so a block ends where a record ends."""
+"""CSV and TSV files with a header line. Quoted values may contain line feeds, so blocks end where records end."""
 
 import csv
 import io
 from collections.abc import Iterator
 
-from diffgan.prompts.reader import USUAL, Block, Reader, choose_column, not_utf8
-from diffgan.prompts.source import PIECE, Source
+from diffgan.prompts.reader import DEFAULT_COLUMNS, Block, Reader, choose_column, not_utf8
+from diffgan.prompts.source import PIECE_BYTES, Source
 
 
 class TableReader(Reader):
-    """The values of one column; an empty line is a value that is not there.
+    """The values of one column; an empty line is a missing value.
 
     Args:
-        delimiter: between two values of a record; quotes are `"`, doubled within a value.
+        column: None: chosen by `choose_column`, but the only column must have a default name.
+        delimiter: between two values of a record; the quote is `"`, doubled within a value.
     """
 
     def __init__(self, source: Source, column: str | None, delimiter: str):
         self.source, self.delimiter = source, delimiter
-        self.rows = _Rows(source, delimiter)  # behind the header, the scan goes on with it
+        self.rows = _Rows(source, delimiter)  # `scan` continues after the header
         self.names = next(filter(None, self.rows), [])
         self._require_header(column)
         self.column = self.names.index(choose_column(source, column, self.names)) if self.names else 0
@@ -29,8 +30,8 @@ class TableReader(Reader):
             try:
                 values.append(self._value(row))
             except ValueError as error:
-                raise self.source.refuse(f"line {rows.line}: {error}") from error
-            if rows.end >= begin + PIECE:
+                raise self.source.error(f"line {rows.line}: {error}") from error
+            if rows.end >= begin + PIECE_BYTES:
                 yield Block(rows.end, values)
                 values, begin = [], rows.end
         yield Block(rows.end, values)
@@ -43,17 +44,18 @@ class TableReader(Reader):
             raise ValueError(str(error)) from error
 
     def _require_header(self, column: str | None) -> None:
-        """Raises: UserError where the first line may be a prompt, or names with another delimiter between them."""
-        if column is None and len(self.names) == 1 and self.names[0] not in USUAL:
-            name, other = self.names[0], f"a line 'prompt' above a first prompt, and {self.delimiter!r} between columns"
-            raise self.source.refuse(
-                f"the only column is {name!r}; set `column: {name!r}` to take it; or write {other}"
-            )
+        """Raises UserError if the first line may be a prompt, or have another delimiter."""
+        if column is None and len(self.names) == 1 and self.names[0] not in DEFAULT_COLUMNS:
+            name = self.names[0]
+            advice = f"a header line 'prompt' above the first prompt, and {self.delimiter!r} between columns"
+            raise self.source.error(f"the only column is {name!r}; set `column: {name!r}` to use it; or write {advice}")
 
     def _value(self, row: list[str]) -> str | None:
         if row and len(row) != len(self.names):
-            many = f"a value with {self.delimiter!r} in it needs quotes"
-            advice = many if len(row) > len(self.names) else "every column needs one, if an empty one"
+            if len(row) > len(self.names):
+                advice = f"a value that contains {self.delimiter!r} needs quotes"
+            else:
+                advice = "every column needs a value, which may be empty"
             raise ValueError(f"{len(row)} values under {len(self.names)} columns; {advice}")
         return row[self.column] if row else None
 
@@ -62,8 +64,8 @@ class _Rows:
     """The records of a file, the header first.
 
     Attributes:
-        end: byte behind the last record.
-        line: number of its last line.
+        end: position of the first byte after the record that was read last.
+        line: number of that record's last line, counted from 1.
     """
 
     def __init__(self, source: Source, delimiter: str):
@@ -78,10 +80,10 @@ class _Rows:
         try:
             return next(self.rows)
         except csv.Error as error:
-            raise self.source.refuse(f"line {first}: not CSV ({error}); is a quote not closed?") from error
+            raise self.source.error(f"line {first}: not CSV ({error}); is a quote not closed?") from error
 
     def _lines(self) -> Iterator[str]:
-        """Lines, counted as they are handed out: the parser takes no more than the record at hand needs."""
+        """The lines, counted one by one: the parser takes no more of them than the next record needs."""
         for piece in self.source.pieces(self.end):
             for line in io.BytesIO(piece):
                 try:

@@ -1,4 +1,4 @@
-"""Copies of remote files on this machine, to be memory-mapped."""
+"""Local copies of remote files, to be memory-mapped."""
 
 import contextlib
 import errno
@@ -13,25 +13,26 @@ from pathlib import Path
 from diffgan.errors import UserError
 from diffgan.storage.atomic import PARTIAL
 
-CACHE_GB = 100.0
-COPY = re.compile(r"[0-9a-f]{32}-.+", re.DOTALL)  # what keys look like; other files in the folder are the user's
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-ABANDONED_SECONDS = 3600  # an unfinished copy that nobody has written to for so long is rubbish
+CACHE_GB = 100.0  # default limit, in units of 10^9 bytes
+KEY = re.compile(r"[0-9a-f]{32}-.+", re.DOTALL)  # names of copies; other files in the folder belong to the user
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+ABANDONED_SECONDS = 3600  # a partial copy that was not written to for this long is removed
 
 
 def cache_folder() -> Path:
-    """`$DIFFGAN_CACHE`, or `.cache/diffgan` in the user's home."""
+    """`$DIFFGAN_CACHE`, or `.cache/diffgan` in the user's home folder."""
     return Path(os.environ.get("DIFFGAN_CACHE") or Path.home() / ".cache" / "diffgan")
 
 
 class Cache:
-    """A folder of copies that all processes of a machine share; the least recently used make room for new ones.
+    """A folder of copies that all processes of a machine share; the least recently used ones are evicted.
 
-    The limit counts the copies in the folder: one that is mapped keeps its disk until it is closed. One copy is kept,
-    however large. Whatever else is in the folder is left alone and does not count.
+    The limit applies to the copies in the folder: the disk space of an evicted copy that is still memory-mapped is
+    freed when it is closed. At least one copy is kept, whatever its size. Other files in the folder are neither
+    counted nor removed.
 
     Args:
-        folder: made when it is needed.
+        folder: is created when it is needed.
         limit: bytes.
     """
 
@@ -39,32 +40,36 @@ class Cache:
         self.folder, self.limit = folder, limit
 
     def file(self, key: str, size: int, fetch: Callable[[Path], None]) -> Path:
-        """The copy under this key, of `size` bytes; `fetch` writes it to the path that it is given. A key
-        looks like `COPY`.
+        """Path of the copy with this key and size, fetched if there is none.
 
-        Of several processes that ask for one copy, one fetches it. Another may make room at any time, so whoever opens
-        the file asks again if it is gone.
+        Of several processes that request the same copy, one fetches it. Another process may evict it at any time, so a
+        caller that cannot open the file calls again.
+
+        Args:
+            key: name of the copy, must match `KEY`.
+            size: bytes.
+            fetch: writes the copy to the path that it is called with.
 
         Raises:
             UserError: the copy cannot be written.
         """
         file = self.folder / key
         try:
-            if not _used(file, size):
+            if not _touch_if_complete(file, size):
                 with self._locked(key):
-                    if not _used(file, size):  # another process has fetched it meanwhile
-                        self._make_room(size)
+                    if not _touch_if_complete(file, size):  # another process may have fetched it meanwhile
+                        self._evict(size)
                         self._fetch(file, fetch)
         except OSError as error:
-            raise unwritable(self.folder, error) from error
+            raise cache_error(self.folder, error) from error
         return file
 
     def drop(self, key: str) -> None:
-        """Forget a copy."""
+        """Remove a copy; no error if it does not exist."""
         (self.folder / key).unlink(missing_ok=True)
 
     def _fetch(self, file: Path, fetch: Callable[[Path], None]) -> None:
-        partial = file.with_name(f"{file.name}{PARTIAL}")  # one writer: it holds the lock
+        partial = file.with_name(f"{file.name}{PARTIAL}")  # the lock allows one writer
         try:
             fetch(partial)
             os.replace(partial, file)
@@ -73,50 +78,53 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        """Keys share a few locks, whose files stay."""
+        """Hold the lock of a key. There is one lock for each first character; lock files are never removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / f"{key[0]}.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when it is closed, or the process dies
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed or the process ends
             yield
 
     def _copies(self) -> list[tuple[float, int, Path]]:
-        """When it was last used, bytes and path of every copy; of unfinished ones those that nobody writes to."""
+        """Time of last use, bytes and path of every copy, including partial copies that nobody writes to."""
         copies = []
-        for file in filter(lambda file: COPY.fullmatch(file.name), self.folder.iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                state = file.lstat()
-                abandoned = time.time() - state.st_mtime > ABANDONED_SECONDS
-                if stat.S_ISREG(state.st_mode) and (file.suffix != PARTIAL or abandoned):
-                    copies.append((state.st_mtime, state.st_size, file))
+        for file in self.folder.iterdir():
+            if not KEY.fullmatch(file.name):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # evicted by another process
+                status = file.lstat()
+                abandoned = time.time() - status.st_mtime > ABANDONED_SECONDS
+                if stat.S_ISREG(status.st_mode) and (file.suffix != PARTIAL or abandoned):
+                    copies.append((status.st_mtime, status.st_size, file))
         return copies
 
-    def _make_room(self, size: int) -> None:
+    def _evict(self, size: int) -> None:
+        """Remove the least recently used copies until another `size` bytes fit into the limit."""
         copies = self._copies()
-        taken = size + sum(held for _, held, _ in copies)
-        for _, held, file in sorted(copies):
-            if taken <= self.limit:
+        total = size + sum(copy_size for _, copy_size, _ in copies)
+        for _, copy_size, file in sorted(copies):
+            if total <= self.limit:
                 return
             file.unlink(missing_ok=True)
-            taken -= held
+            total -= copy_size
 
 
-def unwritable(folder: Path, error: OSError) -> UserError:
-    """The error that names the folder of the copies."""
+def cache_error(folder: Path, error: OSError) -> UserError:
+    """The error that reports that the cache folder cannot be written."""
     advice = "free some disk, lower cache_gb, or set DIFFGAN_CACHE to another folder"
     return UserError(f"cache folder {folder}: cannot be written: {error.strerror}; {advice}")
 
 
-def is_disks_fault(error: OSError, file: Path) -> bool:
-    """Whether this machine, not the service, kept a copy from being written to `file`."""
-    return error.errno in FULL or str(error.filename) == str(file)
+def is_local_disk_error(error: OSError, file: Path) -> bool:
+    """Whether the local disk, not the remote service, caused an error while a copy was written to `file`."""
+    return error.errno in DISK_ERRORS or str(error.filename) == str(file)
 
 
-def _used(file: Path, size: int) -> bool:
-    """Whether there is a copy of this size; it counts as used now."""
+def _touch_if_complete(file: Path, size: int) -> bool:
+    """Whether there is a copy of this size. If so, its time of last use is set to now."""
     try:
-        whole = file.stat().st_size == size
-        if whole:
+        complete = file.stat().st_size == size
+        if complete:
             os.utime(file)
-        return whole
+        return complete
     except FileNotFoundError:
         return False

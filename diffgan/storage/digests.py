@@ -1,10 +1,9 @@
-"""Digests of files, folders and tensors."""
+"""Digests of files and folders."""
 
 import hashlib
 from pathlib import Path
 
-import torch
-from torch import Tensor
+BLOCK_BYTES = 1 << 20  # read at a time
 
 
 def digest(path: Path) -> str:
@@ -12,15 +11,6 @@ def digest(path: Path) -> str:
     state = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
+            while block := stream.read(BLOCK_BYTES):
                 state.update(block)
     return state.hexdigest()
-
-
-def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """Digest of tensors and their names: 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -1,11 +1,11 @@
-"""Files that ship with the package."""
+"""Files that are part of the package."""
 
 from importlib.resources import files
 from pathlib import Path
 
-EMBEDDED = "glyphs"  # what a path may say instead of a place, for what ships with the package
+EMBEDDED = "glyphs"  # given in place of a path, it names the embedded file or folder
 
 
 def embedded(name: str) -> Path:
-    """A file or folder that ships with the glyph miniature, by its name under `diffgan/glyphs/weights`."""
+    """Path of an embedded file or folder of the glyph miniature, by its name in `diffgan/glyphs/weights`."""
     return Path(str(files("diffgan.glyphs").joinpath("weights", name)))

@@ -1,4 +1,4 @@
-"""Folders that are replaced in whole or not at all."""
+"""Atomic writes of folders: a folder is replaced completely, or not at all. `atomic.py`: of single files."""
 
 import contextlib
 import fcntl
@@ -15,20 +15,20 @@ MARK, NEW, OLD = "written-by-diffgan", "new", "old"  # in the working folder
 
 
 @contextlib.contextmanager
-def replaced(folder: Path, record: str) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends without an error.
+def replace_folder(folder: Path, record: str) -> Iterator[Path]:
+    """Context manager: yields a new folder to fill, which replaces `folder` when the block ends without an error.
 
-    It is filled in `<folder>.partial/new` and renamed when all of it is on the disk; the folder there was before is
-    renamed to `<folder>.partial/old` until then. A process that is killed leaves the old folder, the new one, or (only
-    between the two renames) none under the name; the next call restores the old one and removes the rest.
+    The new folder is `<folder>.partial/new`. When all of it is on the disk, the previous folder is renamed to
+    `<folder>.partial/old`, the new one to `<folder>`, and the old one is removed. If the process is killed, the old or
+    the new folder has the name, or (only between the two renames) none; the next call then restores the old one.
 
     Args:
-        folder: does not exist, or holds the file `record`; a symbolic link is followed.
-        record: name of the file that tells a folder which may be replaced from any other.
+        folder: does not exist, or contains the file `record`. A symbolic link is followed.
+        record: name of the file that marks a folder as one that may be replaced.
 
     Raises:
-        UserError: `folder` or the working folder is somebody else's, another process is writing it, or the system
-            refuses (disk full, no permission). The old folder is still there.
+        UserError: `folder` or the working folder was not written by diffgan, another process is writing it, or the
+            system refuses (disk full, no permission). The previous folder is kept.
     """
     target = Path(os.path.realpath(folder))
     try:
@@ -36,13 +36,13 @@ def replaced(folder: Path, record: str) -> Iterator[Path]:
         with _working_folder(target.with_name(target.name + PARTIAL), target) as work:
             (work / NEW).mkdir()
             yield work / NEW
-            _sync(work / NEW)
-            _require_replaceable(target, record, folder)  # a moment ago it was, or did not exist
+            _sync_folder(work / NEW)
+            _require_replaceable(target, record, folder)  # checked again: it may have changed meanwhile
             _swap(work, target)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        reason = f"{error.strerror or error}{where}"
-        raise UserError(f"{folder}: cannot be written ({reason}); mend it and run the same command") from error
+        place = f": {error.filename}" if error.filename else ""
+        reason = f"{error.strerror or error}{place}"
+        raise UserError(f"{folder}: cannot be written ({reason}); fix this and run the same command again") from error
 
 
 def _require_replaceable(target: Path, record: str, name: Path) -> None:
@@ -52,10 +52,10 @@ def _require_replaceable(target: Path, record: str, name: Path) -> None:
 
 @contextlib.contextmanager
 def _working_folder(work: Path, target: Path) -> Iterator[Path]:
-    """The folder beside `target`, empty but for its mark; at the end it is gone, and `target` in place."""
+    """The locked working folder, which contains only its mark. At the end it is removed and `target` is in place."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / MARK).is_file() and any(work.iterdir()):
-        raise UserError(f"{work}: exists and was not left there by a killed command; move it away")
+        raise UserError(f"{work}: exists and was not left by an interrupted command; move it away")
     with (work / MARK).open("a") as mark:
         _lock(mark, work)
         _restore(work, target)
@@ -71,7 +71,7 @@ def _working_folder(work: Path, target: Path) -> Iterator[Path]:
 
 
 def _lock(mark: IO[str], work: Path) -> None:
-    """Raises UserError if another process holds the folder. A lock ends with its process, however that ends."""
+    """Raises UserError if another process has locked the folder. The system releases the lock when a process ends."""
     busy = UserError(f"{work}: another process is writing there; run the same command again when it has ended")
     try:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,17 +80,17 @@ def _lock(mark: IO[str], work: Path) -> None:
     except OSError:  # a file system without locks
         pass
     if not (work / MARK).is_file() or not os.path.samestat(os.fstat(mark.fileno()), (work / MARK).stat()):
-        raise busy  # the other one removed the folder after this one had found it
+        raise busy  # another process removed the folder after this one had opened the mark
 
 
 def _restore(work: Path, target: Path) -> None:
-    """Give the old folder its name back if the new one did not get it."""
+    """Rename the old folder back if the new one was not renamed."""
     if (work / OLD).exists() and not os.path.lexists(target):
         (work / OLD).rename(target)
 
 
 def _empty(work: Path) -> None:
-    """Remove what this module writes there, and nothing else."""
+    """Remove the folders that this module creates in the working folder, and nothing else."""
     for folder in (work / NEW, work / OLD):
         if folder.exists():
             shutil.rmtree(folder)
@@ -101,18 +101,18 @@ def _swap(work: Path, target: Path) -> None:
         target.rename(work / OLD)
     (work / NEW).rename(target)
     for folder in (work, target.parent):
-        _sync_file(folder)
+        _sync(folder)
 
 
-def _sync(folder: Path) -> None:
-    """Have a folder and all in it written to the disk, not only to the system's memory."""
+def _sync_folder(folder: Path) -> None:
+    """Wait until a folder and everything in it are on the disk, not only in the system's cache."""
     for path in folder.rglob("*"):
-        _sync_file(path)
-    _sync_file(folder)
+        _sync(path)
+    _sync(folder)
 
 
-def _sync_file(path: Path) -> None:
-    """A file or a folder."""
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

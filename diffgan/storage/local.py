@@ -1,33 +1,37 @@
-"""A store in a folder of this machine, or of a network file system it mounts."""
+"""A store in a folder of this machine, or of a network file system that it mounts."""
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffgan.errors import UserError
-from diffgan.storage.atomic import PARTIAL, partial_of, sweep_partials, write_atomic, write_partial
+from diffgan.storage.atomic import PARTIAL, partial_path, remove_stale_partials, write_atomic, write_synced
 from diffgan.storage.store import Entry, Store
 
 
 class LocalStore(Store):
-    """A folder of this machine, or of a network file system it mounts."""
+    """A folder of this machine, or of a network file system that it mounts.
+
+    Args:
+        folder: is created by the first write.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.place = folder, str(folder)
 
     def entries(self, folder: str = "") -> dict[str, Entry]:
-        found = {}
-        with contextlib.suppress(FileNotFoundError), self._explained(folder), os.scandir(self.folder / folder) as files:
-            for file in files:
+        entries = {}
+        with contextlib.suppress(FileNotFoundError), self._user_error(folder), os.scandir(self.folder / folder) as scan:
+            for file in scan:
                 with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                     if file.is_file() and not file.name.endswith(PARTIAL):
-                        state = file.stat()
-                        found[f"{folder}/{file.name}".lstrip("/")] = Entry(state.st_size, state.st_mtime)
-        return dict(sorted(found.items()))
+                        status = file.stat()
+                        entries[f"{folder}/{file.name}".lstrip("/")] = Entry(status.st_size, status.st_mtime)
+        return dict(sorted(entries.items()))
 
     def read(self, name: str) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError), self._explained(name):
+        with contextlib.suppress(FileNotFoundError), self._user_error(name):
             return (self.folder / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
@@ -35,13 +39,13 @@ class LocalStore(Store):
 
     def create(self, name: str, data: bytes) -> bool:
         file = self.folder / name
-        partial = partial_of(file)
-        with self._explained(name):
+        partial = partial_path(file)
+        with self._user_error(name):
             try:
-                write_partial(partial, data)
-                os.link(partial, file)  # fails if there is one: content and name come in one step
+                write_synced(partial, data)
+                os.link(partial, file)  # name and content appear in one step; fails if the file exists
             except FileExistsError:
-                if not file.parent.is_dir():  # it is the folder's place that is taken
+                if not file.parent.is_dir():  # a file has the name of the folder
                     raise
                 return False
             finally:
@@ -50,7 +54,7 @@ class LocalStore(Store):
         return True
 
     def remove(self, name: str) -> None:
-        with self._explained(name):
+        with self._user_error(name):
             (self.folder / name).unlink(missing_ok=True)
 
     def local(self, name: str) -> Path | None:
@@ -59,19 +63,21 @@ class LocalStore(Store):
 
     def sweep(self, seconds: float, folders: Sequence[str]) -> None:
         for folder in ("", *folders):
-            with contextlib.suppress(FileNotFoundError), self._explained(folder):
-                sweep_partials(self.folder / folder, seconds)
+            with contextlib.suppress(FileNotFoundError), self._user_error(folder):
+                remove_stale_partials(self.folder / folder, seconds)
 
     def prune(self, folders: Sequence[str]) -> None:
         for folder in folders:
-            with contextlib.suppress(OSError):  # not empty, or gone already
+            with contextlib.suppress(OSError):  # not empty, or already removed
                 (self.folder / folder).rmdir()
 
     @contextlib.contextmanager
-    def _explained(self, name: str):
+    def _user_error(self, name: str) -> Iterator[None]:
+        """Turns an error of the system into a UserError that names the file; FileNotFoundError is left as it is."""
         try:
             yield
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(f"{self.path(name)}: {error.strerror}; mend it and run the same command") from error
+            message = f"{self.path(name)}: {error.strerror}; fix this and run the same command again"
+            raise UserError(message) from error

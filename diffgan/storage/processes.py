@@ -1,4 +1,4 @@
-"""Who is at work: processes told apart across machines, containers and reused process numbers."""
+"""Identities of processes, unique across machines, containers and reused process ids."""
 
 import hashlib
 import os
@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 
 class Worker(NamedTuple):
-    """A process.
+    """The identity of a process.
 
-    machine: 8 hexadecimal digits, another one in every container and after every start of the machine.
-    born: when the process started, in the system's own count; it tells the process from a later one with its `pid`.
+    host: name of the machine, for messages.
+    machine: 8 hexadecimal digits, different in every container and after every start of the machine.
+    pid: process id.
+    born: when the process started, in the system's clock ticks; distinguishes it from a later process with its `pid`.
     """
 
     host: str
@@ -23,18 +25,18 @@ class Worker(NamedTuple):
 
 
 def this_worker() -> Worker:
-    """The process that asks."""
+    """The identity of the calling process."""
     return Worker(socket.gethostname(), machine(), os.getpid(), _born(os.getpid()) or "")
 
 
 def is_dead(worker: Worker) -> bool:
-    """Whether a process of this machine has ended; false for those of other machines, of which nothing is known."""
+    """Whether a process of this machine has ended; False for processes of other machines, whose state is unknown."""
     return worker.machine == machine() and _born(worker.pid) != worker.born
 
 
 @cache
 def machine() -> str:
-    """The `machine` of this process."""
+    """`Worker.machine` of the calling process."""
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text() + str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
@@ -43,16 +45,16 @@ def machine() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """When a process of this machine started; None if there is none, or only what its parent has not collected."""
+    """When a process of this machine started; None if it does not exist or is a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
     except OSError:
-        return None if Path("/proc/self/stat").exists() else _signalled(pid)
+        return None if Path("/proc/self/stat").exists() else _born_without_proc(pid)
 
 
-def _signalled(pid: int) -> str | None:
-    """Without /proc: an empty string for a process that can be sent a signal."""
+def _born_without_proc(pid: int) -> str | None:
+    """As `_born` on systems without /proc: an empty string for a process that exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A folder behind any URL that fsspec opens: whole objects, with retries and with copies here to be memory-mapped."""
+"""A store behind any URL that fsspec opens: whole objects, with retries, and with local copies to memory-map."""
 
 import hashlib
 import os
@@ -11,24 +11,28 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
-from diffgan.errors import UserError
-from diffgan.storage.cache import Cache, is_disks_fault, unwritable
-from diffgan.storage.retry import reason, with_retries
+from diffgan.errors import UserError, reason
+from diffgan.storage.cache import Cache, cache_error, is_local_disk_error
+from diffgan.storage.retry import with_retries
 from diffgan.storage.store import Entry, Store
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-# What tells one version of a file from the next; every service has one of them.
-STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
-TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+# Fields of fsspec's `info` that change with the content of a file; every service has at least one of them.
+VERSION_FIELDS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+TIME_FIELDS = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
 class RemoteStore(Store):
-    """An object store's folder: `s3://`, `gs://`, `hf://`, `memory://`, ...
+    """A folder of an object store: `s3://`, `gs://`, `hf://`, `memory://`, ...
 
-    Credentials and endpoints are those that the service's own tools use (such as `AWS_*` of the environment).
-    `create` is exclusive where the service can do it in one step (S3, Google Cloud, `memory://`); elsewhere fsspec
-    looks first and writes then. An entry's time is 0 where the service tells none.
+    Credentials and endpoints are read from where the service's own tools read them (such as `AWS_*` of the
+    environment). `create` is atomic where the service supports it (S3, Google Cloud, `memory://`); elsewhere fsspec
+    first checks whether the file exists and then writes it. An entry's time is 0 if the service does not report it.
+
+    Args:
+        url: of the folder.
+        cache: for the copies that `local` makes.
 
     Raises:
         UserError: the protocol is unknown, or its package is not installed.
@@ -36,28 +40,32 @@ class RemoteStore(Store):
 
     def __init__(self, url: str, cache: Cache):
         self.place, self.cache = url, cache
-        self._connections: dict[int, fsspec.AbstractFileSystem] = {}
+        self._connections: dict[int, fsspec.AbstractFileSystem] = {}  # by process id
         self.root = self._connect().rstrip("/")
 
     def entries(self, folder: str = "") -> dict[str, Entry]:
-        where = self._object(folder).rstrip("/")
+        path = self._object(folder).rstrip("/")
         try:
-            listed = self._ask(folder, lambda: self.fs.ls(where, detail=True))
+            infos = self._request(folder, lambda: self.fs.ls(path, detail=True))
         except FileNotFoundError:
             return {}
-        files = {f"{folder}/{_last(i['name'])}".lstrip("/"): i for i in listed if i["type"] == "file"}
-        inside = {name: info for name, info in files.items() if info["name"].strip("/") != where.strip("/")}
-        return {name: Entry(int(info["size"]), _time(info)) for name, info in sorted(inside.items())}
+        entries = {}
+        for info in infos:
+            # Some file systems list a file in place of its folder, or a folder as a file in itself.
+            if info["type"] == "file" and info["name"].strip("/") != path.strip("/"):
+                name = f"{folder}/{_last(info['name'])}".lstrip("/")
+                entries[name] = Entry(int(info["size"]), _modified(info))
+        return dict(sorted(entries.items()))
 
     def read(self, name: str) -> bytes | None:
         try:
-            return self._ask(name, lambda: self.fs.cat_file(self._object(name)))
+            return self._request(name, lambda: self.fs.cat_file(self._object(name)))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         try:
-            self._ask(name, lambda: self.fs.pipe_file(self._object(name), data))
+            self._request(name, lambda: self.fs.pipe_file(self._object(name), data))
         except FileNotFoundError as error:
             raise self._no_bucket(name, error) from error
 
@@ -70,42 +78,46 @@ class RemoteStore(Store):
             self.fs.pipe_file(self._object(name), data, mode="create")
 
         try:
-            self._ask(name, put)
+            self._request(name, put)
         except FileExistsError:
-            return attempts > 1 and self.read(name) == data  # it was written, but the answer got lost
+            return attempts > 1 and self.read(name) == data  # an earlier attempt succeeded, but its response was lost
         except FileNotFoundError as error:
             raise self._no_bucket(name, error) from error
         return True
 
     def remove(self, name: str) -> None:
         try:
-            self._ask(name, lambda: self.fs.rm_file(self._object(name)))
+            self._request(name, lambda: self.fs.rm_file(self._object(name)))
         except FileNotFoundError:
             return
 
     def local(self, name: str) -> Path | None:
         info = self._info(name)
-        return info and self.cache.file(self._key(name, info), info["size"], lambda file: self._fetch(name, info, file))
+        if info is None:
+            return None
+        return self.cache.file(self._key(name, info), info["size"], lambda file: self._fetch(name, info, file))
 
     def forget(self, name: str) -> bool:
-        if (info := self._info(name)) is not None:
-            self.cache.drop(self._key(name, info))
-        return info is not None
+        info = self._info(name)
+        if info is None:
+            return False
+        self.cache.drop(self._key(name, info))
+        return True
 
     # ---- requests ----
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system, connected anew in a forked process (the parent's is not closed here: it is in use there)."""
+        """The file system; a forked process connects anew (the parent's connection stays open: the parent uses it)."""
         if os.getpid() not in self._connections:
             self._connect()
         return self._connections[os.getpid()]
 
     def _connect(self) -> str:
-        """Connect this process; the folder's path in the file system."""
+        """Connect this process; returns the folder's path in the file system."""
         protocol = self.place.split("://")[0]
         try:
-            # No caches: what others write must be seen.
+            # No caches of fsspec, so that the writes of other processes are seen.
             fs, root = url_to_fs(self.place, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
             package = known_implementations.get(protocol, {}).get("class", protocol).split(".")[0]
@@ -115,52 +127,56 @@ class RemoteStore(Store):
         self._connections[os.getpid()] = fs
         return root
 
-    def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
+    def _request(self, name: str, request: Callable[[], Result]) -> Result:
         return with_retries(self.path(name) if name else self.place, request)
 
     def _no_bucket(self, name: str, error: FileNotFoundError) -> UserError:
         return UserError(f"{self.path(name)}: {reason(error)}; make the bucket, or name another folder")
 
     def _info(self, name: str) -> dict[str, Any] | None:
+        """What fsspec reports about a file; None if it does not exist."""
         try:
-            info = self._ask(name, lambda: self.fs.info(self._object(name)))
+            info = self._request(name, lambda: self.fs.info(self._object(name)))
         except FileNotFoundError:
             return None
         return info if info["type"] == "file" else None
 
     def _fetch(self, name: str, info: dict[str, Any], file: Path) -> None:
-        def fetch() -> None:
-            try:
-                self.fs.get_file(self._object(name), str(file))
-            except OSError as error:
-                if is_disks_fault(error, file):
-                    raise unwritable(file.parent, error) from error
-                raise
-            if (got := file.stat().st_size) != info["size"]:
-                raise OSError(f"{got} of {info['size']} bytes came")
-
+        """Download an object to `file`, with retries."""
         try:
-            self._ask(name, fetch)
+            self._request(name, lambda: self._download(name, info["size"], file))
         except FileNotFoundError as error:
             raise UserError(f"{self.path(name)}: vanished while it was read; run the same command again") from error
+
+    def _download(self, name: str, size: int, file: Path) -> None:
+        try:
+            self.fs.get_file(self._object(name), str(file))
+        except OSError as error:
+            if is_local_disk_error(error, file):
+                raise cache_error(file.parent, error) from error
+            raise
+        received = file.stat().st_size
+        if received != size:
+            raise OSError(f"received {received} of {size} bytes")
 
     def _object(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def _key(self, name: str, info: dict[str, Any]) -> str:
-        """Another version of a file has another key."""
-        stamp = next((info[key] for key in STAMPS if info.get(key)), "")
+        """The key of the local copy; it differs between versions of a file."""
+        stamp = next((info[field] for field in VERSION_FIELDS if info.get(field)), "")
         version = f"{self.path(name)} {info['size']} {stamp}"
         return f"{hashlib.blake2b(version.encode(), digest_size=16).hexdigest()}-{_last(name)}"
 
 
 def _last(path: str) -> str:
+    """The last component of a path."""
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _time(info: dict[str, Any]) -> float:
-    """Seconds since 1970; 0 if the service does not tell."""
-    found = next((info[key] for key in TIMES if info.get(key)), 0.0)
-    if isinstance(found, str):
-        found = datetime.fromisoformat(found.replace("Z", "+00:00"))
-    return found.timestamp() if isinstance(found, datetime) else float(found)
+def _modified(info: dict[str, Any]) -> float:
+    """When a file was written, in seconds since 1970; 0 if the service does not report it."""
+    time = next((info[field] for field in TIME_FIELDS if info.get(field)), 0.0)
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time.replace("Z", "+00:00"))
+    return time.timestamp() if isinstance(time, datetime) else float(time)

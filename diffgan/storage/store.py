@@ -1,4 +1,4 @@
-"""A folder of files that are there in whole or not at all, on a disk or behind any URL that fsspec opens."""
+"""The interface of a store: a folder of whole files, on a disk or behind a URL that fsspec opens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,56 +7,64 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """What is known of a file without reading it: its size in bytes, and when it was written (seconds since 1970)."""
+    """What a listing reports about a file: bytes, and the time it was written in seconds since 1970 (0: unknown)."""
 
     size: int
     modified: float
 
 
 class Store(ABC):
-    """Whole files by name; a name may have one folder in front ("claims/00003").
+    """Whole files by name. A name may begin with one folder ("claims/00003").
 
-    Readers see a file whole or not at all, and the last writer wins. Every method raises UserError, naming the file and
-    the reason, where the system or the network refuses for good.
+    Readers see a file completely or not at all, and the last writer wins. Every method raises UserError, with the file
+    and the reason, if the system or the network refuses permanently.
+
+    Attributes:
+        place: the path or URL as the user gave it, for messages.
     """
 
-    place: str  # the folder as the user gave it, for messages
+    place: str
 
     @abstractmethod
     def entries(self, folder: str = "") -> dict[str, Entry]:
-        """The files directly in the folder or in one below it, by name; none where there is no such folder."""
+        """The files directly in the store's folder, or in its subfolder `folder`, by name; none if there is none."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where there is no such file."""
+        """The content of a file; None if it does not exist."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, over an older one if need be."""
+        """Write a file, replacing an existing one."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one; whether it was written. Of two callers one wins (if the remote can)."""
+        """Write a file if none of this name exists; returns whether it was written.
+
+        Of two concurrent callers only one succeeds, as far as the remote service supports it.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file that may be gone already."""
+        """Remove a file; no error if it does not exist."""
 
     @abstractmethod
     def local(self, name: str) -> Path | None:
-        """A file of this machine to be memory-mapped: the file itself or a copy; None where there is no such file."""
+        """Path of a local file to memory-map: the file itself or a copy; None if it does not exist."""
 
     def forget(self, name: str) -> bool:
-        """Drop the copy that `local` made, which is damaged; whether there can be a better one."""
+        """Drop the damaged copy that `local` made; returns whether a new call of `local` can give another one."""
         return False
 
-    def sweep(self, seconds: float, folders: Sequence[str]) -> None:  # noqa: B027, nothing where no file is half there
-        """Remove what dead writers of a pair set left half-written in the store's folder and in these below it (of
-        other machines: after so many seconds)."""
+    def sweep(self, seconds: float, folders: Sequence[str]) -> None:  # noqa: B027, remote writes leave no partial files
+        """Remove partial files of a pair set's dead writers, in the store's folder and in its subfolders `folders`.
 
-    def prune(self, folders: Sequence[str]) -> None:  # noqa: B027, nothing where there are no folders
-        """Remove those of the folders that are empty."""
+        Those of other machines are removed when they are older than `seconds`.
+        """
+
+    def prune(self, folders: Sequence[str]) -> None:  # noqa: B027, object stores have no folders
+        """Remove those of the subfolders `folders` that are empty."""
 
     def path(self, name: str) -> str:
-        """How messages call a file."""
+        """Path or URL of a file, for messages."""
         return f"{self.place.rstrip('/')}/{name}"

@@ -1,10 +1,10 @@
-"""The loader of pairs: pairs a second against webdataset, the wait of a training for it, and the disk a pair takes.
+"""Reading pairs: pairs per second against webdataset, the share of a training that waits, and the disk of a pair.
 
-Both loaders run in one process, on one thread, and hand out the same tensors: latent and noise (N, C, H, W) float32,
-seeds, prompts; seconds are the processor's, so that a busy machine tells the same. The webdataset holds a pair as
-latent.npy (float16), txt, cls (the seed) and, where noise is stored, noise.npy (float32); it is read in the order of
-the file, which costs it nothing, while `LatentPairs` shuffles. Drawing noise takes both the same time. The set is
-opened and checked before (once in a training).
+Both loaders run in one process, on one thread, and return the same tensors: latent and noise (N, C, H, W) float32,
+seeds, prompts. Seconds are the processor's, so that they do not depend on other programs. The webdataset holds a pair
+as latent.npy (float16), txt, cls (the seed) and, where noise is stored, noise.npy (float32); it is read in the order
+of the file, while `LatentPairs` shuffles. Drawing noise takes both the same time. The set is opened and checked before
+(once in a training).
 """
 
 import io
@@ -46,10 +46,10 @@ class Shape(NamedTuple):
 
 def write_set(folder: Path, shape: Shape) -> Manifest:
     """Two shards of random latents."""
-    told = {"teacher": "t", "teacher_digest": "d", "scheduler": {}, "timestep_spacing": "trailing", "steps": 1}
-    made = {"precision": "32-true", "guidance": 1.0, "latent_space": {}, "prompts_digest": "p", "seed_base": 0}
-    size = {"pairs": 2 * ROWS, "shard_size": ROWS, "store_noise": shape.store_noise, "batch_size": 1, "versions": {}}
-    manifest = Manifest(**told, **made, **size, latent_shape=list(shape.latent))
+    teacher = {"teacher": "t", "teacher_digest": "d", "scheduler": {}, "timestep_spacing": "trailing", "steps": 1}
+    settings = {"precision": "32-true", "guidance": 1.0, "latent_space": {}, "prompts_digest": "p", "seed_base": 0}
+    sizes = {"pairs": 2 * ROWS, "shard_size": ROWS, "store_noise": shape.store_noise, "batch_size": 1, "versions": {}}
+    manifest = Manifest(**teacher, **settings, **sizes, latent_shape=list(shape.latent))
     manifest.write(folder)
     for shard in range(manifest.shards):
         seed = torch.tensor(manifest.span(shard))
@@ -86,15 +86,20 @@ def read_tar(file: Path, shape: Shape) -> Iterator[PairBatch]:
 
 
 def require_same(ours: Iterable[PairBatch], theirs: Iterable[PairBatch]) -> None:
+    """Both loaders return the same tensors, up to the order of `ours`."""
     ours, theirs = list(ours), list(theirs)
     for name in ("latent", "noise"):
-        a, b = (torch.cat([getattr(batch, name) for batch in of]) for of in (ours, theirs))
-        order = torch.cat([batch.seed for batch in ours])
+        a, b = (_column(batches, name) for batches in (ours, theirs))
+        order = _column(ours, "seed")
         assert torch.equal(a, b[order]) and a.dtype == b.dtype == torch.float32
 
 
+def _column(batches: list[PairBatch], name: str) -> torch.Tensor:
+    return torch.cat([getattr(batch, name) for batch in batches])
+
+
 def cpu_seconds(epoch: Callable[[], Iterable[PairBatch]]) -> float:
-    """Of an epoch whose batches are let go as soon as they are there, as a training does."""
+    """Of an epoch whose batches are freed as soon as they are read, as in a training."""
     start = time.process_time()
     deque(epoch(), maxlen=0)
     return time.process_time() - start
@@ -109,18 +114,18 @@ def throughput(shape: Shape) -> None:
         data.setup("fit")
         readers = (data.train_dataloader, lambda: read_tar(tar, shape))
         require_same(*(read() for read in readers))
-        turns = [[cpu_seconds(read) for read in readers] for _ in range(ROUNDS)]
-    ours, theirs = (2 * ROWS / statistics.median(of) for of in zip(*turns, strict=True))
-    how = "noise stored" if shape.store_noise else "noise drawn"
+        turns = [tuple(map(cpu_seconds, readers)) for _ in range(ROUNDS)]
+    ours, theirs = (2 * ROWS / statistics.median(seconds) for seconds in zip(*turns, strict=True))
+    noise = "noise stored" if shape.store_noise else "noise drawn"
     latent = "x".join(map(str, shape.latent))
-    print(f"{latent}, {how}: {ours:6.0f} pairs/s, webdataset {theirs:6.0f}: {ours / theirs:5.1f} times", flush=True)
+    print(f"{latent}, {noise}: {ours:6.0f} pairs/s, webdataset {theirs:6.0f}: {ours / theirs:5.1f} times", flush=True)
 
 
 # ---- waiting ----
 
 
 class TimedStream(PairStream):
-    """Counts the seconds in which a batch is waited for."""
+    """Counts the seconds spent waiting for batches."""
 
     waited = 0.0
 
@@ -142,26 +147,26 @@ class TimedPairs(LatentPairs):
         return self.stream
 
 
-class Stall(pl.Callback):
-    """Share of a training's time in which it waits for the loader, the first two batches aside."""
+class WaitingShare(pl.Callback):
+    """Share of a training's time spent waiting for the loader, without the first two batches."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch_idx == 2:
-            self.before, self.begun = trainer.datamodule.stream.waited, time.perf_counter()
+            self.waited, self.started = trainer.datamodule.stream.waited, time.perf_counter()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if batch_idx > 2:
-            self.share = (trainer.datamodule.stream.waited - self.before) / (time.perf_counter() - self.begun)
+            self.share = (trainer.datamodule.stream.waited - self.waited) / (time.perf_counter() - self.started)
 
 
-def stall_share() -> float:
+def waiting_share() -> float:
     """Of a training of the miniature by regression alone: the cheapest step there is, so the largest share."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(PairGeneration("glyphs", STEPS, 1.0), Path(folder))
-        stall = Stall()
-        trainer = pl.Trainer(max_epochs=-1, limit_val_batches=0, callbacks=[EMA(1000.0), stall], **QUIET)
+        waiting = WaitingShare()
+        trainer = pl.Trainer(max_epochs=-1, limit_val_batches=0, callbacks=[EMA(1000.0), waiting], **QUIET)
         trainer.fit(distillation(images=BATCH * 12), TimedPairs(folder, BATCH, validation_pairs=0))
-    return stall.share
+    return waiting.share
 
 
 # ---- disk ----
@@ -178,8 +183,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for shape in (Shape(latent, stored) for latent in (SD15, GLYPHS) for stored in (True, False)):
         throughput(shape)
-    print("pairs a processor's second, one process   (aim: at least 5 times; drawing z takes both the same time)")
-    print(f"share of a training that waits for pairs  {stall_share():.2%}   (aim: below 1%)", flush=True)
+    print("pairs per processor second, one process   (aim: at least 5 times with stored noise)")
+    print(f"share of a training that waits for pairs  {waiting_share():.2%}   (aim: below 1%)", flush=True)
     drawn, stored = bytes_per_pair(False), bytes_per_pair(True)
     text = TOKENS * WIDTH
     print(

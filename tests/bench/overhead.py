@@ -1,4 +1,4 @@
-"""What the trainer adds to the networks: `make bench` prints two ratios, each measured in turn in one process."""
+"""Overhead of the trainer over the bare networks: two ratios, the sides of each measured in turn in one process."""
 
 import contextlib
 import statistics
@@ -36,7 +36,7 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 class Stopwatch(pl.Callback):
-    """Seconds of a whole prediction, the start of the trainer aside."""
+    """Seconds of a whole prediction, without the start of the trainer."""
 
     def on_predict_start(self, trainer, pl_module) -> None:
         self.start = time.perf_counter()
@@ -46,22 +46,23 @@ class Stopwatch(pl.Callback):
 
 
 def generation_seconds(module: PairGeneration) -> float:
-    """The whole stage: prompts, noise, solver, shards on disk."""
+    """Seconds of the whole stage: prompts, noise, solver, shards on disk."""
     with tempfile.TemporaryDirectory() as folder:
         return write_pairs(module, Path(folder))
 
 
 def write_pairs(module: PairGeneration, folder: Path, pairs: int = PAIRS) -> float:
-    watch = Stopwatch()
-    callbacks = [watch, PairWriter(folder, shard_size=100)]
+    """Write a pair set; the seconds it took."""
+    stopwatch = Stopwatch()
+    callbacks = [stopwatch, PairWriter(folder, shard_size=100)]
     trainer = pl.Trainer(accelerator="auto", devices=1, callbacks=callbacks, default_root_dir=folder, **QUIET)
     trainer.predict(module, Prompts(PROMPTS, pairs, seed_base=0, batch_size=BATCH), return_predictions=False)
-    return watch.seconds
+    return stopwatch.seconds
 
 
 @torch.no_grad()
 def bare_loop(module: PairGeneration) -> None:
-    """Network and scheduler, nothing else."""
+    """The denoising loop alone: network and scheduler."""
     teacher = module.teacher
     latents = torch.randn(PAIRS, *teacher.latent_shape).split(BATCH)
     conditioning = teacher.encode(["", "digit 7"]).text.repeat_interleave(BATCH, 0)
@@ -81,9 +82,9 @@ WARM_UP = 2  # batches
 
 
 class InTurn(pl.Callback):
-    """After every batch of a training its bare passes: what disturbs the machine disturbs both.
+    """Runs the bare passes after every batch of a training, so that both are measured on the same busy machine.
 
-    A batch lasts from the end of the passes before it to its own end, so the loader's and the trainer's time is in it.
+    A batch lasts from the end of the passes before it to its own end, which includes the loader's and trainer's time.
     """
 
     def __init__(self, passes: Callable[[int], None]):
@@ -114,7 +115,7 @@ def regression_passes(folder: Path) -> Callable[[int], None]:
 
 @contextlib.contextmanager
 def training_pairs() -> Iterator[Path]:
-    """A folder of quickly made pairs, enough for epochs of 50 batches."""
+    """A folder of pairs made in one step, enough for epochs of 50 batches."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(PairGeneration("glyphs", 1, 1.0), Path(folder), 50 * TRAINING_BATCH)
         yield Path(folder)
@@ -127,10 +128,10 @@ def first_batch(folder: Path) -> PairBatch:
 
 
 def training_ratio(module: Diffusion2GAN, passes: Callable[[int], None], folder: Path) -> float:
-    """Seconds a batch of `trainer.fit` over those of its bare passes."""
-    watch = InTurn(passes)
-    fit(module, folder, watch)
-    return watch.batch / watch.bare
+    """Seconds per batch of `trainer.fit` over those of its bare passes."""
+    timer = InTurn(passes)
+    fit(module, folder, timer)
+    return timer.batch / timer.bare
 
 
 def fit(module: Diffusion2GAN, folder: Path, callback: pl.Callback) -> None:

@@ -1,4 +1,4 @@
-"""Which pairs a training run is given, and in which order."""
+"""Which pairs a training run reads, and in which order."""
 
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -22,7 +22,7 @@ SHAPE, PAIRS, HELD_OUT, BATCH, SHARD = (4, 2, 2), 47, 7, 8, 9  # 40 training pai
 def folder(tmp_path_factory):
     """A set whose latent i is filled with i."""
     folder = tmp_path_factory.mktemp("pairs")
-    told = {
+    values = {
         "teacher": "t",
         "teacher_digest": "d",
         "scheduler": {},
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     }
     made = {"steps": 1, "guidance": 1.0, "latent_space": {}, "latent_shape": list(SHAPE), "prompts_digest": "p"}
     size = {"seed_base": 5, "pairs": PAIRS, "shard_size": SHARD, "store_noise": False, "batch_size": 1, "versions": {}}
-    manifest = Manifest(**told, **made, **size)
+    manifest = Manifest(**values, **made, **size)
     manifest.write(folder)
     for shard in range(manifest.shards):
         span = manifest.span(shard)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @dataclass
 class Place:
-    """What the datamodule asks of a trainer."""
+    """The attributes of a trainer that the datamodule uses."""
 
     global_rank: int = 0
     world_size: int = 1
@@ -58,12 +58,12 @@ def opened(folder, place=None, **changes) -> LatentPairs:
 
 
 def numbers(batch: PairBatch) -> list[int]:
-    """Numbers of the pairs of a batch; all of its fields must speak of the same ones."""
-    found = (batch.seed - 5).tolist()
-    assert batch.prompt == [f"p{i}" for i in found]
-    assert batch.latent[:, 0, 0, 0].tolist() == found
+    """Numbers of the pairs of a batch; all of its fields must belong to the same pairs."""
+    pair_numbers = (batch.seed - 5).tolist()
+    assert batch.prompt == [f"p{i}" for i in pair_numbers]
+    assert batch.latent[:, 0, 0, 0].tolist() == pair_numbers
     assert torch.equal(batch.noise, draw_noise(batch.seed, SHAPE))
-    return found
+    return pair_numbers
 
 
 def flat(lists) -> list:
@@ -74,7 +74,7 @@ def stretches(loader, count: int) -> list[list[list[int]]]:
     return [[numbers(batch) for batch in loader] for _ in range(count)]
 
 
-def test_every_training_pair_comes_once_an_epoch_and_held_out_ones_never(folder):
+def test_every_training_pair_is_read_once_per_epoch_and_held_out_pairs_never(folder):
     data = opened(folder)
     epochs = stretches(data.train_dataloader(), 3)
     for epoch in epochs:
@@ -84,7 +84,7 @@ def test_every_training_pair_comes_once_an_epoch_and_held_out_ones_never(folder)
     assert sorted(flat(stretches(data.val_dataloader(), 1)[0])) == list(range(PAIRS - HELD_OUT, PAIRS))
 
 
-def test_pairs_that_fill_no_batch_are_not_lost(folder):
+def test_pairs_that_do_not_fill_a_batch_are_not_lost(folder):
     stream = opened(folder, batch_size=12).train_dataloader()  # 3 batches a stretch, 40 pairs a pass
     seen = flat(flat(stretches(stream, 4)))
     assert sorted(seen[:40]) == sorted(seen[40:80]) == list(range(40))
@@ -95,7 +95,7 @@ def test_the_order_is_a_function_of_the_seed(folder):
     assert stretches(opened(folder).train_dataloader(), 1) != stretches(opened(folder, seed=4).train_dataloader(), 1)
 
 
-def test_shards_are_read_one_after_the_other(folder):
+def test_shards_are_read_one_after_another(folder):
     epoch = flat(stretches(opened(folder).train_dataloader(), 1)[0])
     shards = [i // SHARD for i in epoch]
     assert sum(a != b for a, b in pairwise(shards)) == len(set(shards)) - 1
@@ -103,7 +103,7 @@ def test_shards_are_read_one_after_the_other(folder):
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (3, 0), (5, 0), (7, 0), (10, 0), (3, 2), (5, 2)])
-def test_a_resumed_stream_goes_on_where_it_stopped(folder, stop, workers):
+def test_a_resumed_stream_continues_where_it_stopped(folder, stop, workers):
     unbroken = flat(stretches(opened(folder).train_dataloader(), 3))
     stream, seen = opened(folder, workers=workers).train_dataloader(), []
     while len(seen) < stop:
@@ -141,13 +141,13 @@ def test_a_run_resumes_on_another_number_of_processes(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_reading_leaves_the_global_generator_alone(folder, workers):
+def test_reading_leaves_the_global_generator_unchanged(folder, workers):
     state = torch.get_rng_state()
     stretches(opened(folder, workers=workers).train_dataloader(), 1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_refuses_what_cannot_be_split(folder):
+def test_refuses_sizes_that_cannot_be_split(folder):
     with pytest.raises(UserError, match="batch_size: 8 pairs do not divide among 3 processes"):
         opened(folder, Place(0, 3))
     with pytest.raises(UserError, match="validation_pairs: 40 of the 47 pairs"):
@@ -156,7 +156,7 @@ def test_refuses_what_cannot_be_split(folder):
 
 
 class Recorder(pl.LightningModule):
-    """A module that learns nothing and writes down what it is given."""
+    """A module that learns nothing and records the pairs of each batch."""
 
     def __init__(self):
         super().__init__()
@@ -185,7 +185,7 @@ def fit(folder, root, steps, workers, resume=None):
 
 
 @pytest.mark.parametrize(("workers", "steps"), [(0, (2, 5, 6, 10)), (1, (3, 5))])  # within an epoch, and at its end
-def test_lightning_resumes_the_very_pairs(folder, tmp_path, workers, steps):
+def test_lightning_resumes_with_the_next_pairs(folder, tmp_path, workers, steps):
     unbroken = fit(folder, tmp_path, 12, workers)
     assert unbroken == flat(stretches(opened(folder).train_dataloader(), 3))[:12]
     for step in steps:

@@ -21,7 +21,7 @@ def ready(*args, **kwargs) -> Prompts:
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 5])
-def test_pairs_go_round_the_prompts_each_repeated(prompts, repeat):
+def test_pairs_cycle_through_repeated_prompts(prompts, repeat):
     data = ready(prompts, pairs=40, seed_base=7, batch_size=11, repeat=repeat)
     wanted = ["abc"[i // repeat % 3] for i in range(40)]
     for numbers in (range(0, 40), range(3, 4), range(5, 23), range(39, 40)):
@@ -33,17 +33,17 @@ def test_pairs_go_round_the_prompts_each_repeated(prompts, repeat):
     assert [prompt for batch in batches for prompt in batch.prompt] == wanted
 
 
-def test_no_number_of_pairs_takes_every_prompt_as_often_as_asked(prompts):
+def test_without_a_number_of_pairs_every_prompt_is_repeated(prompts):
     data = ready(prompts, pairs=None, seed_base=0, batch_size=4, repeat=2)
     assert data.pairs == 6 and data.batch(range(6)).prompt == list("aabbcc")
 
 
-def test_the_digest_tells_how_often_prompts_are_repeated(prompts):
+def test_the_digest_includes_the_repetition(prompts):
     once, thrice = (ready(prompts, 9, 0, 4, repeat=repeat).prompts_digest for repeat in (1, 3))
     assert once == PromptFile(prompts).digest and thrice == f"{once} x3"
 
 
-def test_blank_prompts_are_told(prompts, capsys):
+def test_blank_prompts_are_reported(prompts, capsys):
     ready(prompts, 9, 0, 4)
     assert capsys.readouterr().err == f"diffgan: prompts {prompts}: 3 prompts, 1 blank ones skipped\n"
 
@@ -60,6 +60,6 @@ def test_blank_prompts_are_told(prompts, capsys):
         ({"column": "text"}, "no column 'text'"),
     ],
 )
-def test_what_is_out_of_range_is_refused(prompts, change, message):
+def test_values_out_of_range_are_refused(prompts, change, message):
     with pytest.raises(UserError, match=message):
         ready(**{"prompts": prompts, "pairs": 4, "seed_base": 0, "batch_size": 2, **change})

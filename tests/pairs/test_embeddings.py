@@ -1,4 +1,4 @@
-"""Text conditioning that is read instead of made."""
+"""Cached text conditioning: made by the command, read by training."""
 
 import dataclasses
 import json
@@ -12,10 +12,10 @@ from datamodules.latent_pairs import LatentPairs
 from diffgan.__main__ import main
 from diffgan.cli.pairs.embed import embed
 from diffgan.errors import UserError
-from diffgan.pairs.embeddings import Embeddings, index_tensors, keys, shard_header
+from diffgan.pairs.embeddings import Embeddings, index_tensors, prompt_keys, shard_header
+from diffgan.pairs.headers import HEADER
 from diffgan.pairs.pair_set import PairSet
 from diffgan.pairs.shard_format import write_shard
-from diffgan.pairs.shard_reader import HEADER
 from diffgan.storage.open import open_store
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
@@ -27,25 +27,25 @@ TOLERANCE = 1e-6  # a text encoder's rounding depends on what it encodes togethe
 
 @pytest.fixture(scope="module")
 def embeddings(pairs, tmp_path_factory):
-    """Made by the command, which nobody may change."""
+    """Made by the command; tests must not change it."""
     folder = tmp_path_factory.mktemp("embeddings")
     main(["pairs", "embed", str(pairs), str(folder)])
     return folder
 
 
 def test_every_unique_prompt_has_a_row_that_equals_encoding(pairs, embeddings, tiny_pipeline):
-    teacher, held = load_teacher(str(tiny_pipeline)), PairSet(pairs)
-    held.embeddings = Embeddings(embeddings, held.manifest.teacher_digest)
-    assert len(held.embeddings.keys) == len(set(held.prompts(range(40)))) == 2
-    batch = held.read([39, 0, 17, 17, 2])
+    teacher, pair_set = load_teacher(str(tiny_pipeline)), PairSet(pairs)
+    pair_set.embeddings = Embeddings(embeddings, pair_set.manifest.teacher_digest)
+    assert len(pair_set.embeddings.keys) == len(set(pair_set.prompts(range(40)))) == 2
+    batch = pair_set.read([39, 0, 17, 17, 2])
     wanted = teacher.encode(batch.prompt)
     assert (batch.conditioning.text - wanted.text).abs().max() <= TOLERANCE
     assert batch.conditioning.text.dtype == wanted.text.dtype and batch.conditioning.pooled is None
-    assert held.read([0]).prompt != held.read([1]).prompt
-    assert not torch.equal(held.read([0]).conditioning.text, held.read([1]).conditioning.text)
+    assert pair_set.read([0]).prompt != pair_set.read([1]).prompt
+    assert not torch.equal(pair_set.read([0]).conditioning.text, pair_set.read([1]).conditioning.text)
 
 
-def test_all_that_sdxl_is_told_is_kept(pairs, tmp_path):
+def test_all_conditioning_of_sdxl_is_cached(pairs, tmp_path):
     pipeline = saved(sdxl, tmp_path / "xl")
     teacher, plain = load_teacher(str(pipeline)), PairSet(pairs)
     changes = {"teacher": str(pipeline), "teacher_digest": weights_digest(teacher)}
@@ -56,11 +56,11 @@ def test_all_that_sdxl_is_told_is_kept(pairs, tmp_path):
     embed(str(tmp_path / "set"), str(tmp_path / "embeddings"))
     read = Embeddings(tmp_path / "embeddings", manifest.teacher_digest).read(["digit 7", "digit 7"])
     wanted = teacher.encode(["digit 7", "digit 7"])
-    for held, made in zip(read, wanted, strict=True):
-        assert held.dtype == made.dtype and (held - made).abs().max() <= TOLERANCE
+    for cached, encoded in zip(read, wanted, strict=True):
+        assert cached.dtype == encoded.dtype and (cached - encoded).abs().max() <= TOLERANCE
 
 
-def test_the_same_command_goes_on_and_others_are_refused(pairs, embeddings, other_pipeline, tmp_path):
+def test_the_same_command_resumes_and_others_are_refused(pairs, embeddings, other_pipeline, tmp_path):
     folder = tmp_path / "again"
     embed(str(pairs), str(folder), batch_size=1)
     file = next(folder.glob("embeddings-*"))
@@ -75,14 +75,14 @@ def test_the_same_command_goes_on_and_others_are_refused(pairs, embeddings, othe
 
 
 def other_order(pairs, folder):
-    """A set with the prompts of another, whose first is another one."""
-    held = PairSet(pairs)
-    one, two = dict.fromkeys(held.prompts(range(len(held))))
-    held.manifest.write(folder)
-    for shard in range(held.manifest.shards):
-        batch = held.read(held.manifest.span(shard))
+    """A set with the same two prompts in the other order."""
+    pair_set = PairSet(pairs)
+    one, two = dict.fromkeys(pair_set.prompts(range(len(pair_set))))
+    pair_set.manifest.write(folder)
+    for shard in range(pair_set.manifest.shards):
+        batch = pair_set.read(pair_set.manifest.span(shard))
         swapped = [two if prompt == one else one for prompt in batch.prompt]
-        write_shard(folder, held.manifest, shard, batch._replace(prompt=swapped))
+        write_shard(folder, pair_set.manifest, shard, batch._replace(prompt=swapped))
     return folder
 
 
@@ -92,7 +92,7 @@ def test_shards_of_other_prompts_are_made_again(pairs, embeddings, tmp_path, cap
     (folder / "index.safetensors").unlink()
     embed(str(other_order(pairs, tmp_path / "set")), str(folder))
     assert (
-        "embeddings-00000-of-00001.safetensors: holds other prompts or is another teacher's" in capsys.readouterr().err
+        "embeddings-00000-of-00001.safetensors: belongs to other prompts or another teacher" in capsys.readouterr().err
     )
     for prompt in dict.fromkeys(PairSet(pairs).prompts(range(40))):
         read, wanted = (Embeddings(place, digest).read([prompt]).text for place in (folder, embeddings))
@@ -102,38 +102,38 @@ def test_shards_of_other_prompts_are_made_again(pairs, embeddings, tmp_path, cap
 def test_damaged_shards_are_made_again(pairs, tmp_path, capsys):
     embed(str(pairs), str(tmp_path))
     file = next(tmp_path.glob("embeddings-*"))
-    whole = file.read_bytes()
-    for broken in (b"", whole[:100], whole[:-1]):
+    intact = file.read_bytes()
+    for broken in (b"", intact[:100], intact[:-1]):
         file.write_bytes(broken)
         embed(str(pairs), str(tmp_path))
-        assert file.read_bytes() == whole and "shard is damaged" in capsys.readouterr().err
+        assert file.read_bytes() == intact and "shard is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["prompts", "teacher", "shard"])
 def test_shards_of_other_prompts_or_another_teacher_are_not_read(pairs, tmp_path, change):
     embed(str(pairs), str(tmp_path))
-    file, held = next(tmp_path.glob("embeddings-*")), PairSet(pairs)
-    found = dict.fromkeys(held.prompts(range(40)))
-    told = {"shard": 0, "teacher": held.manifest.teacher_digest, "prompts": list(found)}
-    told[change] = {"prompts": list(found)[::-1], "teacher": "00", "shard": 1}[change]
-    header = shard_header(told["shard"], told["teacher"], keys(told["prompts"]))
+    file, pair_set = next(tmp_path.glob("embeddings-*")), PairSet(pairs)
+    prompts = dict.fromkeys(pair_set.prompts(range(40)))
+    values = {"shard": 0, "teacher": pair_set.manifest.teacher_digest, "prompts": list(prompts)}
+    values[change] = {"prompts": list(prompts)[::-1], "teacher": "00", "shard": 1}[change]
+    header = shard_header(values["shard"], values["teacher"], prompt_keys(values["prompts"]))
     file.write_bytes(save(load(file.read_bytes()), {HEADER: json.dumps(header)}))
-    with pytest.raises(UserError, match="holds other prompts or is another teacher's; run `diffgan pairs embed` again"):
-        Embeddings(tmp_path, held.manifest.teacher_digest).read(["digit 7"])
+    with pytest.raises(UserError, match="belongs to other prompts or another teacher; run `diffgan pairs embed` again"):
+        Embeddings(tmp_path, pair_set.manifest.teacher_digest).read(["digit 7"])
 
 
-def test_what_does_not_fit_the_pairs_is_refused(pairs, embeddings, tmp_path):
+def test_embeddings_that_do_not_match_the_pairs_are_refused(pairs, embeddings, tmp_path):
     data = LatentPairs(pairs, 8, 8, embeddings=tmp_path)
     with pytest.raises(UserError, match=r"index\.safetensors: shard is missing; run `diffgan pairs embed`"):
         data.setup("fit")
     with pytest.raises(UserError, match=r"embeddings are of another teacher .digest .* there, 00 of the pairs"):
         Embeddings(embeddings, "00")
-    held = Embeddings(embeddings, PairSet(pairs).manifest.teacher_digest)
+    cached = Embeddings(embeddings, PairSet(pairs).manifest.teacher_digest)
     with pytest.raises(UserError, match="no embedding of the prompt 'digit 8'; run `diffgan pairs embed`"):
-        held.read(["digit 7", "digit 8"])
+        cached.read(["digit 7", "digit 8"])
 
 
-def test_training_reads_what_it_would_have_made(config, embeddings, tmp_path):
+def test_training_with_embeddings_equals_training_without(config, embeddings, tmp_path):
     other = named(config, "read")
     other["data"]["init_args"]["embeddings"] = str(embeddings)
     for name, settings in {"run": config, "read": other}.items():
@@ -151,7 +151,7 @@ def test_a_damaged_shard_ends_the_training_with_one_line(config, pairs, tmp_path
     assert error.startswith("diffgan: error: ") and "embeddings-00000-of-00001.safetensors: shard is damaged" in error
 
 
-def test_embeddings_of_another_store(pairs, s3, embeddings):
+def test_embeddings_in_an_object_store(pairs, s3, embeddings):
     embed(str(pairs), s3)
     read = Embeddings(s3, PairSet(pairs).manifest.teacher_digest).read(["digit 7"])
     assert torch.equal(read.text, Embeddings(embeddings, PairSet(pairs).manifest.teacher_digest).read(["digit 7"]).text)

@@ -1,4 +1,4 @@
-"""Pair generation through the command, up to and including its violent ends."""
+"""Pair generation through the command: what it writes, resumes and refuses."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from diffgan.pairs.shard_format import write_shard
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import machine
 from diffgan.teachers.registry import load_teacher
-from tests.pair_sets import PAIRS, contents, refusal
+from tests.pair_sets import PAIRS, contents, refusal, writer_settings
 from tests.processes import run_on_two_processes
 
 
@@ -40,7 +40,7 @@ def test_numbers_out_of_range_are_refused(tmp_path):
             Prompts(prompts, pairs, seed_base, batch_size).setup("predict")
 
 
-def test_makes_the_set_that_the_teacher_would(unbroken, tiny_pipeline):
+def test_the_latents_are_those_of_the_teacher(unbroken, tiny_pipeline):
     read = PairSet(unbroken).read(range(PAIRS))
     assert read.seed.tolist() == list(range(10, 10 + PAIRS))
     assert read.prompt == [["capital A in red", "digit 7 on cream", "grüße ☃"][i % 3] for i in range(PAIRS)]
@@ -51,54 +51,54 @@ def test_makes_the_set_that_the_teacher_would(unbroken, tiny_pipeline):
 
 
 def test_the_bytes_are_those_of_batches_written_by_hand(unbroken, tiny_pipeline, tmp_path):
-    """Nothing of parts, threads and claims is left in a shard."""
+    """Partial shards, threads and claims leave no trace in a shard."""
     manifest, teacher = Manifest.read(open_store(unbroken)), load_teacher(str(tiny_pipeline))
-    held = PairSet(unbroken).read(manifest.span(1))
+    pairs = PairSet(unbroken).read(manifest.span(1))
     latent = [
-        teacher.solve(held.noise[rows], teacher.encode(held.prompt[rows]), 2, 3.0)
+        teacher.solve(pairs.noise[rows], teacher.encode(pairs.prompt[rows]), 2, 3.0)
         for rows in (slice(0, 3), slice(3, 6), slice(6, 8))
     ]
-    write_shard(tmp_path, manifest, 1, held._replace(latent=torch.cat(latent)))
+    write_shard(tmp_path, manifest, 1, pairs._replace(latent=torch.cat(latent)))
     assert manifest.file(tmp_path, 1).read_bytes() == manifest.file(unbroken, 1).read_bytes()
 
 
-def test_running_it_again_changes_nothing(whole, command, capsys):
-    before = {file: file.stat().st_mtime_ns for file in whole.glob("*.safetensors")}
-    main(command(whole))
-    assert before == {file: file.stat().st_mtime_ns for file in whole.glob("*.safetensors")}
-    assert "all 44 pairs are there" in capsys.readouterr().err
+def test_running_it_again_changes_nothing(complete_set, command, capsys):
+    before = {file: file.stat().st_mtime_ns for file in complete_set.glob("*.safetensors")}
+    main(command(complete_set))
+    assert before == {file: file.stat().st_mtime_ns for file in complete_set.glob("*.safetensors")}
+    assert "complete, all 44 pairs exist" in capsys.readouterr().err
 
 
-def test_missing_shards_are_made_again_and_leftovers_swept(whole, unbroken, command, capsys):
+def test_missing_shards_are_made_again_and_leftovers_removed(complete_set, unbroken, command, capsys):
     for shard in (0, 4):
-        (whole / f"pairs-{shard:05d}-of-00006.safetensors").unlink()
-    leave_partials(whole)
-    main(command(whole))
-    assert contents(whole) == contents(unbroken)
+        (complete_set / f"pairs-{shard:05d}-of-00006.safetensors").unlink()
+    leave_partials(complete_set)
+    main(command(complete_set))
+    assert contents(complete_set) == contents(unbroken)
     assert "44/44 pairs" in capsys.readouterr().err
 
 
-def test_half_written_files_are_swept_once_their_writer_is_dead(whole, command):
-    gone, old, fresh = leave_partials(whole)
+def test_half_written_files_are_removed_once_their_writer_is_dead(complete_set, command):
+    gone, old, fresh = leave_partials(complete_set)
     fresh.touch()
-    main(command(whole))
+    main(command(complete_set))
     assert not gone.exists() and not old.exists() and fresh.exists()
 
 
-def test_partials_of_others_are_left_alone(whole, command):
+def test_half_written_files_of_other_programs_are_left_alone(complete_set, command):
     writer = "77.0123abcd-1-1.partial"
     names = (f"sub/00000-0-2.safetensors.{writer}", f"sub/parts/00001.{writer}", "movie.mkv.partial")
-    foreign = [whole / name for name in (*names, "claims/7.partial", f"mine.txt.{writer}")]
+    foreign = [complete_set / name for name in (*names, "claims/7.partial", f"mine.txt.{writer}")]
     for file in foreign:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"half")
         os.utime(file, (0, 0))
-    main(command(whole))
+    main(command(complete_set))
     assert all(file.exists() for file in foreign)
 
 
 def leave_partials(folder: Path) -> list[Path]:
-    """Files half-written by a dead process of this machine, and by two of another machine: long ago, and just now."""
+    """Files half-written by a dead process of this machine, and by two processes of another machine."""
     process = subprocess.Popen(["true"])
     process.wait()
     (folder / "parts").mkdir()
@@ -110,8 +110,10 @@ def leave_partials(folder: Path) -> list[Path]:
     return partials
 
 
-def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, command, other_pipeline, capsys, tmp_path):
-    before = {file.name: file.read_bytes() for file in whole.iterdir()}
+def test_other_settings_are_refused_by_name_and_nothing_is_overwritten(
+    complete_set, command, other_pipeline, capsys, tmp_path
+):
+    before = {file.name: file.read_bytes() for file in complete_set.iterdir()}
     other = tmp_path / "other.txt"
     other.write_text("digit 8\n")
     for option, field in {
@@ -120,8 +122,8 @@ def test_what_differs_is_refused_by_name_and_nothing_is_overwritten(whole, comma
         "--data.init_args.pairs=45": "pairs",
         f"--data.init_args.prompts={other}": "prompts_digest",
     }.items():
-        assert f"manifest.json: another pair set: {field} is" in refusal(capsys, command(whole, option))
-    assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
+        assert f"manifest.json: another pair set: {field} is" in refusal(capsys, command(complete_set, option))
+    assert {file.name: file.read_bytes() for file in complete_set.iterdir()} == before
 
 
 def flip_a_latent(shard: Path) -> None:
@@ -132,19 +134,19 @@ def flip_a_latent(shard: Path) -> None:
     shard.write_bytes(content)
 
 
-def test_flipped_bytes_are_not_called_there(whole, command, capsys, monkeypatch):
-    shard = whole / "pairs-00003-of-00006.safetensors"
+def test_flipped_bytes_are_refused(complete_set, command, capsys, monkeypatch):
+    shard = complete_set / "pairs-00003-of-00006.safetensors"
     flip_a_latent(shard)
-    line = refusal(capsys, command(whole))
-    assert f"{shard}: shard is damaged (its bytes are not those that were written); delete it" in line
-    monkeypatch.setattr("callbacks.pair_writer.COMPARED_BYTES", 1000)
-    main(command(whole))
-    assert "all 44 pairs are there; `diffgan pairs verify` compares their bytes" in capsys.readouterr().err
+    line = refusal(capsys, command(complete_set))
+    assert f"{shard}: shard is damaged (its bytes do not match its digest); delete it" in line
+    monkeypatch.setattr("diffgan.pairs.opening.COMPARED_BYTES", 1000)
+    main(command(complete_set))
+    assert "complete, all 44 pairs exist; `diffgan pairs verify` compares their bytes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["shards", "parts"])
-def test_a_refused_command_leaves_no_manifest(whole, unbroken, command, capsys, tmp_path, kind):
-    folder = whole if kind == "shards" else tmp_path / "begun"
+def test_a_refused_command_leaves_no_manifest(complete_set, unbroken, command, capsys, tmp_path, kind):
+    folder = complete_set if kind == "shards" else tmp_path / "interrupted"
     if kind == "parts":
         main(command(folder, "--trainer.limit_predict_batches=1"))
     (folder / "manifest.json").unlink()
@@ -156,10 +158,10 @@ def test_a_refused_command_leaves_no_manifest(whole, unbroken, command, capsys, 
     assert contents(folder) == contents(unbroken)
 
 
-def test_a_truncated_shard_is_refused_and_kept(whole, command, capsys):
-    shard = whole / "pairs-00003-of-00006.safetensors"
+def test_a_truncated_shard_is_refused_and_kept(complete_set, command, capsys):
+    shard = complete_set / "pairs-00003-of-00006.safetensors"
     os.truncate(shard, 1000)
-    assert f"{shard}: shard is damaged" in refusal(capsys, command(whole))
+    assert f"{shard}: shard is damaged" in refusal(capsys, command(complete_set))
     assert shard.stat().st_size == 1000
 
 
@@ -168,7 +170,7 @@ def test_bad_input_is_refused_before_anything_is_made(command, tmp_path, capsys)
     empty.write_text("\n  \n")
     latin.write_bytes("grün".encode("latin-1"))
     for option, message in {
-        f"--data.init_args.prompts={empty}": f"{empty}: no prompt in it",
+        f"--data.init_args.prompts={empty}": f"{empty}: no prompts in it",
         f"--data.init_args.prompts={latin}": f"{latin}: byte 2 is not UTF-8",
         f"--model.init_args.teacher={tmp_path}": "no pipeline directory",
         "--model.init_args.steps=0": "steps: 0",
@@ -177,7 +179,7 @@ def test_bad_input_is_refused_before_anything_is_made(command, tmp_path, capsys)
     assert not (tmp_path / "new").exists()
 
 
-def test_parquet_with_several_noises_a_prompt_and_prompts_cut(command, tmp_path, capsys):
+def test_parquet_with_several_noises_per_prompt_and_truncated_prompts(command, tmp_path, capsys):
     prompts = ["digit 7", None, "grüße ☃\n" * 30, "", "capital A"]
     pq.write_table(pa.table({"id": range(5), "words": prompts, "url": prompts}), tmp_path / "prompts.parquet")
     change = {"prompts": str(tmp_path / "prompts.parquet"), "column": "words", "repeat": 5, "pairs": "null"}
@@ -185,7 +187,7 @@ def test_parquet_with_several_noises_a_prompt_and_prompts_cut(command, tmp_path,
     main(words)
     shown = capsys.readouterr().err
     assert "prompts.parquet: 3 prompts, 2 blank ones skipped" in shown
-    assert "diffgan: 5 pairs: prompt cut, it had more than 16 tokens" in shown
+    assert "diffgan: 5 pairs: prompt truncated to 16 tokens" in shown
     read, manifest = PairSet(tmp_path / "set").read(range(15)), Manifest.read(open_store(tmp_path / "set"))
     assert read.prompt == [prompt for prompt in (prompts[0], prompts[2].strip(), prompts[4]) for _ in range(5)]
     assert read.seed.tolist() == list(range(10, 25)) and len(read.latent.flatten(1).unique(dim=0)) == 15
@@ -210,10 +212,11 @@ def test_two_processes_make_the_same_bytes(unbroken, command, tmp_path):
     assert contents(together) == contents(unbroken)
 
 
-def test_lightning_s_bar_which_cannot_know_the_length_is_off(command, tmp_path, capfd):
+def test_the_progress_bar_of_lightning_is_off(command, tmp_path, capfd):
     words = command(tmp_path / "set")
     config = yaml.safe_load(Path(words[2]).read_text())
-    del config["trainer"]["callbacks"][1:]  # PairProgress
+    writer = {"class_path": "callbacks.pair_writer.PairWriter", "init_args": writer_settings(config)}
+    config["trainer"]["callbacks"] = [writer]  # without PairProgress
     Path(words[2]).write_text(yaml.safe_dump(config))
     main(words)
     shown = "".join(capfd.readouterr())
@@ -231,10 +234,10 @@ def test_a_refusal_stops_every_process(command, tmp_path):
     assert line.startswith("diffgan: error:") and "guidance is 3.0 there and 9.0 here" in line
 
 
-def test_of_a_trainer_s_processes_the_first_that_refuses_tells_why(capsys):
+def test_the_first_process_of_a_trainer_that_refuses_prints_why(capsys):
     strategy = SimpleNamespace(root_device="cpu", reduce=lambda rank, reduce_op: 1, barrier=lambda: None)
-    for rank, told in ((0, ""), (1, "diffgan: error: mine\n"), (2, "")):
+    for rank, printed in ((0, ""), (1, "diffgan: error: mine\n"), (2, "")):
         trainer = SimpleNamespace(world_size=3, global_rank=rank, strategy=strategy)
         with pytest.raises(SystemExit, match="1"):
             stop_together(trainer, UserError("mine") if rank else None)
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == printed

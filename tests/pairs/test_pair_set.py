@@ -1,3 +1,5 @@
+"""Pair sets as written and read, and what a reader refuses."""
+
 import dataclasses
 import json
 import os
@@ -54,14 +56,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write_set(folder, held):
-    held.write(folder)
-    for shard in range(held.shards):
-        write_shard(folder, held, shard, some_pairs(held.span(shard)))
+def write_set(folder, written):
+    written.write(folder)
+    for shard in range(written.shards):
+        write_shard(folder, written, shard, some_pairs(written.span(shard)))
 
 
 @pytest.mark.parametrize("store_noise", [False, True])
-def test_what_was_written_is_read_in_any_order(tmp_path, store_noise):
+def test_pairs_are_read_in_any_order(tmp_path, store_noise):
     write_set(tmp_path, manifest(store_noise=store_noise))
     numbers = [6, 0, 4, 4, 2]
     read, wanted = PairSet(tmp_path).read(numbers), some_pairs(numbers)
@@ -79,12 +81,12 @@ def test_shards_are_the_same_bytes_every_time(folder, tmp_path_factory):
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
-def test_names_the_first_differing_field_and_tells_nothing_of_versions(folder):
-    held = Manifest.read(open_store(folder))
-    assert held == manifest()
-    manifest(versions={}, teacher="moved", batch_size=9, compile=True).require(held.identity(), folder)
+def test_the_first_field_that_differs_is_named_and_versions_are_not_compared(folder):
+    stored = Manifest.read(open_store(folder))
+    assert stored == manifest()
+    manifest(versions={}, teacher="moved", batch_size=9, compile=True).require_same(stored.identity(), folder)
     with pytest.raises(UserError, match=r"guidance is 3\.0 there and 8\.0 here"):
-        manifest(guidance=8.0, pairs=9).require(held.identity(), folder)
+        manifest(guidance=8.0, pairs=9).require_same(stored.identity(), folder)
 
 
 @pytest.mark.parametrize("size", [0, 4, 700, -1])
@@ -99,13 +101,13 @@ def test_refuses_flipped_bytes_of_a_small_set(folder, monkeypatch):
     file = manifest().file(folder, 1)
     content = file.read_bytes()
     file.write_bytes(content.replace("grüße".encode(), "grüßE".encode()))
-    with pytest.raises(UserError, match=f"{file.name}: shard is damaged .its bytes are not those"):
+    with pytest.raises(UserError, match=f"{file.name}: shard is damaged .its bytes do not match"):
         PairSet(folder)
     monkeypatch.setattr(pairs_module, "COMPARED_BYTES", 1000)
     PairSet(folder)
 
 
-def test_a_noise_that_is_no_number_is_refused(folder, monkeypatch):
+def test_noise_that_is_not_a_number_is_refused(folder, monkeypatch):
     monkeypatch.setattr(pairs_module, "draw_noise", lambda seeds, shape: draw_noise(seeds, shape) * float("nan"))
     with pytest.raises(UserError, match="seed 102 draws other noise"):
         PairSet(folder).read([2])
@@ -119,17 +121,17 @@ def test_refuses_a_missing_shard(folder):
 
 
 def test_refuses_a_shard_of_another_set_or_place(folder):
-    held, file = manifest(), manifest().file(folder, 1)
-    write_shard(folder, dataclasses.replace(held, steps=5), 1, some_pairs(held.span(1)))
+    original, file = manifest(), manifest().file(folder, 1)
+    write_shard(folder, dataclasses.replace(original, steps=5), 1, some_pairs(original.span(1)))
     with pytest.raises(UserError, match=f"{file.name}: another pair set: steps is 5 there and 4 here"):
         PairSet(folder)
-    file.write_bytes(held.file(folder, 0).read_bytes())
-    with pytest.raises(UserError, match=f"{file.name}: holds other pairs"):
+    file.write_bytes(original.file(folder, 0).read_bytes())
+    with pytest.raises(UserError, match=f"{file.name}: contains other pairs"):
         PairSet(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"pairs": 3}'])
-def test_refuses_what_is_no_manifest(folder, content):
+def test_refuses_a_file_that_is_not_a_manifest(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json"):
         PairSet(folder)
@@ -172,7 +174,7 @@ def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_memory_mapping_reads_only_what_is_asked(folder):
+def test_shards_are_memory_mapped(folder):
     tensors = read_shard(open_store(folder), manifest(), 0).tensors
     with open("/proc/self/maps") as maps:
         assert manifest().file(folder, 0).name in maps.read()
@@ -187,9 +189,9 @@ def test_digest_follows_the_weights_and_not_the_place(tiny_pipeline, other_pipel
 
 
 def test_a_manifest_from_before_networks_were_compiled_is_read(folder):
-    told = json.loads((folder / "manifest.json").read_text())
-    del told["compile"]
-    (folder / "manifest.json").write_text(json.dumps(told))
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["compile"]
+    (folder / "manifest.json").write_text(json.dumps(values))
     assert Manifest.read(open_store(folder)) == manifest()
 
 

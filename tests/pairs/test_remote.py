@@ -1,4 +1,4 @@
-"""Pairs made straight into an object store."""
+"""Pairs generated directly into an object store."""
 
 import pytest
 
@@ -22,5 +22,5 @@ def test_a_remote_set_is_the_same_bytes_and_can_be_checked(command, unbroken, re
     main(["pairs", "status", url])
     main(["pairs", "verify", url, "--sample=3"])
     shown = capsys.readouterr()
-    assert "all 44 pairs are there" in shown.err
+    assert "complete, all 44 pairs exist" in shown.err
     assert "44 pairs (100.0%)" in shown.out and "3 pairs made again deviate by at most" in shown.out

@@ -1,4 +1,4 @@
-"""A pair set behind a URL gives a training exactly what the local one does."""
+"""Training on a pair set behind a URL equals training on the local one."""
 
 import copy
 import shutil
@@ -29,7 +29,7 @@ def upload(folder: Path, url: str) -> str:
 
 @pytest.fixture
 def remote(pairs, tmp_path) -> str:
-    """A copy of `pairs` behind a URL; it shares all code with S3 but the requests themselves."""
+    """A copy of `pairs` behind a URL; all code but the requests themselves is that of S3."""
     return upload(pairs, f"memory://{tmp_path}/remote")
 
 
@@ -48,25 +48,27 @@ def batches(folder: str | Path, count: int = 9, **settings) -> list:
     data = LatentPairs(folder, 8, 8, seed=3, **settings)
     data.setup("fit")
     stream = data.train_dataloader()
-    found = []
-    while len(found) < count:
-        found += list(stream)
-    return found[:count] + list(data.val_dataloader())
+    training = []
+    while len(training) < count:
+        training += list(stream)
+    return training[:count] + list(data.val_dataloader())
 
 
 @pytest.mark.parametrize("place", ["memory", "s3"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_remote_pairs_are_the_local_ones(pairs, request, tmp_path, place, workers):
     url = request.getfixturevalue("s3") if place == "s3" else f"memory://{tmp_path}/set"
-    held = PairSet(upload(pairs, url))
-    assert same(held.read(range(40)), PairSet(pairs).read(range(40)))  # workers must not use this process's connection
+    pair_set = PairSet(upload(pairs, url))
+    assert same(
+        pair_set.read(range(40)), PairSet(pairs).read(range(40))
+    )  # workers must not use this process's connection
     wanted = batches(pairs)
     assert all(same(*both) for both in zip(batches(url, workers=workers), wanted, strict=True))
 
 
-def test_a_cache_smaller_than_the_set_will_do(pairs, remote, tmp_path, monkeypatch):
+def test_a_cache_smaller_than_the_set_suffices(pairs, remote, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shards, "MOST_OPEN_REMOTE", 1)
+    monkeypatch.setattr(shards, "MAX_OPEN_REMOTE", 1)
     size = (pairs / SHARD).stat().st_size
     read = batches(remote, count=15, cache_gb=1.5 * size / 1e9, workers=2)
     assert all(same(*both) for both in zip(read, batches(pairs, count=15), strict=True))
@@ -84,20 +86,20 @@ def test_a_damaged_copy_is_fetched_again(pairs, remote):
         assert open_store(remote).local(SHARD).read_bytes() == content
 
 
-def test_what_is_wrong_on_the_remote_is_named(pairs, remote):
+def test_missing_and_damaged_remote_shards_are_named(pairs, remote):
     store, content = open_store(remote), (pairs / SHARD).read_bytes()
     for damage, message in {
         content[:1000]: "shard is damaged .*; delete it and run",
-        (pairs / SHARD.replace("00001-", "00000-")).read_bytes(): "holds other pairs than its name says",
+        (pairs / SHARD.replace("00001-", "00000-")).read_bytes(): "contains other pairs than its name says",
     }.items():
         store.write(SHARD, damage)
         assert same(PairSet(remote).read(range(16)), PairSet(pairs).read(range(16)))
         with pytest.raises(UserError, match=f"^{remote}/{SHARD}: {message}"):
             PairSet(remote).read([16])
-    held = PairSet(remote)
+    pair_set = PairSet(remote)
     store.remove(SHARD)
     with pytest.raises(UserError, match=f"^{remote}/{SHARD}: shard is missing; run"):
-        held.read([16])
+        pair_set.read([16])
     with pytest.raises(UserError, match=f"^{remote}/{SHARD}: shard is missing; run"):
         PairSet(remote)
     store.remove(SHARD.replace("00001-", "00000-"))
@@ -120,13 +122,13 @@ def test_shards_are_fetched_before_they_are_needed(on_s3, gate, tmp_path, monkey
     assert wanted <= set(gate.requests)  # all three shards, though only one was read
 
 
-def test_half_written_files_are_not_of_the_set(pairs, tmp_path):
+def test_half_written_files_are_ignored(pairs, tmp_path):
     folder = Path(shutil.copytree(pairs, tmp_path / "set"))
     (folder / f"{SHARD}.1.0-1-1.partial").write_bytes(b"half")
     assert same(PairSet(folder).read(range(40)), PairSet(pairs).read(range(40)))
 
 
-def test_a_training_resumes_from_a_remote_set_as_the_unbroken_local_one(config, on_s3, tmp_path):
+def test_training_resumed_on_a_remote_set_equals_the_uninterrupted_local_run(config, on_s3, tmp_path):
     main(["fit", "-c", write(tmp_path / "local.yaml", config)])
     short = named(config, "remote")
     short["data"]["init_args"]["folder"] = on_s3
@@ -138,7 +140,7 @@ def test_a_training_resumes_from_a_remote_set_as_the_unbroken_local_one(config, 
     assert all(torch.equal(local[name], resumed[name]) for name in local)
 
 
-def test_a_vanished_shard_ends_the_training_with_one_line(config, remote, tmp_path, capsys, monkeypatch):
+def test_a_damaged_remote_shard_ends_training_with_one_line(config, remote, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DIFFGAN_CACHE", str(tmp_path / "cache"))
     config["data"]["init_args"] |= {"folder": remote, "workers": 1}
     open_store(remote).write(SHARD, b"")

@@ -1,4 +1,4 @@
-"""Prompt files of every format, here and behind URLs."""
+"""Prompt files of every format, local and behind URLs."""
 
 import csv
 import gzip
@@ -56,7 +56,7 @@ class _Encoded:
 
 
 def refusal(source, column=None) -> str:
-    """The one line with which a file is refused, without its name."""
+    """The message with which a file is refused, without the file's name."""
     with pytest.raises(UserError) as caught:
         PromptFile(source, column)
     message = str(caught.value)
@@ -66,12 +66,12 @@ def refusal(source, column=None) -> str:
 
 @pytest.fixture(scope="module")
 def many() -> list[str]:
-    """Enough for several blocks of every format."""
+    """Prompts for several blocks of every format."""
     return [f"{'wide ' * (i % 7)}{ODD[i % len(ODD)]} {i // 2}" for i in range(9000)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_format_reads_the_same_at_any_place(tmp_path, many, name):
+def test_every_format_gives_the_same_prompts_at_any_position(tmp_path, many, name):
     file = PromptFile(write(tmp_path / name, many))
     assert len(file) == len(many) and file.blank == 0
     assert file.digest == hashlib.blake2b("\n".join(many).encode(), digest_size=16).hexdigest()
@@ -82,18 +82,18 @@ def test_every_format_reads_the_same_at_any_place(tmp_path, many, name):
         file.read(range(8999, 9001))
 
 
-@pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zip"])
-def test_packed_files_are_unpacked(tmp_path, many, packing):
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz", "zip"])
+def test_compressed_files_are_decompressed(tmp_path, many, compression):
     plain = write(tmp_path / "p.csv", many)
-    with fsspec.open(str(tmp_path / f"p.csv.{packing}"), "wb", compression="infer") as target:
+    with fsspec.open(str(tmp_path / f"p.csv.{compression}"), "wb", compression="infer") as target:
         target.write(plain.read_bytes())
-    file = PromptFile(tmp_path / f"p.csv.{packing}")
+    file = PromptFile(tmp_path / f"p.csv.{compression}")
     assert file.digest == PromptFile(plain).digest
     assert file.read(range(8990, 9000)) == many[8990:] and file.read(range(2)) == many[:2]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_blank_prompts_are_left_out_and_counted(tmp_path, name):
+def test_blank_prompts_are_skipped_and_counted(tmp_path, name):
     blank = ["", " \t", None, "\u00a0", ""] * 1000
     prompts = [" first ", *blank, "second", *blank, "second\r"]
     file = PromptFile(write(tmp_path / name, prompts))
@@ -112,7 +112,7 @@ def test_text_with_a_byte_order_mark_and_either_line_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.jsonl", "p.parquet"])
-def test_a_prompt_may_hold_line_feeds(tmp_path, name):
+def test_a_prompt_may_contain_line_feeds(tmp_path, name):
     prompts = [f'verse {i}\n\n"second", {"x" * (i % 50)}\nthird' if i % 3 else f"plain {i}" for i in range(5000)]
     file = PromptFile(write(tmp_path / name, prompts))
     assert len(file.counts) > 3
@@ -120,12 +120,12 @@ def test_a_prompt_may_hold_line_feeds(tmp_path, name):
         assert file.read(range(i, i + 10)) == prompts[i : i + 10]
 
 
-def test_the_digest_tells_line_feeds_within_prompts_from_those_between(tmp_path):
+def test_the_digest_distinguishes_line_feeds_within_and_between_prompts(tmp_path):
     lists = (["a", "b"], ["a\nb"], ["a\n\nb"], ["a", "b", "b"], ["b", "a"])
     assert len({PromptFile(write(tmp_path / "p.jsonl", prompts)).digest for prompts in lists}) == len(lists)
 
 
-def test_the_column_is_found_or_asked_for(tmp_path):
+def test_the_column_is_chosen_or_the_user_is_asked(tmp_path):
     tables = {"one.csv": "words\nw\n", "usual.csv": "id,text,url\n1,t,u\n", "both.csv": "text,caption\nt,c\n"}
     for name, content in tables.items():
         (tmp_path / name).write_text(content)
@@ -141,9 +141,9 @@ def test_the_column_is_found_or_asked_for(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("p.txt", b"", "no prompt in it"),
-        ("p.csv", b"", "no prompt in it"),
-        ("p.jsonl", b"\n\n", "no prompt in it"),
+        ("p.txt", b"", "no prompts in it"),
+        ("p.csv", b"", "no prompts in it"),
+        ("p.jsonl", b"\n\n", "no prompts in it"),
         ("p.parquet", b"", "Parquet file size is 0 bytes"),
         ("p.txt", "grün".encode("latin-1"), "byte 2 is not UTF-8"),
         ("p.txt", b"word\n" * 100_000 + b"\xff", "byte 500000 is not UTF-8"),
@@ -160,16 +160,16 @@ def test_the_column_is_found_or_asked_for(tmp_path):
             "line 2: not JSON (Exceeds the limit (4300",
         ),
         ("p.jsonl", rb'{"text": "\ud83d"}', r"prompt '\ud83d' holds half of a surrogate pair"),
-        ("p.csv", b"text\nred, green\n", "line 2: 2 values under 1 columns; a value with ',' in it needs quotes"),
+        ("p.csv", b"text\nred, green\n", "line 2: 2 values under 1 columns; a value that contains ',' needs quotes"),
         (
             "p.csv",
             b"id,text,url\n1,t,u\n2,t\n",
-            "line 3: 2 values under 3 columns; every column needs one, if an empty",
+            "line 3: 2 values under 3 columns; every column needs a value, which may be empty",
         ),
         (
             "p.csv",
             b"caption;id\na;1\n",
-            "the only column is 'caption;id'; set `column: 'caption;id'` to take it",
+            "the only column is 'caption;id'; set `column: 'caption;id'` to use it",
         ),
         ("p.csv", b"a red ball\na blue ball\n", "the only column is 'a red ball'"),
         ("p.csv", b'"a red\nball"\na blue ball\n', r"the only column is 'a red\nball'"),
@@ -178,18 +178,18 @@ def test_the_column_is_found_or_asked_for(tmp_path):
         ("p.csv", b"text,text\na,b\n", "there are 2 columns 'text'"),
         ("p.txt.gz", b"word", "Not a gzipped file"),
         ("p.txt.gz", gzip.compress(b"word\n" * 999)[:40], "Compressed file ended before"),
-        ("p.parquet.gz", b"", "Parquet packs its columns itself; unpack the file"),
-        ("p.doc", b"a", "format '.doc' is not known; name a file that ends in .txt"),
-        ("p", b"a", "format '' is not known"),
+        ("p.parquet.gz", b"", "Parquet compresses its columns itself; decompress the file"),
+        ("p.doc", b"a", "format '.doc' is not supported; name a file that ends in .txt"),
+        ("p", b"a", "format '' is not supported"),
         ("p.txt", b"x" * (9 << 20), "a line of more than 8 MiB"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, name, content, message):
+def test_a_malformed_file_is_reported_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     assert message in refusal(tmp_path / name)
 
 
-def test_columns_of_parquet_that_are_no_text_are_refused(tmp_path):
+def test_parquet_columns_that_are_not_text_are_refused(tmp_path):
     broken = pa.array([b"a", b"\xff"]).view(pa.string())
     pq.write_table(pa.table({"text": broken, "size": [1, 2]}), tmp_path / "p.parquet")
     assert "rows 0 to 1: 'text' is not UTF-8" in refusal(tmp_path / "p.parquet")
@@ -220,7 +220,7 @@ def test_dictionaries_and_large_strings_are_text(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
-def test_a_file_that_changes_under_way_is_noticed(tmp_path, many, name):
+def test_a_file_that_changes_while_in_use_is_reported(tmp_path, many, name):
     file = PromptFile(write(tmp_path / name, many))
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -229,7 +229,7 @@ def test_a_file_that_changes_under_way_is_noticed(tmp_path, many, name):
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.parquet"])
-def test_the_prompts_are_not_held(tmp_path, name):
+def test_the_prompts_are_not_kept_in_memory(tmp_path, name):
     prompts = [f"{i} {'a photograph of a hedgehog in the evening sun, ' * 3}" for i in range(200_000)]  # 31 MB
     write(tmp_path / name, prompts)
     wanted = prompts[150_000:150_050]
@@ -246,7 +246,7 @@ def test_the_prompts_are_not_held(tmp_path, name):
     assert pa.total_allocated_bytes() - arrow < 2e6  # one row group
 
 
-def test_missing_files_and_packages_are_named(tmp_path):
+def test_missing_files_and_packages_are_reported(tmp_path):
     assert "No such file or directory; name a file or a URL" in refusal(tmp_path / "none.txt")
     assert "No such file" in refusal("memory://none.txt")
     assert refusal("oss://bucket/p.txt").endswith(": pip install ossfs")
@@ -254,7 +254,7 @@ def test_missing_files_and_packages_are_named(tmp_path):
     assert "Is a directory" in refusal(tmp_path)
 
 
-def test_any_file_system_of_fsspec(tmp_path, many):
+def test_file_systems_of_fsspec_are_supported(tmp_path, many):
     write(tmp_path / "p.jsonl", many)
     fsspec.filesystem("memory").pipe_file("/prompts/p.jsonl", (tmp_path / "p.jsonl").read_bytes())
     file = PromptFile("memory://prompts/p.jsonl")
@@ -264,7 +264,7 @@ def test_any_file_system_of_fsspec(tmp_path, many):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """An S3 file system with the bucket "prompts", on a server in this process that speaks its protocol."""
+    """An S3 file system with the bucket "prompts", on an S3-compatible server in this process."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -300,13 +300,13 @@ class _Files(BaseHTTPRequestHandler):
         file = self.server.folder / self.path.split("?")[0].lstrip("/")
         if not file.is_file():
             return self.send_error(404)
-        content, asked = file.read_bytes(), self.headers.get("Range") if self.server.ranges else None
+        content, requested = file.read_bytes(), self.headers.get("Range") if self.server.ranges else None
         size = len(content)
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
+        if requested:
+            first, last = requested.removeprefix("bytes=").split("-")
             content = content[int(first) : int(last) + 1]
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if requested else 200)
+        if requested:
             self.send_header("Content-Range", f"bytes {first}-{int(first) + len(content) - 1}/{size}")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -333,7 +333,7 @@ def server(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.parquet"])
-def test_a_read_fetches_no_more_than_its_part(tmp_path, server, many, name):
+def test_a_read_fetches_only_its_byte_range(tmp_path, server, many, name):
     size = write(tmp_path / name, many * 10).stat().st_size
     file = PromptFile(f"{server.url}/{name}?download=true")
     assert server.sent < 1.1 * size + 100_000
@@ -343,7 +343,7 @@ def test_a_read_fetches_no_more_than_its_part(tmp_path, server, many, name):
     assert 0 < server.sent < 140_000 < size / 2
 
 
-def test_servers_that_do_not_answer_or_give_no_parts_are_named(tmp_path, server, many):
+def test_servers_without_answer_or_byte_ranges_are_reported(tmp_path, server, many):
     write(tmp_path / "p.txt", many * 10)
     assert "404" in refusal(f"{server.url}/none.txt")
     assert "Connect call failed" in refusal("http://127.0.0.1:9/p.txt")

@@ -1,4 +1,4 @@
-"""The verb `pairs plan`: what a pair set will cost, before anything is made."""
+"""The verb `pairs plan`: what a pair set will take, before anything is made."""
 
 import math
 import time
@@ -10,18 +10,18 @@ import lightning.pytorch as pl
 from callbacks.pair_writer import PairWriter
 from datamodules.prompts import Prompts
 from diffgan.cli.lightning_cli import UserSettingsCLI
-from diffgan.cli.pairs.status import duration, size
+from diffgan.cli.pairs.units import format_duration, format_size
 from diffgan.errors import UserError
-from diffgan.pairs.generation import PairGeneration, simulate
+from diffgan.pairs.generation import PairGeneration, generate_pairs
 from diffgan.teachers.cost import Network
 
-LATENT, NOISE = 2, 4  # bytes a value
-SEED_HEAD_OFFSET = 8 + 16 + 8  # bytes a pair
-PROMPTS_READ = 1000
+FLOAT16, FLOAT32 = 2, 4  # bytes per value
+SEED_HEAD_OFFSET = 8 + 16 + 8  # bytes per pair
+PROMPTS_READ = 1000  # of which the mean length is taken
 
 
 class Recipe(NamedTuple):
-    """What a configuration of `predict` names, nothing of it loaded."""
+    """What a configuration of `predict` describes; no weights are loaded."""
 
     module: PairGeneration
     data: Prompts
@@ -29,8 +29,18 @@ class Recipe(NamedTuple):
     precision: str
 
 
+class RateOptions(NamedTuple):
+    """The options of `plan` that say how fast pairs are made."""
+
+    measure: bool
+    calls_per_second: float | None
+    peak_tflops: float | None
+    utilization: float | None
+    devices: int
+
+
 class Rate(NamedTuple):
-    """pairs: a second, of all devices.  source: where the number comes from."""
+    """pairs: per second, of all devices.  source: where the number comes from."""
 
     pairs: float
     source: str
@@ -50,139 +60,143 @@ def plan(
     Args:
         config: configuration of `diffgan predict`; may be repeated, later ones override earlier ones.
         measure: make two batches on this machine's device now and time the second.
-        calls_per_second: network calls a second and device, of one latent each (two a call with guidance).
-        peak_tflops: of one device, in the precision of the configuration, as its data sheet says.
+        calls_per_second: network calls per second and device, of one latent each (two per call with guidance).
+        peak_tflops: of one device, in the precision of the configuration, from its data sheet.
         utilization: share of that peak that the network reaches, e.g. 0.3.
         devices: how many share the work.
     """
-    _check_options(measure, calls_per_second, peak_tflops, utilization, devices)
+    options = RateOptions(measure, calls_per_second, peak_tflops, utilization, devices)
+    _check_options(options)
     recipe = read_recipe(config)
     network = Network(recipe.module.teacher_path)
     recipe.data.setup("predict")
-    calls = calls_of_a_pair(recipe.module, network)
-    rate = _rate(recipe, network, calls, measure, calls_per_second, peak_tflops, utilization, devices)
-    lines = [*_disk_lines(recipe, network), *_work_lines(recipe, network, calls), *_time_lines(recipe, rate, devices)]
-    print("\n".join(f"{name:<15}{line}" for name, line in lines))
+    calls = calls_per_pair(recipe.module, network)
+    rate = _rate(recipe, network, calls, options)
+    lines = [
+        *_disk_lines(recipe, network),
+        *_work_lines(recipe, network, calls),
+        *_time_lines(recipe.data.pairs, rate, devices),
+    ]
+    print("\n".join(f"{name:<15}{text}" for name, text in lines))
 
 
-def calls_of_a_pair(module: PairGeneration, network: Network) -> int:
-    """Network calls of one latent each: guidance takes two of them at a time."""
+def calls_per_pair(module: PairGeneration, network: Network) -> int:
+    """Network calls per pair, counted for one latent each: guidance doubles them."""
     return network.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
 
 
 # ---- the options ----
 
 
-def _check_options(
-    measure: bool,
-    calls_per_second: float | None,
-    peak_tflops: float | None,
-    utilization: float | None,
-    devices: int,
-) -> None:
-    """Raises: UserError naming the option that cannot be, or those that do not go together."""
-    if sum([measure, calls_per_second is not None, peak_tflops is not None]) > 1:
+def _check_options(options: RateOptions) -> None:
+    """Raises: UserError naming an option that is out of range, or options that exclude or require each other."""
+    sources = [options.measure, options.calls_per_second is not None, options.peak_tflops is not None]
+    if sum(sources) > 1:
         raise UserError("plan: give one of --measure, --calls_per_second and --peak_tflops")
-    if (peak_tflops is None) != (utilization is None):
-        raise UserError("plan: --peak_tflops and --utilization go together")
-    for option, value in {"calls_per_second": calls_per_second, "peak_tflops": peak_tflops}.items():
+    if (options.peak_tflops is None) != (options.utilization is None):
+        raise UserError("plan: --peak_tflops and --utilization require each other")
+    for name in ("calls_per_second", "peak_tflops"):
+        value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{option}: {value} must be more than 0, and finite")
-    if utilization is not None and not 0 < utilization <= 1:
-        raise UserError(f"--utilization: {utilization} must be more than 0 and at most 1")
-    if devices < 1:
-        raise UserError(f"--devices: {devices} must be at least 1")
+            raise UserError(f"--{name}: {value} must be more than 0, and finite")
+    if options.utilization is not None and not 0 < options.utilization <= 1:
+        raise UserError(f"--utilization: {options.utilization} must be more than 0 and at most 1")
+    if options.devices < 1:
+        raise UserError(f"--devices: {options.devices} must be at least 1")
 
 
 # ---- the configuration ----
 
 
-class _Reader(UserSettingsCLI):
-    """Reads what `predict` would run, and does not run it."""
+class _ConfigReader(UserSettingsCLI):
+    """Builds what `predict` would run, and does not run it."""
 
     def instantiate_trainer(self, **kwargs) -> pl.Trainer:
-        return pl.Trainer(accelerator="cpu", logger=False)  # that of the configuration may need what is not here
+        return pl.Trainer(accelerator="cpu", logger=False)  # the configured one may need devices that are not here
 
     def predict(self, **kwargs) -> None:
         pass
 
 
 def read_recipe(config: list[str]) -> Recipe:
-    """The parts of the configurations, later ones overriding earlier ones.
+    """What the configurations describe, later ones overriding earlier ones.
 
     Raises:
-        UserError: it makes no pairs, or does not write them, or writes shards of no pairs.
+        UserError: they do not make pairs, do not write them, or give an impossible shard size.
     """
-    words = [word for file in config for word in ("-c", file)]
-    read = _Reader(args=["predict", *words], auto_configure_optimizers=False, save_config_callback=None)
-    trainer = read.config_init["predict"]["trainer"]
-    writers = [c for c in trainer["callbacks"] or [] if isinstance(c, PairWriter)]
-    if not (isinstance(read.model, PairGeneration) and isinstance(read.datamodule, Prompts) and writers):
-        raise UserError(f"{config[-1]}: does not make pairs: it needs PairGeneration, Prompts and PairWriter")
-    if writers[0].shard_size < 1:
-        raise UserError(f"shard_size: {writers[0].shard_size} must be at least 1")
-    return Recipe(read.model, read.datamodule, writers[0], str(trainer["precision"] or "32-true"))
+    arguments = ["predict"]
+    for file in config:
+        arguments += ["-c", file]
+    cli = _ConfigReader(args=arguments, auto_configure_optimizers=False, save_config_callback=None)
+    trainer = cli.config_init["predict"]["trainer"]
+    writer = _find_writer(trainer["callbacks"])
+    if not (isinstance(cli.model, PairGeneration) and isinstance(cli.datamodule, Prompts) and writer):
+        raise UserError(f"{config[-1]}: does not make pairs: that requires PairGeneration, Prompts and PairWriter")
+    if writer.shard_size < 1:
+        raise UserError(f"shard_size: {writer.shard_size} must be at least 1")
+    return Recipe(cli.model, cli.datamodule, writer, str(trainer["precision"] or "32-true"))
+
+
+def _find_writer(callbacks: list | dict | None) -> PairWriter | None:
+    """The `PairWriter` among the callbacks of a trainer, which are a list or have names."""
+    callbacks = callbacks.values() if isinstance(callbacks, dict) else callbacks or []
+    return next((callback for callback in callbacks if isinstance(callback, PairWriter)), None)
 
 
 # ---- the lines ----
 
 
 def _disk_lines(recipe: Recipe, network: Network) -> Iterator[tuple[str, str]]:
-    pairs, values = recipe.data.pairs, _product(network.latent_shape)
-    read = recipe.data.batch(range(min(pairs, PROMPTS_READ))).prompt
-    prompt = sum(len(text.encode()) for text in read) / len(read)
-    noise = NOISE * values
-    one = LATENT * values + SEED_HEAD_OFFSET + prompt + (noise if recipe.writer.store_noise else 0)
-    shards, shape = -(-pairs // recipe.writer.shard_size), "x".join(map(str, network.latent_shape))
-    yield "pairs", f"{pairs} in {shards} shards of {recipe.writer.shard_size}, to {recipe.writer.folder}"
-    yield "a pair", f"{size(one)}: latent {shape} float16, seed, prompt (mean of the first {len(read)})"
-    yield "disk", f"{size(one * pairs)}; a shard {size(one * recipe.writer.shard_size)}"
-    verb = "of which noise (store_noise)" if recipe.writer.store_noise else "with the noise stored"
-    yield "", f"{verb}: {size(noise * pairs)}" + ("" if recipe.writer.store_noise else " more")
-    yield "", f"with text embeddings in float16 stored (they are not): {size(network.embedding_bytes() * pairs)} more"
+    pairs, shard_size, values = recipe.data.pairs, recipe.writer.shard_size, math.prod(network.latent_shape)
+    prompts = recipe.data.batch(range(min(pairs, PROMPTS_READ))).prompt
+    prompt = sum(len(text.encode()) for text in prompts) / len(prompts)
+    noise = FLOAT32 * values
+    pair = FLOAT16 * values + SEED_HEAD_OFFSET + prompt + (noise if recipe.writer.store_noise else 0)
+    shards, shape = -(-pairs // shard_size), "x".join(map(str, network.latent_shape))
+    yield "pairs", f"{pairs} in {shards} shards of {shard_size}, to {recipe.writer.folder}"
+    yield "a pair", f"{format_size(pair)}: latent {shape} float16, seed, prompt (mean of the first {len(prompts)})"
+    yield "disk", f"{format_size(pair * pairs)}; a shard {format_size(pair * shard_size)}"
+    if recipe.writer.store_noise:
+        yield "", f"of which noise (store_noise): {format_size(noise * pairs)}"
+    else:
+        yield "", f"with the noise stored: {format_size(noise * pairs)} more"
+    embeddings = format_size(network.embedding_bytes() * pairs)
+    yield "", f"with text embeddings in float16 stored (they are not): {embeddings} more"
 
 
 def _work_lines(recipe: Recipe, network: Network, calls: int) -> Iterator[tuple[str, str]]:
-    module, flops = recipe.module, network.flops()
-    halves = "" if module.guidance == 1 else " (takes two at a time)"
-    how = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
-    yield "network calls", f"{calls} a pair, {calls * recipe.data.pairs:.3g} in all, of one latent each: {how}{halves}"
-    yield (
-        "FLOPs",
-        f"{flops:.3g} a call (counted on the network's configuration), {flops * calls:.3g} a pair, "
-        + (f"{flops * calls * recipe.data.pairs:.3g} in all; text encoder not counted"),
-    )
+    module, pairs, flops = recipe.module, recipe.data.pairs, network.flops()
+    solver = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
+    guided = "" if module.guidance == 1 else " (takes two at a time)"
+    yield "network calls", f"{calls} a pair, {calls * pairs:.3g} in all, of one latent each: {solver}{guided}"
+    per_call = f"{flops:.3g} a call (counted on the network's configuration)"
+    in_all = f"{flops * calls:.3g} a pair, {flops * calls * pairs:.3g} in all; text encoder not counted"
+    yield "FLOPs", f"{per_call}, {in_all}"
 
 
-def _time_lines(recipe: Recipe, rate: Rate | None, devices: int) -> Iterator[tuple[str, str]]:
+def _time_lines(pairs: int, rate: Rate | None, devices: int) -> Iterator[tuple[str, str]]:
     if rate is None:
         yield "hours", "unknown: give --measure, --calls_per_second, or --peak_tflops with --utilization"
         return
+    seconds = pairs / rate.pairs
     yield "rate", f"{rate.pairs:.3g} pairs/s on {devices} device(s): {rate.source}"
-    yield "hours", f"{recipe.data.pairs / rate.pairs / 3600:.3g} ({duration(recipe.data.pairs / rate.pairs)})"
+    yield "hours", f"{seconds / 3600:.3g} ({format_duration(seconds)})"
 
 
 # ---- the rate ----
 
 
-def _rate(
-    recipe: Recipe,
-    network: Network,
-    calls: int,
-    measure: bool,
-    calls_per_second: float | None,
-    peak_tflops: float | None,
-    utilization: float | None,
-    devices: int,
-) -> Rate | None:
-    """Pairs a second by what the user gave; None if that was nothing."""
-    if measure:
+def _rate(recipe: Recipe, network: Network, calls: int, options: RateOptions) -> Rate | None:
+    """Pairs per second; None if no option says how fast the device is."""
+    devices, peak, utilization = options.devices, options.peak_tflops, options.utilization
+    if options.measure:
         return measured_rate(recipe, devices)
-    if calls_per_second is not None:
-        return Rate(devices * calls_per_second / calls, f"{calls_per_second} calls/s a device, as given")
-    if peak_tflops is not None:
-        source = f"{peak_tflops} TFLOP/s a device at {utilization:.0%}, as given; an estimate"
-        return Rate(devices * peak_tflops * 1e12 * utilization / (network.flops() * calls), source)
+    if options.calls_per_second is not None:
+        source = f"{options.calls_per_second} calls/s a device, as given"
+        return Rate(devices * options.calls_per_second / calls, source)
+    if peak is not None:
+        source = f"{peak} TFLOP/s a device at {utilization:.0%}, as given; an estimate"
+        return Rate(devices * peak * 1e12 * utilization / (network.flops() * calls), source)
     return None
 
 
@@ -198,13 +212,12 @@ class _Stopwatch(pl.Callback):
 
 
 def measured_rate(recipe: Recipe, devices: int) -> Rate:
-    """What this machine's device does, times `devices`."""
-    batch, watch = recipe.data.batch(range(min(recipe.data.batch_size, recipe.data.pairs))), _Stopwatch()
-    simulate(recipe.module, [batch, batch], recipe.precision, [watch])
-    told = f"{len(batch.seed)} pairs took {watch.seconds:.3g} s on {watch.device} here, now, in {recipe.precision}"
-    return Rate(devices * len(batch.seed) / watch.seconds, told + (f"; times {devices}" if devices > 1 else ""))
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    channels, height, width = shape
-    return channels * height * width
+    """The rate of this machine's device, times `devices`."""
+    batch = recipe.data.batch(range(min(recipe.data.batch_size, recipe.data.pairs)))
+    stopwatch = _Stopwatch()
+    generate_pairs(recipe.module, [batch, batch], recipe.precision, [stopwatch])
+    pairs, seconds = len(batch.seed), stopwatch.seconds
+    source = f"{pairs} pairs took {seconds:.3g} s on {stopwatch.device} here, now, in {recipe.precision}"
+    if devices > 1:
+        source += f"; times {devices}"
+    return Rate(devices * pairs / seconds, source)

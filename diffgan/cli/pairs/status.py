@@ -1,140 +1,162 @@
-"""The verb `pairs status`: how far a pair set is, who is at it, how long it still takes."""
+"""The verb `pairs status`: how much of a pair set is done, which workers are active, and how long the rest will take.
 
-import json
+It only lists files and reads headers, so nothing here imports torch.
+"""
+
 import shutil
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from diffgan.pairs.claims import last_sign, read_claim
+from diffgan.cli.pairs.units import format_duration, format_size
+from diffgan.pairs.claims import last_refresh, read_claim
+from diffgan.pairs.headers import read_header
+from diffgan.pairs.listing import SetListing, list_set
 from diffgan.pairs.manifest import MANIFEST, Manifest
-from diffgan.pairs.partial_shards import Look, look
-from diffgan.pairs.shard_reader import HEADER
 from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import is_dead
 from diffgan.storage.store import Store
 
-RECENT_SECONDS = 3600  # what the rate is measured over
-LEASE_SECONDS = 600  # as `PairWriter` has it by default; the workers may have another, which the folder does not tell
-UNITS_OF_SIZE = ("B", "kB", "MB", "GB", "TB", "PB")
-UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+RECENT_SECONDS = 3600  # over which the rate is measured
+LEASE_SECONDS = 600  # the default of `PairWriter`; the folder does not say which one the workers have
+Line = tuple[str, str]  # a name and the text beside it
 
 
 def status(folder: str) -> None:
-    """How far a pair set is: done, missing, claimed, rate, time left, disk.
+    """How much of a pair set is done: pairs, claims, rate, time left, disk.
 
     Args:
         folder: of the pair set: a path or URL.
     """
     store = open_store(folder)
     manifest = Manifest.read(store)
-    print("\n".join(f"{name:<10}{line}" for name, line in _lines(store, manifest, look(store, manifest))))
+    lines = _report(store, manifest, list_set(store, manifest))
+    print("\n".join(f"{name:<10}{text}" for name, text in lines))
 
 
-def _lines(store: Store, manifest: Manifest, seen: Look) -> Iterator[tuple[str, str]]:
-    made = seen.made(manifest)
-    begun = made - sum(len(manifest.span(shard)) for shard in seen.shards)
+def _report(store: Store, manifest: Manifest, listing: SetListing) -> Iterator[Line]:
+    yield from _set_lines(store, manifest, listing)
+    claims = [_claim_state(store, shard, listing) for shard in sorted(listing.claims.keys() - listing.shards.keys())]
+    yield from (("claimed", claim.text) for claim in claims)
+    active = any(claim.active for claim in claims)
+    yield from _rate_lines(manifest, listing, active, _time_started(store))
+    yield "disk", _disk_text(store, manifest, listing)
+    if isinstance(store, LocalStore):
+        yield from _header_lines(store, manifest, listing)
+
+
+def _set_lines(store: Store, manifest: Manifest, listing: SetListing) -> Iterator[Line]:
+    done = listing.pairs_done(manifest)
+    partial = done - listing.pairs_in_shards(manifest)
     yield "set", f"{store.place}: {manifest.pairs} pairs in {manifest.shards} shards of {manifest.shard_size}"
     yield "teacher", f"{manifest.teacher}, {manifest.steps} steps, guidance {manifest.guidance}, {manifest.precision}"
-    yield "done", f"{made} pairs ({made / manifest.pairs:.1%}): {len(seen.shards)} shards and {begun} pairs in parts"
-    yield "missing", f"{manifest.pairs - made} pairs"
-    at_work = False
-    for shard in sorted(set(seen.claims) - set(seen.shards)):
-        binding, line = _claim_line(store, shard, seen)
-        at_work |= binding
-        yield "claimed", line
-    yield from _rate_lines(manifest, seen, made, at_work, _started(store))
-    yield "disk", _disk_line(store, manifest, seen)
-    if isinstance(store, LocalStore):
-        cut, damaged = _truncated(store, manifest, seen)
-        yield from (("damaged", f"{fault}; delete it and run `diffgan predict` again") for fault in damaged)
-        yield "cut", f"{cut} prompts of whole shards were too long for the tokenizer"
+    share = f"{done / manifest.pairs:.1%}"
+    yield "done", f"{done} pairs ({share}): {len(listing.shards)} shards and {partial} pairs in partial shards"
+    yield "missing", f"{manifest.pairs - done} pairs"
 
 
-def _claim_line(store: Store, shard: int, seen: Look) -> tuple[bool, str]:
-    """Whether a claim's worker is at work, as far as one can tell, and the line about it."""
+# ---- claims ----
+
+
+class ClaimState(NamedTuple):
+    """active: whether the claim's worker still makes pairs, as far as can be known.  text: about the claim."""
+
+    active: bool
+    text: str
+
+
+def _claim_state(store: Store, shard: int, listing: SetListing) -> ClaimState:
     claim = read_claim(store, shard)
-    silent = time.time() - last_sign(claim, seen.claims[shard])
-    who = f"{claim.worker.host}, process {claim.worker.pid}" if claim else "unknown"
-    since = f", since {duration(time.time() - claim.since)}" if claim else ""
-    if claim and is_dead(claim.worker):
-        return False, f"shard {shard} by {who}{since}; dead, free for anyone"
+    silent = time.time() - last_refresh(claim, listing.claims[shard])
+    worker = f"shard {shard} by an unknown worker"
+    if claim is not None:
+        since = format_duration(time.time() - claim.since)
+        worker = f"shard {shard} by {claim.worker.host}, process {claim.worker.pid}, since {since}"
+        if is_dead(claim.worker):
+            return ClaimState(False, f"{worker}; dead, any worker may take it over")
     if silent > LEASE_SECONDS:
-        freed = "free for anyone with fewer lease_seconds"
-        return False, f"shard {shard} by {who}{since}; no sign for {duration(silent)}, {freed}"
-    return True, f"shard {shard} by {who}{since}, last sign {duration(silent)} ago"
+        advice = "a worker with fewer lease_seconds may take it over"
+        return ClaimState(False, f"{worker}; not refreshed for {format_duration(silent)}, {advice}")
+    return ClaimState(True, f"{worker}, refreshed {format_duration(silent)} ago")
 
 
 # ---- rate ----
 
 
-def _rate_lines(manifest: Manifest, seen: Look, made: int, at_work: bool, started: float) -> Iterator[tuple[str, str]]:
-    rate, seconds, ended = recent_rate(manifest, seen, time.time() if at_work else None, started)
-    if not rate:
+class Rate(NamedTuple):
+    """pairs: per second.  seconds: the period over which that was measured.  end: of the period, since 1970."""
+
+    pairs: float
+    seconds: float
+    end: float
+
+
+def _rate_lines(manifest: Manifest, listing: SetListing, active: bool, started: float) -> Iterator[Line]:
+    rate = recent_rate(manifest, listing, time.time() if active else None, started)
+    if rate is None or not rate.pairs:
         yield "rate", "unknown: nothing was finished yet"
         return
-    when = f"the last {duration(seconds)}" + (
-        "" if at_work else f" of work, which ended {duration(time.time() - ended)} ago"
-    )
-    yield "rate", f"{rate:.3g} pairs/s over {when} (by the files' times)"
-    left = duration((manifest.pairs - made) / rate) + " at that rate"
-    yield "time left", ("none" if made == manifest.pairs else left) + ("" if at_work else "; no sign of anyone at work")
+    period = f"the last {format_duration(rate.seconds)}"
+    if not active:
+        period += f" of work, which ended {format_duration(time.time() - rate.end)} ago"
+    yield "rate", f"{rate.pairs:.3g} pairs/s over {period} (by the files' times)"
+    missing = manifest.pairs - listing.pairs_done(manifest)
+    time_left = f"{format_duration(missing / rate.pairs)} at that rate" if missing else "none"
+    yield "time left", time_left + ("" if active else "; no worker seems to be active")
 
 
-def recent_rate(manifest: Manifest, seen: Look, now: float | None, started: float) -> tuple[float, float, float]:
-    """(pairs a second, seconds it is measured over, when they ended): of the last hour up to `now`, or up to the
-    newest file if nobody is at work (None)."""
-    files = [(entry.modified, len(manifest.span(shard))) for shard, entry in seen.shards.items()]
-    files += [(entry.modified, len(numbers)) for parts in seen.parts.values() for numbers, entry in parts.items()]
+def recent_rate(manifest: Manifest, listing: SetListing, now: float | None, started: float) -> Rate | None:
+    """Pairs per second in the last hour; None if there is no file of pairs.
+
+    Args:
+        now: the end of that hour, in seconds since 1970; None, if no worker is active, is the time of the newest file.
+        started: when the set was created, in seconds since 1970.
+    """
+    files = [(entry.modified, len(manifest.span(shard))) for shard, entry in listing.shards.items()]
+    files += [(entry.modified, len(numbers)) for numbers, entry in listing.partial_entries()]
     if not files:
-        return 0.0, 0.0, 0.0
+        return None
     end = now or max(modified for modified, _ in files)
     begin = max(end - RECENT_SECONDS, started)
     seconds = max(end - begin, 1e-3)
-    return sum(pairs for modified, pairs in files if begin <= modified <= end) / seconds, seconds, end
+    pairs = sum(count for modified, count in files if begin <= modified <= end)
+    return Rate(pairs / seconds, seconds, end)
 
 
-def _started(store: Store) -> float:
-    """When the set was begun."""
+def _time_started(store: Store) -> float:
+    """When the set was created, in seconds since 1970."""
     return store.entries()[MANIFEST].modified
-
-
-def duration(seconds: float) -> str:
-    """ "3.5 hours" """
-    size, unit = next((unit for unit in UNITS if seconds >= 2 * unit[0]), UNITS[-1])
-    return f"{seconds / size:.3g} {unit}"
 
 
 # ---- disk ----
 
 
-def _disk_line(store: Store, manifest: Manifest, seen: Look) -> str:
-    files = [*seen.shards.values(), *(entry for parts in seen.parts.values() for entry in parts.values())]
-    used = sum(entry.size for entry in files)
-    pairs = sum(len(manifest.span(shard)) for shard in seen.shards)
-    whole = sum(entry.size for entry in seen.shards.values())
-    expected = f", {size(whole / pairs * manifest.pairs)} in the end" if pairs else ""
-    free = f", {size(shutil.disk_usage(store.folder).free)} free" if isinstance(store, LocalStore) else ""
-    return f"{size(used)} now{expected}{free}"
+def _disk_text(store: Store, manifest: Manifest, listing: SetListing) -> str:
+    in_shards = sum(entry.size for entry in listing.shards.values())
+    used = in_shards + sum(entry.size for _, entry in listing.partial_entries())
+    text = f"{format_size(used)} now"
+    if pairs := listing.pairs_in_shards(manifest):
+        text += f", {format_size(in_shards / pairs * manifest.pairs)} in the end"
+    if isinstance(store, LocalStore):
+        text += f", {format_size(shutil.disk_usage(store.folder).free)} free"
+    return text
 
 
-def size(count: float) -> str:
-    """ "3.5 GB" """
-    exponent = min(max((len(str(int(count))) - 1) // 3, 0), 5)
-    return f"{count / 1000**exponent:.3g} {UNITS_OF_SIZE[exponent]}"
+# ---- headers ----
 
 
-def _truncated(store: LocalStore, manifest: Manifest, seen: Look) -> tuple[int, list[str]]:
-    """Prompts that were cut, and the shards that cannot be read, each with the reason."""
-    cut, damaged = 0, []
-    for file in (manifest.file(store.folder, shard) for shard in seen.shards):
+def _header_lines(store: LocalStore, manifest: Manifest, listing: SetListing) -> Iterator[Line]:
+    """What the headers of the finished shards say."""
+    truncated = 0
+    for shard in listing.shards:
+        file = manifest.file(store.folder, shard)
         try:
-            with safe_open(file, framework="pt") as archive:
-                cut += dict(json.loads((archive.metadata() or {})[HEADER])).get("truncated", 0)
-        except FileNotFoundError:  # deleted meanwhile
+            truncated += read_header(file).get("truncated", 0)
+        except FileNotFoundError:  # deleted since it was listed
             continue
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            damaged.append(f"{file} ({error})")
-    return cut, damaged
+            yield "damaged", f"{file} ({error}); delete it and run `diffgan predict` again"
+    yield "truncated", f"{truncated} prompts of finished shards were longer than the tokenizer takes"
