@@ -10,7 +10,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.training.checkpoints import GOOD
-from diffgan.training.image_clock import passed
+from diffgan.training.image_clock import ImageInterval
 
 OPINIONS = ("d/right_about_real", "d/right_about_fake")
 
@@ -49,17 +49,20 @@ class TrainingHealth(pl.Callback):
         if not prompts or noises < 2 or every_images < 1:
             raise UserError("TrainingHealth: needs a prompt, two noises for each, and every_images of at least 1")
         self.prompts, self.noises, self.seed = prompts, noises, seed
-        self.every_images, self.patience_images = every_images, patience_images
+        self.interval, self.patience_images = ImageInterval(every_images), patience_images
         self.least_diversity, self.saturated_at = least_diversity, saturated_at
         self.steps, self.guidance = steps, guidance
         self.bad_since: dict[str, int] = {}  # images seen when it began
         self._right: list[Tensor] = []
         self._teacher_diversity: Tensor | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.interval.start(pl_module.images_seen)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if all(name in pl_module.observed for name in OPINIONS):
             self._right.append(torch.stack([pl_module.observed[name] for name in OPINIONS]).mean())
-        if passed(self.every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
+        if self.interval.passed(pl_module.images_seen):
             self.look(trainer, pl_module)
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

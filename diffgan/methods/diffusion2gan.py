@@ -173,7 +173,7 @@ class Diffusion2GAN(pl.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        check_strategy(self.trainer.strategy, players=1 if self.adversary is None else 2)
+        check_strategy(self.trainer.strategy, networks=1 if self.adversary is None else 2)
         if self.trainer.precision not in PRECISIONS:
             raise UserError(f"precision {self.trainer.precision} is not supported; use one of {', '.join(PRECISIONS)}")
         if stage == "fit":

@@ -366,9 +366,9 @@ def test_mistakes_are_one_line(game, tmp_path, capsys):
 def test_strategies_that_train_or_resume_wrongly_are_refused():
     for strategy in (FSDPStrategy(), ModelParallelStrategy(), DDPStrategy()):
         with pytest.raises(UserError, match=r"configs/strategies/(ddp|fsdp)\.yaml"):
-            check_strategy(strategy, players=2)
-    check_strategy(DDPStrategy(), players=1)
-    check_strategy(FSDP2Strategy(), players=2)
+            check_strategy(strategy, networks=2)
+    check_strategy(DDPStrategy(), networks=1)
+    check_strategy(FSDP2Strategy(), networks=2)
 
 
 def health(**changes):
