@@ -1,4 +1,4 @@
-"""Checkpoints by the clock of images, whole or not at all; one more when the machine is taken away."""
+"""Atomic checkpoints at intervals of images, and on SIGTERM and Ctrl-C."""
 
 import os
 import signal
@@ -10,63 +10,69 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.run_folder import run_folder
 from diffgan.errors import UserError
-from diffgan.training.image_clock import passed
+from diffgan.training.image_clock import ImageInterval
 
-AGREE_EVERY = 8  # batches: many processes ask one another whether one was told to stop
+SIGNAL_CHECK_BATCHES = 8  # interval at which several processes exchange whether one received a signal
 
 
 class ImageCheckpoint(Checkpoint):
-    """Write `checkpoints/last.ckpt` in the run's folder every so many images and at the end of the training.
+    """Write `checkpoints/last.ckpt` in the run's folder every `every_images` images and at the end of the training.
 
-    The one before stays as `previous.ckpt`.
-
-    The file appears under its name only when it is whole. `diffgan fit` continues from it by itself. SIGTERM (a machine
-    that is preempted) and Ctrl-C write one at the end of the batch and end the process with exit code 143 or 130; a
-    second Ctrl-C ends it at once.
+    The checkpoint before is kept as `previous.ckpt`. A file gets its name only when it is complete, and `diffgan fit`
+    resumes from it automatically. After SIGTERM (a preempted machine) or Ctrl-C, a checkpoint is written at the end of
+    the batch and the process exits with code 143 or 130. A second Ctrl-C ends it immediately.
 
     Args:
-        every_images: images between two checkpoints.
+        every_images: images between two checkpoints, at least 1.
+
+    Raises:
+        UserError: `every_images` is out of range.
     """
 
     def __init__(self, every_images: int):
         if every_images < 1:
             raise UserError(f"every_images: {every_images} must be at least 1")
-        self.every_images = every_images
-        self._saved_at, self._told, self._handlers = -1, 0, {}
+        self.interval = ImageInterval(every_images)
+        self._saved_at = -1  # images seen by the newest checkpoint of this process
+        self._signal = 0  # number of the signal that was received
+        self._handlers = {}  # signal handlers from before the training
 
     @staticmethod
     def newest(trainer: pl.Trainer) -> Path | None:
-        """The newest checkpoint of the run; `previous.ckpt` if the run was killed between the two renames."""
+        """The newest checkpoint of the run: `previous.ckpt` if the run was killed between the two renames of `save`."""
         folder = run_folder(trainer) / "checkpoints"
-        return next((file for name in ("last.ckpt", "previous.ckpt") if (file := folder / name).is_file()), None)
+        candidates = (folder / "last.ckpt", folder / "previous.ckpt")
+        return next((file for file in candidates if file.is_file()), None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at, self._told = pl_module.images_seen, 0
+        self.interval.start(pl_module.images_seen)
+        self._saved_at, self._signal = pl_module.images_seen, 0
         pl_module.last_checkpoint = self.newest(trainer)
-        # Lightning's own handler waits for the other processes inside the signal and may wait for ever.
+        # Lightning's own handler waits for the other processes inside the signal handler, possibly for ever.
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _on_signal(self, number: int, _) -> None:
-        if self._told and number == signal.SIGINT:
+        if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._told = number
+        self._signal = number
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if passed(self.every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
+        if self.interval.passed(pl_module.images_seen):
             self.save(trainer, pl_module)
-        if trainer.world_size == 1 or batch_idx % AGREE_EVERY == 0:
-            self._stop_if_terminated(trainer, pl_module)
+        if trainer.world_size == 1 or batch_idx % SIGNAL_CHECK_BATCHES == 0:
+            self._exit_on_signal(trainer, pl_module)
 
-    def _stop_if_terminated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save and leave if any process has been told to (collective)."""
-        if not trainer.strategy.reduce_boolean_decision(bool(self._told), all=False):
+    def _exit_on_signal(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save and exit if any process has received a signal (collective: every process must call it)."""
+        if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
             return
         if pl_module.images_seen != self._saved_at:
             self.save(trainer, pl_module)
         if trainer.is_global_zero:
-            seen, saved = pl_module.images_seen, pl_module.last_checkpoint
-            print(f"diffgan: terminated after {seen} images; the same command goes on from {saved}", file=sys.stderr)
-        raise SystemExit(128 + (self._told or signal.SIGTERM))
+            checkpoint = pl_module.last_checkpoint
+            message = f"terminated after {pl_module.images_seen} images; the same command resumes from {checkpoint}"
+            print(f"diffgan: {message}", file=sys.stderr)
+        raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
@@ -78,7 +84,7 @@ class ImageCheckpoint(Checkpoint):
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoint beside its place, then move it there (collective: every process calls it)."""
+        """Write a checkpoint to a partial file, then rename it (collective: every process must call it)."""
         last = run_folder(trainer) / "checkpoints" / "last.ckpt"
         partial = last.with_name("last.ckpt.partial")
         try:
@@ -86,10 +92,10 @@ class ImageCheckpoint(Checkpoint):
         except OSError as error:
             raise UserError(f"{partial}: the checkpoint cannot be written ({error})") from error
         for logger in trainer.loggers:
-            logger.save()  # the curves are on disk as far as the weights are
+            logger.save()  # so that the curves on disk reach as far as the weights
         if trainer.is_global_zero:
-            with partial.open("rb") as whole:
-                os.fsync(whole.fileno())
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
             if last.exists():
                 last.replace(last.with_name("previous.ckpt"))
             partial.replace(last)

@@ -1,4 +1,4 @@
-"""Where a run keeps what it makes."""
+"""The folder of a run: checkpoints, curves, configurations, samples."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ import lightning.pytorch as pl
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """The logger's folder, or the trainer's root folder without a logger (collective: every process calls it)."""
+    """The logger's folder, or without a logger the trainer's root folder (collective: every process must call it)."""
     return Path(trainer.log_dir or trainer.default_root_dir)

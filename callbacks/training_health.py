@@ -11,7 +11,7 @@ from diffgan.errors import UserError
 from diffgan.methods.base import Distillation
 from diffgan.noise import draw_noise
 from diffgan.training.checkpoints import GOOD
-from diffgan.training.image_clock import passed
+from diffgan.training.image_clock import ImageInterval
 
 ACCURACIES = ("d/accuracy_real", "d/accuracy_fake")
 
@@ -50,17 +50,20 @@ class TrainingHealth(pl.Callback):
         if not prompts or noises < 2 or every_images < 1:
             raise UserError("TrainingHealth: requires a prompt, noises of at least 2, and every_images of at least 1")
         self.prompts, self.noises, self.seed = prompts, noises, seed
-        self.every_images, self.patience_images = every_images, patience_images
+        self.interval, self.patience_images = ImageInterval(every_images), patience_images
         self.least_diversity, self.saturated_at = least_diversity, saturated_at
         self.steps, self.guidance = steps, guidance
         self.bad_since: dict[str, int] = {}  # by finding: images seen at its first check
         self._accuracies: list[Tensor] = []  # of the batches since the last check
         self._teacher_diversity: Tensor | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+        self.interval.start(pl_module.images_seen)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Distillation, outputs, batch, batch_idx: int) -> None:
         if all(name in pl_module.observed for name in ACCURACIES):
             self._accuracies.append(torch.stack([pl_module.observed[name] for name in ACCURACIES]).mean())
-        if passed(self.every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
+        if self.interval.passed(pl_module.images_seen):
             self.check(trainer, pl_module)
 
     def check(self, trainer: pl.Trainer, pl_module: Distillation) -> None:

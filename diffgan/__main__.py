@@ -25,7 +25,7 @@ from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.lightning_cli import UserSettingsCLI
 from diffgan.errors import UserError, print_error
-from diffgan.training.checkpoints import broken
+from diffgan.training.checkpoints import find_damage
 
 PLAIN = {
     "sample": ("diffgan.cli.sample:sample", "pictures from a teacher or an exported student"),
@@ -135,7 +135,8 @@ class DiffganCLI(UserSettingsCLI):
             options["ckpt_path"] = str(newest)
         elif asked == "previous":
             options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
-            if self.trainer.is_global_zero and newest is not None and newest.name == "last.ckpt" and broken(newest):
+            newest_is_last = newest is not None and newest.name == "last.ckpt"
+            if self.trainer.is_global_zero and newest_is_last and find_damage(newest):
                 newest.replace(newest.with_name("broken.ckpt"))  # else it would take the good one's place
         else:
             options["ckpt_path"] = asked
@@ -167,7 +168,7 @@ def _require_whole(checkpoint: Path) -> None:
         raise UserError(f"--ckpt_path {checkpoint}: is a directory; name a file, e.g. checkpoints/last.ckpt of a run")
     if not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
-    if (reason := broken(checkpoint)) is None:
+    if (reason := find_damage(checkpoint)) is None:
         return
     before, offer = checkpoint.with_name("previous.ckpt"), ""
     if before.is_file() and before != checkpoint:

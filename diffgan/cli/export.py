@@ -18,7 +18,7 @@ from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
-from diffgan.training.checkpoints import GOOD, broken
+from diffgan.training.checkpoints import GOOD, find_damage
 
 RECORD = "diffgan.json"  # marks a folder as an export, and says of what
 
@@ -75,7 +75,7 @@ def _load_student(teacher: Teacher, path: Path) -> str:
             replaced it meanwhile.
     """
     before = _version(path)
-    if (reason := broken(path)) is not None:
+    if (reason := find_damage(path)) is not None:
         raise UserError(f"{path}: the checkpoint is broken ({reason}){_offer(path, 'previous.ckpt', GOOD)}")
     generator = OneStepGenerator(teacher.unet, teacher.scheduler)
     generator.load_state_dict(_average_of(path, generator, weights_digest(teacher)))

@@ -1,1 +1,1 @@
-"""What trainings of every kind share."""
+"""What the trainings of all networks share: weight averages, checkpoints, schedules, strategies."""

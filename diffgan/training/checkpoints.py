@@ -1,4 +1,4 @@
-"""What a checkpoint of a distillation holds, and whether it fits."""
+"""The content of training checkpoints: which weights, how optimizer states are stored, and checks before loading."""
 
 import zipfile
 from pathlib import Path
@@ -9,14 +9,45 @@ from torch import Tensor
 
 from diffgan.errors import UserError, first_line
 
-FROZEN = ("teacher.", "regression.")  # rebuilt from the configuration, never in a checkpoint
-GOOD = "good.ckpt"  # beside the last one: the newest from before a run went wrong
+FROZEN = ("teacher.", "regression.")  # prefixes of weights that checkpoints omit: rebuilt from the configuration
+GOOD = "good.ckpt"  # beside last.ckpt: the newest checkpoint from before a run went wrong
+
+# ---- weights ----
+
+
+def check_weights(expected: dict[str, Tensor], found: dict[str, Tensor], teacher: str) -> None:
+    """Check that the weights of a checkpoint fit a model.
+
+    A checkpoint without a discriminator is one of regression alone. It fits an adversarial training, whose
+    discriminator then starts anew.
+
+    Args:
+        expected, found: name -> weight, of the model and of the checkpoint.
+        teacher: path of the model's teacher, for the message.
+
+    Raises:
+        UserError: a weight is missing on either side or has another shape.
+    """
+    has_discriminator = any(name.startswith("discriminator.") for name in found)
+    omitted = FROZEN if has_discriminator else (*FROZEN, "discriminator.")
+    expected = {name: weight for name, weight in expected.items() if not name.startswith(omitted)}
+    for name in sorted(expected.keys() | found.keys()):
+        found_shape, expected_shape = _shape(found, name), _shape(expected, name)
+        if found_shape != expected_shape:
+            raise UserError(
+                f"the checkpoint is of another model: {name} has shape {found_shape} there and {expected_shape} "
+                f"in the model of teacher {teacher}"
+            )
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(weights[name].shape) if name in weights else "none"
 
 
 def contiguous(state: Any) -> Any:
-    """The same dictionaries and lists with tensors in plain layout.
+    """The same nested dictionaries and lists with contiguous tensors.
 
-    A strategy that shards reads the numbers in this order, whatever the layout in memory was.
+    Strategies that shard a loaded tensor read its values in contiguous order, whatever its memory format is.
     """
     if isinstance(state, Tensor):
         return state.contiguous()
@@ -25,9 +56,17 @@ def contiguous(state: Any) -> Any:
     return [contiguous(value) for value in state] if isinstance(state, list) else state
 
 
+# ---- optimizer states, keyed by the names of weights ----
+
+
 def keyed_by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """An optimizer's state with the names of weights in place of their numbers, which strategies count differently."""
-    if "state" not in state:  # the state is on another process
+    """An optimizer's `state_dict` with names of weights in place of their numbers, which differ between strategies.
+
+    Args:
+        state: of one optimizer. Its keys are numbers, or names already; it is empty on processes that do not save.
+        names: of the optimizer's weights, in the order of their numbers.
+    """
+    if "state" not in state:
         return state
     groups = [group | {"params": [_name(key, names) for key in group["params"]]} for group in state["param_groups"]]
     return {"state": {_name(key, names): value for key, value in state["state"].items()}, "param_groups": groups}
@@ -38,37 +77,29 @@ def _name(key: int | str, names: list[str]) -> str:
 
 
 def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer's state the memory layout of the weights it belongs to, which fused kernels rely on."""
+    """Give the tensors of an optimizer's state the memory layout of their weights, as fused kernels require."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
                 state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
-def check_weights(expected: dict[str, Tensor], found: dict[str, Tensor], teacher: str) -> None:
-    """Raises UserError if the weights of a checkpoint are not the model's.
+# ---- files ----
 
-    A checkpoint without a discriminator is one of regression: D begins where it is continued.
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Read a whole checkpoint file and verify its checksums; nothing in it is unpickled but tensors and plain values.
+
+    Returns:
+        None if the file is a complete checkpoint, else the reason why it is not: truncated, damaged, or no checkpoint.
     """
-    left_out = FROZEN if any(name.startswith("discriminator.") for name in found) else (*FROZEN, "discriminator.")
-    expected = {name: weight for name, weight in expected.items() if not name.startswith(left_out)}
-    for name in sorted(expected.keys() | found.keys()):
-        there, here = (tuple(w[name].shape) if name in w else "none" for w in (found, expected))
-        if there != here:
-            raise UserError(
-                f"the checkpoint is of another model: {name} has shape {there} there and {here} in the model of "
-                f"teacher {teacher}"
-            )
-
-
-def broken(checkpoint: Path) -> str | None:
-    """Why a file is no whole checkpoint of a training: cut short, damaged anywhere, or something else."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            if (damaged := archive.testzip()) is not None:
-                return f"{damaged} is damaged"
+            damaged = archive.testzip()
+        if damaged is not None:
+            return f"{damaged} is damaged"
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
         return f"it has no {missing[0]}" if missing else None
-    except Exception as error:  # a damaged archive can end in any
+    except Exception as error:  # damaged archives raise many kinds
         return first_line(error)

@@ -9,22 +9,26 @@ from torch.distributed.tensor import DTensor
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy of `module` in eval mode whose parameters get no gradient."""
+    """A copy of `module` in eval mode whose parameters do not require gradients."""
     return copy.deepcopy(module).requires_grad_(False).eval()
 
 
 def decay(images: int, half_life: float) -> float:
-    """Factor by which the average's old weights shrink over `images` images: 2^(-images / half_life)."""
+    """The average's factor for a step of `images` images: 2^(-images / half_life); 0 if `half_life` is 0."""
     return 0.5 ** (images / half_life) if half_life > 0 else 0.0
 
 
 def ramped(half_life: float, images_seen: int) -> float:
-    """The half-life, but at most a quarter of the images seen so far, so that the start is forgotten."""
+    """The half-life in images, limited to a quarter of the images seen so far: early weights are forgotten quickly."""
     return min(half_life, images_seen / 4)
 
 
 class Following(NamedTuple):
-    """An average and what it follows, tensor by tensor; under FSDP a process's shards of them."""
+    """The tensors of an average and of the module that it follows; under FSDP this process's shards of them.
+
+    means, values: parameters of the average and of the module.
+    buffers: pairs of buffers of the average and of the module.
+    """
 
     means: list[Tensor]
     values: list[Tensor]
@@ -32,8 +36,8 @@ class Following(NamedTuple):
 
 
 def following(average: nn.Module, module: nn.Module) -> Following:
-    """The tensors of `average` and of the `module` it follows, found once: the search takes as long as an update."""
-    means, values = ([_local(p) for p in network.parameters()] for network in (average, module))
+    """The tensors that `update` needs. Collect them once: collecting takes as long as an update."""
+    means, values = _local_parameters(average), _local_parameters(module)
     return Following(means, values, list(zip(average.buffers(), module.buffers(), strict=True)))
 
 
@@ -43,6 +47,10 @@ def update(pair: Following, factor: float) -> None:
     torch._foreach_lerp_(pair.means, pair.values, 1 - factor)
     for mean, value in pair.buffers:
         mean.copy_(value)
+
+
+def _local_parameters(network: nn.Module) -> list[Tensor]:
+    return [_local(parameter) for parameter in network.parameters()]
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,11 +1,18 @@
-"""Learning-rate schedules, as factors of the optimizer's own rate."""
+"""Learning-rate schedules, as factors of the optimizer's learning rate."""
 
 import math
 from collections.abc import Callable
 
 
 def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:
-    """Linear rise over `warmup` units, then half a cosine to zero at `total` (units: steps or images)."""
+    """Linear rise over `warmup`, then a cosine to zero at `total`.
+
+    Args:
+        warmup, total: in any unit, such as steps or images.
+
+    Returns:
+        Function of the units done so far, with values in [0, 1].
+    """
 
     def factor(now: int) -> float:
         if now < warmup:
@@ -16,7 +23,14 @@ def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:
 
 
 def warmup_cooldown(warmup: int, cooldown: int, total: int) -> Callable[[int], float]:
-    """Linear rise over `warmup` units, constant, then linear fall to zero over the last `cooldown` units of `total`."""
+    """Linear rise over `warmup`, constant, then linear fall to zero over the last `cooldown` of `total`.
+
+    Args:
+        warmup, cooldown, total: in any unit, such as steps or images.
+
+    Returns:
+        Function of the units done so far, with values in [0, 1].
+    """
 
     def factor(now: int) -> float:
         return max(0.0, min(1.0, (now + 1) / max(1, warmup), (total - now) / max(1, cooldown)))

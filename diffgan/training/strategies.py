@@ -1,4 +1,4 @@
-"""What two players need of many processes: sharding (FSDP2), unsharded weights for double backward, accumulation."""
+"""Training several networks on many processes: sharding (FSDP2), double backward passes, gradient accumulation."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,67 +17,89 @@ from diffgan.errors import UserError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 of all processes, with checkpoints that are one whole file, as `diffgan export` reads it."""
+    """FSDP2 over all processes. A checkpoint is one unsharded file, as with every other strategy."""
 
     def __init__(self):
         super().__init__(save_distributed_checkpoint=False)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Check the file before any shard takes its weights; a player it does not know begins here."""
+        """Check the file with `check_checkpoint` of the module, then load it shard by shard.
+
+        A checkpoint may have fewer optimizers than the training: those after its last one start without a state.
+        """
         path = self.broadcast(checkpoint_path)
-        whole = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        self.lightning_module.check_checkpoint(whole)
-        players = self.optimizers
-        self.optimizers = players[: len(whole["optimizer_states"])]
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self.lightning_module.check_checkpoint(checkpoint)
+        optimizers = self.optimizers
+        self.optimizers = optimizers[: len(checkpoint["optimizer_states"])]
         try:
             return super().load_checkpoint(path, weights_only)
         finally:
-            self.optimizers = players
+            self.optimizers = optimizers
 
 
-def check_strategy(strategy: Strategy, players: int) -> None:
-    """Raises UserError if a strategy cannot train two players, or writes what nothing here reads."""
+def check_strategy(strategy: Strategy, networks: int) -> None:
+    """Check that a strategy can train the networks of a method.
+
+    Args:
+        strategy: the trainer's strategy.
+        networks: number of networks that are trained, each with its own optimizer.
+
+    Raises:
+        UserError: the strategy trains several networks incorrectly, or writes checkpoints that cannot be resumed.
+    """
     if isinstance(strategy, FSDPStrategy):
-        raise UserError("FSDPStrategy trains two players wrongly; use -c configs/strategies/fsdp.yaml (FSDP2)")
+        raise UserError(
+            "FSDPStrategy does not support several networks with an optimizer each; "
+            "use -c configs/strategies/fsdp.yaml (FSDP2)"
+        )
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy):
-        raise UserError("ModelParallelStrategy cannot resume two players; use -c configs/strategies/fsdp.yaml")
-    if type(strategy) is DDPStrategy and players > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
-        raise UserError("DDP: each player's step leaves the other's weights unused; add -c configs/strategies/ddp.yaml")
+        raise UserError(
+            "ModelParallelStrategy cannot resume several networks with an optimizer each; "
+            "use -c configs/strategies/fsdp.yaml"
+        )
+    if type(strategy) is DDPStrategy and networks > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise UserError(
+            "DDP: the step of one network leaves the weights of the others unused; add -c configs/strategies/ddp.yaml"
+        )
 
 
 def shard(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
-    """FSDP2: these blocks of a network and its root become shards over `mesh`.
+    """Shard a network with FSDP2: each of `blocks`, then the remaining weights of the network, over `mesh`.
 
-    The root lets its weights go after the forward pass too: it would otherwise keep those of a pass without gradient,
-    and its own weights would silently get no gradient in the next one.
+    The remaining weights are resharded after the forward pass too. FSDP2's default keeps them unsharded: then those of
+    a forward pass without gradient would be used in the next one, and would silently get no gradient.
     """
-    network.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
+    network.to(memory_format=torch.contiguous_format)  # FSDP2 supports no other
     for module in (*blocks, network):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """What the shards of a tensor make together (collective); any other tensor as it is."""
+    """The unsharded tensor (collective: every process must call it); a tensor without shards is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextlib.contextmanager
 def keep_unsharded(network: nn.Module) -> Iterator[None]:
-    """FSDP2: what is computed of the weights inside outlives a first backward pass, so a second one can follow."""
-    shards = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    for module in shards:
+    """Context manager for a double backward pass: FSDP2 keeps the weights unsharded after the first backward pass."""
+    sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
         module.set_reshard_after_backward(False, recurse=False)
     try:
         yield
     finally:
-        for module in shards:
+        for module in sharded:
             module.set_reshard_after_backward(True, recurse=False)
             module.reshard()
 
 
 @contextlib.contextmanager
 def gradient_sync(module: pl.LightningModule, network: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients of a backward pass inside are shared among processes if `now`, and only added up if not."""
+    """Context manager for gradient accumulation: backward passes inside average gradients over processes if `now`.
+
+    If not `now`, gradients are only added up on each process. Pass True for the last micro-batch.
+    """
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(now)
         yield
