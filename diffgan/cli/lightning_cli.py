@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace, get_loader
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
-from diffgan.errors import UserError
+from diffgan.cli.class_names import import_named
+from diffgan.cli.config_errors import explain
+from diffgan.cli.renamed import translate_config, translate_words
+from diffgan.errors import UserError, print_error
 from diffgan.training.checkpoints import broken
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
@@ -26,12 +31,50 @@ MAY_CHANGE = (
 )  # a run may be made longer
 
 
+class ConfigParser(LightningArgumentParser):
+    """The parser of Lightning's verbs: it reads configurations of version 0.1 and reports a mistake in one line.
+
+    Args:
+        words: the command line, whose configuration files an error message names.
+    """
+
+    def __init__(self, *args: Any, words: Sequence[str] = (), **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.words = tuple(words)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        return super().parse_string(_translated(content), *args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the mistake in one line and exit with code 2."""
+        if not self.exit_on_error:  # a parser inside another one, which reports
+            super().error(message, ex)
+        print_error(explain(message, self.words))
+        sys.exit(2)
+
+
+def _translated(content: str) -> str:
+    """A configuration's YAML with the names of today; what is not YAML stays as it is for the parser to report."""
+    try:
+        config = get_loader("yaml")(content)
+    except yaml.YAMLError:
+        return content
+    if not isinstance(config, dict) or (translated := translate_config(config)) == config:
+        return content
+    return yaml.safe_dump(translated, sort_keys=False)
+
+
 class UserSettingsCLI(LightningCLI):
-    """LightningCLI that reads no settings from a checkpoint.
+    """LightningCLI that reads no settings from a checkpoint, and knows this project's classes by their bare names.
 
     LightningCLI by itself merges the `hyper_parameters` of `--ckpt_path FILE` over the user's configuration, class
     paths included, so a file could change a run or start any command. Checkpoints of this project have none.
     """
+
+    def __init__(self, args: Sequence[str], **kwargs: Any):
+        words = translate_words(args)
+        import_named(words)
+        super().__init__(args=words, parser_class=partial(ConfigParser, words=words), **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's step that opens the checkpoint and merges its hyper-parameters: left out."""
@@ -121,7 +164,7 @@ class DiffganCLI(UserSettingsCLI):
         record, parser = run_folder(self.trainer) / "fit.yaml", self._parser(self.subcommand)
         if not record.is_file():
             return
-        before = _flat(yaml.safe_load(record.read_text()))
+        before = _flat(translate_config(yaml.safe_load(record.read_text())))
         now = _flat(yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False)))
         for key in (key for key in now if key in before and key.split(".")[0] in EXPERIMENT):
             if before[key] != now[key] and key.split(".")[-1] not in MAY_CHANGE:
@@ -155,13 +198,13 @@ def _flat(config: Any, name: str = "") -> dict[str, Any]:
     return {k: v for key, value in config.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
 
 
-def run_lightning(args: Sequence[str], epilog: str | None = None) -> None:
-    """Run one of Lightning's verbs; `epilog` ends the help."""
+def run_lightning(args: Sequence[str]) -> None:
+    """Run one of Lightning's verbs; args: the verb and its arguments."""
     DiffganCLI(
         args=list(args),
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "diffgan", "epilog": epilog},
+        parser_kwargs={"prog": "diffgan"},
     )
