@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
+from diffgan.cli.config_files import ConfigParser, prepare
 from diffgan.errors import UserError
 from diffgan.training.checkpoints import broken
 
@@ -27,11 +28,22 @@ MAY_CHANGE = (
 
 
 class UserSettingsCLI(LightningCLI):
-    """LightningCLI that reads no settings from a checkpoint.
+    """LightningCLI whose settings come from the command line and its configuration files alone.
 
-    LightningCLI by itself merges the `hyper_parameters` of `--ckpt_path FILE` over the user's configuration, class
-    paths included, so a file could change a run or start any command. Checkpoints of this project have none.
+    Files may refer to values of each other and name their callbacks: see `config_files`. No settings are read from a
+    checkpoint: LightningCLI by itself merges the `hyper_parameters` of `--ckpt_path FILE` over the user's
+    configuration, class paths included, so a file could change a run or start any command.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(parser_class=ConfigParser, **kwargs)
+
+    def parse_arguments(self, parser: ConfigParser, args: Sequence[str]) -> None:
+        """Parse the command line; raises UserError for a file or a reference that cannot be read."""
+        prepared = prepare(args)
+        for each in (parser, *self._subcommand_parsers.values()):
+            each.prepared = prepared
+        super().parse_arguments(parser, prepared.words)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's step that opens the checkpoint and merges its hyper-parameters: left out."""
