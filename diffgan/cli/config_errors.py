@@ -35,8 +35,6 @@ class Mistake(NamedTuple):
 
 def explain(message: str, words: Sequence[str] = ()) -> str:
     """One line about a parser's error message; `words`: the command line, whose configuration files are searched."""
-    if message.startswith("Problems parsing config"):
-        return _syntax_error(words) or _joined(message)
     mistake = _mistake(message)
     if (match := UNKNOWN.search(mistake.reason)) is not None:
         return _unknown_key(mistake, match[1] or match[2], words)
@@ -117,20 +115,6 @@ def _unknown_class(mistake: Mistake, words: Sequence[str]) -> str:
     similar = nearest(_bare(mistake.owner), by_name)
     offer = f"; did you mean {by_name[similar]}?" if similar else ""
     return f"{place}: no class {mistake.owner} ({mistake.reason}){offer}"
-
-
-def _syntax_error(words: Sequence[str]) -> str | None:
-    """The first configuration file that is not YAML, with the line."""
-    for file in config_files(words):
-        try:
-            yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            return f"{file}{line}: is not valid YAML ({getattr(error, 'problem', error)})"
-        except (OSError, ValueError) as error:
-            return f"{file}: cannot be read ({error})"
-    return None
 
 
 def _offer(key: str, known: Sequence[str]) -> str:

@@ -2,21 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.class_names import import_named
-from diffgan.cli.config_errors import explain
+from diffgan.cli.config_files import ConfigParser, prepare
 from diffgan.cli.renamed import translate_config, translate_words
-from diffgan.errors import UserError, print_error
+from diffgan.errors import UserError
 from diffgan.training.checkpoints import broken
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
@@ -31,50 +29,25 @@ MAY_CHANGE = (
 )  # a run may be made longer
 
 
-class ConfigParser(LightningArgumentParser):
-    """The parser of Lightning's verbs: it reads configurations of version 0.1 and reports a mistake in one line.
-
-    Args:
-        words: the command line, whose configuration files an error message names.
-    """
-
-    def __init__(self, *args: Any, words: Sequence[str] = (), **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.words = tuple(words)
-
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        return super().parse_string(_translated(content), *args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the mistake in one line and exit with code 2."""
-        if not self.exit_on_error:  # a parser inside another one, which reports
-            super().error(message, ex)
-        print_error(explain(message, self.words))
-        sys.exit(2)
-
-
-def _translated(content: str) -> str:
-    """A configuration's YAML with the names of today; what is not YAML stays as it is for the parser to report."""
-    try:
-        config = get_loader("yaml")(content)
-    except yaml.YAMLError:
-        return content
-    if not isinstance(config, dict) or (translated := translate_config(config)) == config:
-        return content
-    return yaml.safe_dump(translated, sort_keys=False)
-
-
 class UserSettingsCLI(LightningCLI):
-    """LightningCLI that reads no settings from a checkpoint, and knows this project's classes by their bare names.
+    """LightningCLI whose settings come from the command line and its configuration files alone.
 
-    LightningCLI by itself merges the `hyper_parameters` of `--ckpt_path FILE` over the user's configuration, class
-    paths included, so a file could change a run or start any command. Checkpoints of this project have none.
+    Files may refer to values of each other and name their callbacks: see `config_files`. No settings are read from a
+    checkpoint: LightningCLI by itself merges the `hyper_parameters` of `--ckpt_path FILE` over the user's
+    configuration, class paths included, so a file could change a run or start any command.
     """
 
-    def __init__(self, args: Sequence[str], **kwargs: Any):
+    def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
         words = translate_words(args)
         import_named(words)
-        super().__init__(args=words, parser_class=partial(ConfigParser, words=words), **kwargs)
+        super().__init__(args=words, parser_class=ConfigParser, **kwargs)
+
+    def parse_arguments(self, parser: ConfigParser, args: Sequence[str]) -> None:
+        """Parse the command line; raises UserError for a file or a reference that cannot be read."""
+        prepared = prepare(args)
+        for each in (parser, *self._subcommand_parsers.values()):
+            each.prepared, each.given = prepared, tuple(args)
+        super().parse_arguments(parser, prepared.words)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's step that opens the checkpoint and merges its hyper-parameters: left out."""

@@ -33,20 +33,6 @@ CLASSES = {
 # Arguments of the model: `model.init_args.KEY`.
 MODEL_ARGUMENTS = {"adversary": "adversarial"}
 
-# `trainer.callbacks` was a list; now each callback has a name, by its class.
-CALLBACK_NAMES = {
-    "EMA": "ema",
-    "ImageCheckpoint": "checkpoint",
-    "ImageProgress": "progress",
-    "PairProgress": "progress",
-    "TrainingHealth": "health",
-    "SampleGrid": "samples",
-    "GlyphEvaluation": "evaluation",
-    "COCOFID": "evaluation",
-    "RunReport": "report",
-    "PairWriter": "pairs",
-}
-
 # Curves of TensorBoard.
 CURVES = {
     "d/right_about_real": "d/accuracy_real",
@@ -78,12 +64,13 @@ def translate_config(config: dict[str, Any]) -> dict[str, Any]:
         config: with the keys `trainer`, `model`, `data`, ... as in a file; is not changed.
 
     Returns:
-        An equal copy if it holds no old name.
+        An equal copy if it holds no old name. A list of callbacks stays one, which replaces another file's as a whole.
     """
+    if not isinstance(config, dict):  # the parser reports it
+        return config
     translated = _rename_classes(config)
     _rename_model_arguments(translated)
     if translated != config:
-        _name_callbacks(translated)
         _notice("a configuration uses names of version 0.1, which were translated")
     return translated
 
@@ -126,25 +113,6 @@ def _rename_model_arguments(config: dict[str, Any]) -> None:
         if old in model["init_args"] and new in model["init_args"]:
             raise UserError(f"model.init_args holds both {old} and its new name {new}; remove {old}")
     model["init_args"] = {MODEL_ARGUMENTS.get(key, key): value for key, value in model["init_args"].items()}
-
-
-def _name_callbacks(config: dict[str, Any]) -> None:
-    """Turn the list of callbacks into named ones, in place."""
-    trainer = config.get("trainer")
-    if not isinstance(trainer, dict) or not isinstance(trainer.get("callbacks"), list):
-        return
-    named: dict[str, Any] = {}
-    for callback in trainer["callbacks"]:
-        name = _callback_name(callback)
-        repeated = sum(known.split("_")[0] == name for known in named)
-        named[f"{name}_{repeated + 1}" if name in named else name] = callback
-    trainer["callbacks"] = named
-
-
-def _callback_name(callback: Any) -> str:
-    path = callback["class_path"] if isinstance(callback, dict) else str(callback)
-    bare = path.rpartition(".")[2]
-    return CALLBACK_NAMES.get(bare, bare)
 
 
 def _translate_word(word: str) -> str:
