@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from diffgan.cli.class_names import CLASSES, config_files
+from diffgan.cli.renamed import translate_config
 from diffgan.cli.verbs import nearest
 
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only", "return_predictions")
@@ -164,7 +165,7 @@ def _is_at(mistake: Mistake, path: tuple[str, ...], value: Any) -> bool:
 
 def _loaded(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text())
+        return translate_config(yaml.safe_load(file.read_text()))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
