@@ -77,7 +77,7 @@ def prepare(words: Sequence[str]) -> Prepared:
         if source is not None:
             merged = _with_source(merged, source, sources)
             sources.append(source)
-    check_recipe(sources, merged)
+    check_recipe(sources)
     resolved = Resolver(merged, sources).resolved()
     callbacks = at(merged, CALLBACKS) if is_named(at(merged, CALLBACKS)) else {}
     names = tuple(name for name, value in callbacks.items() if value is not None)

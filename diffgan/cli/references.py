@@ -61,8 +61,8 @@ class Resolver:
         self.references: DictConfig = OmegaConf.create(merged)
 
     def resolved(self) -> dict[str, Any]:
-        """The merged configuration with values in place of references."""
-        return self._resolve(self.merged, ())
+        """The merged configuration without `recipe`, with values in place of references."""
+        return self._resolve({key: value for key, value in self.merged.items() if key != RECIPE}, ())
 
     def _resolve(self, value: Any, keys: tuple[Any, ...]) -> Any:
         if isinstance(value, dict):
@@ -79,8 +79,9 @@ class Resolver:
             value = self.references[SLOT]
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except (OmegaConfBaseException, RecursionError) as error:
-            missing = isinstance(error, InterpolationKeyError)
-            reason = "no file or option of this command sets that key" if missing else first_line(error)
+            reason = first_line(error)
+            if isinstance(error, InterpolationKeyError):
+                reason += " in the files and options of this command"
             place = ".".join(map(str, keys))
             raise UserError(f"{self._origin(keys)}: {place}: {text}: {reason}") from error
 
@@ -91,7 +92,7 @@ class Resolver:
         return setting[-1] if setting else "configuration"
 
 
-def check_recipe(sources: Sequence[Source], merged: dict[str, Any]) -> None:
+def check_recipe(sources: Sequence[Source]) -> None:
     """Every change to `recipe` has an effect, or is one for another command of the recipe.
 
     A file may change any value of the first file with a recipe, as one file serves several commands; an option only
@@ -100,7 +101,7 @@ def check_recipe(sources: Sequence[Source], merged: dict[str, Any]) -> None:
     Raises:
         UserError: for any other name, such as a misspelt one.
     """
-    used = set(re.findall(rf"\$\{{{RECIPE}\.(\w+)", str(merged)))
+    used = set(re.findall(rf"\$\{{{RECIPE}\.(\w+)", str([source.config for source in sources])))
     allowed: set[str] = set()
     for source in sources:
         recipe = source.config.get(RECIPE) or {}
