@@ -22,6 +22,10 @@ class Source(NamedTuple):
     config: dict[str, Any]
     text: str | None = None
 
+    def place(self, key: str) -> str:
+        """Where a dotted key is set, for messages."""
+        return self.name if self.text is None else f"{self.name}: {key}"
+
 
 def overlay(below: Any, above: Any, keep_arguments: bool = True) -> Any:
     """Two nested dicts merged key by key; anything else is replaced.
@@ -29,6 +33,8 @@ def overlay(below: Any, above: Any, keep_arguments: bool = True) -> Any:
     keep_arguments: whether another class keeps the arguments of the one it replaces (jsonargparse drops those that
     the new class does not take).
     """
+    if isinstance(below, str) and isinstance(above, dict) and "init_args" in above:
+        below = {"class_path": below}  # a class may be given by its path alone
     if not isinstance(below, dict) or not isinstance(above, dict):
         return copy.deepcopy(above)
     if not keep_arguments and above.get("class_path") not in (None, below.get("class_path")):
@@ -79,17 +85,20 @@ class Resolver:
             value = self.references[SLOT]
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except (OmegaConfBaseException, RecursionError) as error:
-            reason = first_line(error)
-            if isinstance(error, InterpolationKeyError):
-                reason += " in the files and options of this command"
-            place = ".".join(map(str, keys))
-            raise UserError(f"{self._origin(keys)}: {place}: {text}: {reason}") from error
+            raise UserError(f"{self._origin(keys)}: {text}: {self._reason(error)}") from error
+
+    def _reason(self, error: Exception) -> str:
+        reason = first_line(error).partition("while resolving interpolation: ")[2].strip('"') or first_line(error)
+        if not isinstance(error, InterpolationKeyError):
+            return reason
+        names = ", ".join(f"recipe.{name}" for name in self.merged.get(RECIPE) or {})
+        return f"{reason} in the files and options of this command" + (f"; there is {names}" if names else "")
 
     def _origin(self, keys: tuple[Any, ...]) -> str:
-        """The last file or option that sets this key."""
-        names = [key for key in keys if not isinstance(key, int)]
-        setting = [source.name for source in self.sources if at(source.config, names) is not None]
-        return setting[-1] if setting else "configuration"
+        """The last file that sets this key, with the key; or the option."""
+        names = [key for key in keys if not isinstance(key, int)]  # without indices of lists
+        source = [source for source in self.sources if at(source.config, names) is not None][-1]
+        return source.place(".".join(map(str, keys)))
 
 
 def check_recipe(sources: Sequence[Source]) -> None:
@@ -106,11 +115,12 @@ def check_recipe(sources: Sequence[Source]) -> None:
     for source in sources:
         recipe = source.config.get(RECIPE) or {}
         if not isinstance(recipe, dict):
-            raise UserError(f"{source.name}: recipe: expected names with values, not {recipe!r}")
+            raise UserError(f"{source.place(RECIPE)}: expected names with values, not {recipe!r}")
         is_file = source.text is not None
         if is_file and not allowed and used & recipe.keys():
             allowed = set(recipe)
         for name in recipe:
             if name not in used and not (is_file and name in allowed):
                 known = f"; known: {', '.join(sorted(allowed | used))}" if allowed | used else ""
-                raise UserError(f"{source.name}: recipe.{name}: nothing here refers to ${{recipe.{name}}}{known}")
+                place = source.place(f"{RECIPE}.{name}")
+                raise UserError(f"{place}: nothing in this command refers to ${{recipe.{name}}}{known}")
