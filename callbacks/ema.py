@@ -32,7 +32,7 @@ class EMA(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if passed(self.log_every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
             distance = relative_distance(pl_module.generator_ema, pl_module.generator)
-            pl_module.record({"health/ema_distance": distance}, pl_module.images_seen)
+            pl_module.log_curves({"health/ema_distance": distance}, pl_module.images_seen)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Pictures of fixed noises and prompts: teacher above, student below, and what the student began as."""
+"""Grids of images of fixed noises and prompts: the teacher, the student, and the untrained student."""
 
 from pathlib import Path
 
@@ -8,8 +8,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.run_folder import run_folder
+from diffgan.conditioning import Conditioning
 from diffgan.images import save_image_grid, to_uint8
+from diffgan.methods.base import Distillation
 from diffgan.noise import draw_noise
+from diffgan.teachers.base import Teacher
 
 
 class SampleGrid(pl.Callback):
@@ -31,32 +34,38 @@ class SampleGrid(pl.Callback):
         self._teacher_images: tuple[Tensor, Tensor] | None = None  # after all steps, after one
         self.folder = Path()
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Distillation, stage: str) -> None:
         self.folder = run_folder(trainer) / "samples"
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
         if not trainer.sanity_checking:
             self.draw(trainer, pl_module)
 
     on_test_end = on_validation_end
 
     @torch.no_grad()
-    def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path:
-        """Write the sheet of now (collective: weights may be shards); returns its path."""
+    def draw(self, trainer: pl.Trainer, pl_module: Distillation) -> Path:
+        """Write the grid of the current student; returns its path (collective: weights may be shards)."""
         teacher = pl_module.teacher
         seeds = range(self.seed, self.seed + len(self.prompts))
         noise = draw_noise(seeds, teacher.latent_shape).to(pl_module.device)
         conditioning = teacher.encode(self.prompts)
         if self._teacher_images is None:
-            latents = (teacher.solve(noise, conditioning, *how) for how in ((self.steps, self.guidance), (1, 1.0)))
-            self._teacher_images = tuple(teacher.decode(latent) for latent in latents)
-        taught, untrained = self._teacher_images
+            self._teacher_images = self._draw_teacher(teacher, noise, conditioning)
         student = teacher.decode(pl_module.generator_ema(noise, conditioning))
         path = self.folder / f"images-{pl_module.images_seen:08d}.png"
-        if not trainer.is_global_zero:
-            return path
-        rows = {f"teacher, {self.steps} steps": taught, "student, 1 step": student, "teacher, 1 step": untrained}
-        sheet = save_image_grid(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image("samples", sheet, pl_module.images_seen, dataformats="HWC")
+        if trainer.is_global_zero:
+            self._write(path, student, trainer, pl_module.images_seen)
         return path
+
+    def _draw_teacher(self, teacher: Teacher, noise: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """Images after all steps with guidance, and after one step without."""
+        solved = teacher.decode(teacher.solve(noise, conditioning, self.steps, self.guidance))
+        return solved, teacher.decode(teacher.solve(noise, conditioning, 1, 1.0))
+
+    def _write(self, path: Path, student: Tensor, trainer: pl.Trainer, images_seen: int) -> None:
+        solved, untrained = self._teacher_images
+        rows = {f"teacher, {self.steps} steps": solved, "student, 1 step": student, "teacher, 1 step": untrained}
+        grid = save_image_grid(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_image("samples", grid, images_seen, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""Is the game still one? Diversity and a discriminator that has won are watched, and stop a run that went wrong."""
+"""Health of a distillation: diversity and discriminator accuracy are measured, and end a run that goes wrong."""
 
 import os
 from typing import Any
@@ -8,28 +8,29 @@ import torch
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.methods.base import Distillation
 from diffgan.noise import draw_noise
 from diffgan.training.checkpoints import GOOD
 from diffgan.training.image_clock import passed
 
-OPINIONS = ("d/right_about_real", "d/right_about_fake")
+ACCURACIES = ("d/accuracy_real", "d/accuracy_fake")
 
 
 class TrainingHealth(pl.Callback):
     """Log `health/diversity` and `health/discriminator_accuracy`; end the run when either is bad for too long.
 
-    Diversity is the mean distance among the averaged student's latents of one prompt, over that of the teacher's, for
-    the same noises. The discriminator is saturated when it tells real and generated latents apart nearly always: the
-    student then learns nothing more from it. The newest checkpoint at the last look that found nothing is kept as
-    `good.ckpt`. (A gradient that is not finite ends the run by itself.)
+    Diversity is the mean distance among the averaged student's latents of one prompt, divided by that among the
+    teacher's latents of the same noises. The discriminator is saturated when it classifies nearly all real and
+    generated latents correctly: the student then learns nothing more from it. At every check without a finding the
+    newest checkpoint is kept as `good.ckpt`. (A gradient that is not finite ends the run in any case.)
 
     Args:
-        prompts: with which diversity is measured; short ones that leave much open tell most.
-        noises: per prompt.
-        every_images: images between two looks.
-        patience_images: how long it may be bad.
-        least_diversity: below this share of the teacher's diversity the student is collapsing.
-        saturated_at: share of right signs above which the discriminator has won.
+        prompts: with which diversity is measured; short prompts, which leave much open, work best.
+        noises: number of noises for each prompt, at least 2.
+        every_images: images between two checks, at least 1.
+        patience_images: images for which a finding may last before the run ends.
+        least_diversity: the student is collapsing below this share of the teacher's diversity.
+        saturated_at: the discriminator is saturated above this accuracy.
         steps, guidance: of the teacher, as its pairs were made.
         seed: of the first noise.
     """
@@ -47,37 +48,56 @@ class TrainingHealth(pl.Callback):
         seed: int = 3_600_000_000,
     ):
         if not prompts or noises < 2 or every_images < 1:
-            raise UserError("TrainingHealth: needs a prompt, two noises for each, and every_images of at least 1")
+            raise UserError("TrainingHealth: requires a prompt, noises of at least 2, and every_images of at least 1")
         self.prompts, self.noises, self.seed = prompts, noises, seed
         self.every_images, self.patience_images = every_images, patience_images
         self.least_diversity, self.saturated_at = least_diversity, saturated_at
         self.steps, self.guidance = steps, guidance
-        self.bad_since: dict[str, int] = {}  # images seen when it began
-        self._right: list[Tensor] = []
+        self.bad_since: dict[str, int] = {}  # by finding: images seen at its first check
+        self._accuracies: list[Tensor] = []  # of the batches since the last check
         self._teacher_diversity: Tensor | None = None
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if all(name in pl_module.observed for name in OPINIONS):
-            self._right.append(torch.stack([pl_module.observed[name] for name in OPINIONS]).mean())
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Distillation, outputs, batch, batch_idx: int) -> None:
+        if all(name in pl_module.observed for name in ACCURACIES):
+            self._accuracies.append(torch.stack([pl_module.observed[name] for name in ACCURACIES]).mean())
         if passed(self.every_images, pl_module.images_seen, len(batch.prompt) * trainer.world_size):
-            self.look(trainer, pl_module)
+            self.check(trainer, pl_module)
 
-    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, log, and raise UserError if something has been bad for too long (collective)."""
-        diversity = self.diversity(pl_module)
-        pl_module.record({"health/diversity": diversity}, pl_module.images_seen)
-        self._judge("the student's diversity has collapsed", float(diversity) < self.least_diversity, pl_module)
-        if self._right:
-            window = torch.stack([right.to(pl_module.device) for right in self._right])
-            right = trainer.strategy.reduce(window.mean(), reduce_op="mean")
-            pl_module.record({"health/discriminator_accuracy": right}, pl_module.images_seen)
-            self._judge("the discriminator is saturated", float(right) > self.saturated_at, pl_module)
-            self._right.clear()
+    def check(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+        """Measure and log (collective).
+
+        Raises:
+            UserError: something has been bad for too long.
+        """
+        self._check_diversity(pl_module)
+        if self._accuracies:
+            self._check_accuracy(trainer, pl_module)
         if not self.bad_since:
-            self._keep(trainer, pl_module)
+            self._keep_good_checkpoint(trainer, pl_module)
 
-    def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The newest checkpoint becomes `good.ckpt` too: it stays while later ones are of a run gone wrong."""
+    def _check_diversity(self, pl_module: Distillation) -> None:
+        diversity = self.diversity(pl_module)
+        pl_module.log_curves({"health/diversity": diversity}, pl_module.images_seen)
+        collapsed = float(diversity) < self.least_diversity
+        self._update_finding("the student's diversity has collapsed", collapsed, pl_module)
+
+    def _check_accuracy(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+        own = torch.stack([accuracy.to(pl_module.device) for accuracy in self._accuracies]).mean()
+        accuracy = trainer.strategy.reduce(own, reduce_op="mean")
+        pl_module.log_curves({"health/discriminator_accuracy": accuracy}, pl_module.images_seen)
+        self._update_finding("the discriminator is saturated", float(accuracy) > self.saturated_at, pl_module)
+        self._accuracies.clear()
+
+    def _update_finding(self, finding: str, bad: bool, pl_module: Distillation) -> None:
+        if not bad:
+            self.bad_since.pop(finding, None)
+            return
+        lasted = pl_module.images_seen - self.bad_since.setdefault(finding, pl_module.images_seen)
+        if lasted >= self.patience_images:
+            pl_module.stop(f"{finding}: for {lasted} images now")
+
+    def _keep_good_checkpoint(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+        """Link `good.ckpt` to the newest checkpoint: it stays while later ones are of a run that goes wrong."""
         last = pl_module.last_checkpoint
         if last is None or not last.is_file():
             return
@@ -87,30 +107,22 @@ class TrainingHealth(pl.Callback):
             os.link(last, good)
 
     @torch.no_grad()
-    def diversity(self, pl_module: pl.LightningModule) -> Tensor:
-        """Of the averaged student, over that of the teacher: ()."""
+    def diversity(self, pl_module: Distillation) -> Tensor:
+        """Diversity of the averaged student, divided by that of the teacher: ()."""
         teacher, count = pl_module.teacher, len(self.prompts) * self.noises
         noise = draw_noise(range(self.seed, self.seed + count), teacher.latent_shape).to(pl_module.device)
         conditioning = teacher.encode([prompt for prompt in self.prompts for _ in range(self.noises)])
         if self._teacher_diversity is None:
-            taught = teacher.solve(noise, conditioning, self.steps, self.guidance)
-            self._teacher_diversity = spread(taught, self.noises)
+            latents = teacher.solve(noise, conditioning, self.steps, self.guidance)
+            self._teacher_diversity = spread(latents, self.noises)
         return spread(pl_module.generator_ema(noise, conditioning), self.noises) / self._teacher_diversity
 
-    def _judge(self, what: str, bad: bool, pl_module: pl.LightningModule) -> None:
-        if not bad:
-            self.bad_since.pop(what, None)
-            return
-        began = self.bad_since.setdefault(what, pl_module.images_seen)
-        if pl_module.images_seen - began >= self.patience_images:
-            pl_module.stop(f"{what}: so for {pl_module.images_seen - began} images")
-
     def state_dict(self) -> dict[str, Any]:
-        return {"bad_since": dict(self.bad_since), "right": [float(right) for right in self._right]}
+        return {"bad_since": dict(self.bad_since), "right": [float(accuracy) for accuracy in self._accuracies]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bad_since = dict(state["bad_since"])
-        self._right = [torch.tensor(right) for right in state.get("right", [])]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.bad_since = dict(state_dict["bad_since"])
+        self._accuracies = [torch.tensor(accuracy) for accuracy in state_dict.get("right", [])]
 
 
 def spread(latents: Tensor, group: int) -> Tensor:

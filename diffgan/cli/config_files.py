@@ -8,9 +8,10 @@ jsonargparse parses and merges the files; what it reads of each is prepared here
 * `trainer.callbacks` may map names to callbacks. Files and options then change single values; null removes one.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from jsonargparse import get_loader
@@ -18,8 +19,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffgan.cli.config_errors import explain
 from diffgan.cli.references import RECIPE, SPECIFICATION, Resolver, Source, at, check_recipe, get, is_named, overlay
-from diffgan.errors import UserError, first_line
+from diffgan.cli.renamed import translate_config
+from diffgan.errors import UserError, first_line, print_error
 
 VERBS = ("fit", "validate", "test", "predict")
 CALLBACKS = ("trainer", "callbacks")
@@ -48,6 +51,14 @@ class ConfigParser(LightningArgumentParser):
     """Parser that reads the prepared text of configuration files, and writes callbacks by name if they were named."""
 
     prepared = Prepared([], {}, ())
+    given: Sequence[str] = ()  # the command line, whose options and files an error message names
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the mistake in one line and exit with code 2."""
+        if not self.exit_on_error:  # a parser inside another one, which reports
+            super().error(message, ex)
+        print_error(explain(message, self.given))
+        sys.exit(2)
 
     def parse_string(self, content: str, path: Any = "", **kwargs: Any) -> Any:
         return super().parse_string(self.prepared.texts.get(content, content), path, **kwargs)
@@ -200,7 +211,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     """A YAML file's mapping and text. Raises UserError naming the file and the line."""
     try:
         text = path.read_text()
-        config = get_loader("yaml")(text) or {}
+        config = translate_config(get_loader("yaml")(text) or {})
         OmegaConf.create(config)  # references are well-formed
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

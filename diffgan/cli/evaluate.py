@@ -17,7 +17,7 @@ from diffgan.teachers.base import Teacher
 from diffgan.teachers.registry import load_teacher, resolve_path
 
 
-def judge(
+def evaluate(
     pipeline: str,
     output: Path,
     name: str = "teacher",

@@ -11,7 +11,9 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
+from diffgan.cli.class_names import import_named
 from diffgan.cli.config_files import ConfigParser, prepare
+from diffgan.cli.renamed import translate_config, translate_words
 from diffgan.errors import UserError
 from diffgan.training.checkpoints import broken
 
@@ -35,14 +37,16 @@ class UserSettingsCLI(LightningCLI):
     configuration, class paths included, so a file could change a run or start any command.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(parser_class=ConfigParser, **kwargs)
+    def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
+        words = translate_words(args)
+        import_named(words)
+        super().__init__(args=words, parser_class=ConfigParser, **kwargs)
 
     def parse_arguments(self, parser: ConfigParser, args: Sequence[str]) -> None:
         """Parse the command line; raises UserError for a file or a reference that cannot be read."""
         prepared = prepare(args)
         for each in (parser, *self._subcommand_parsers.values()):
-            each.prepared = prepared
+            each.prepared, each.given = prepared, tuple(args)
         super().parse_arguments(parser, prepared.words)
 
     def _parse_ckpt_path(self) -> None:
@@ -133,7 +137,7 @@ class DiffganCLI(UserSettingsCLI):
         record, parser = run_folder(self.trainer) / "fit.yaml", self._parser(self.subcommand)
         if not record.is_file():
             return
-        before = _flat(yaml.safe_load(record.read_text()))
+        before = _flat(translate_config(yaml.safe_load(record.read_text())))
         now = _flat(yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False)))
         for key in (key for key in now if key in before and key.split(".")[0] in EXPERIMENT):
             if before[key] != now[key] and key.split(".")[-1] not in MAY_CHANGE:
@@ -167,13 +171,13 @@ def _flat(config: Any, name: str = "") -> dict[str, Any]:
     return {k: v for key, value in config.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
 
 
-def run_lightning(args: Sequence[str], epilog: str | None = None) -> None:
-    """Run one of Lightning's verbs; `epilog` ends the help."""
+def run_lightning(args: Sequence[str]) -> None:
+    """Run one of Lightning's verbs; args: the verb and its arguments."""
     DiffganCLI(
         args=list(args),
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "diffgan", "epilog": epilog},
+        parser_kwargs={"prog": "diffgan"},
     )

@@ -19,7 +19,7 @@ PANELS = {
 }
 
 
-def watch(run: Path, output: Path) -> None:
+def plot(run: Path, output: Path) -> None:
     """Draw the health of a training run from its TensorBoard files.
 
     Args:

@@ -1,1 +1,1 @@
-"""The losses: pure functions, one for each equation."""
+"""Losses: pure functions, one for each equation."""

@@ -1,4 +1,4 @@
-"""The adversarial losses: pure functions, one per equation (paper, section 3.3; DESIGN: L_D and L_G)."""
+"""The adversarial losses L_D and L_GAN: non-saturating logistic losses on maps of logits (paper, section 3.3)."""
 
 from collections.abc import Sequence
 
@@ -9,43 +9,86 @@ from torch import Tensor
 from diffgan.nets.discriminator import ReadOut
 
 
-def non_saturating(read_outs: Sequence[ReadOut], towards: int) -> Tensor:
-    """softplus(-D) for `towards` = 1 (taken for real), softplus(D) for -1 (for fake), averaged over scales and places.
+def discriminator_loss(real: Sequence[ReadOut], fake: Sequence[ReadOut]) -> Tensor:
+    """L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), averaged over the batch (paper, section 3.3).
+
+    Args:
+        real: D's read-outs of N real latents.
+        fake: D's read-outs of N fake latents.
 
     Returns:
-        (N,) float32: every read-out counts the same, whatever the size of its map.
+        () float32.
     """
-    maps = [F.softplus(-towards * read_out.logits.float()).flatten(1).mean(1) for read_out in read_outs]
+    return (mean_softplus(real, -1) + mean_softplus(fake, +1)).mean()
+
+
+def generator_loss(fake: Sequence[ReadOut]) -> Tensor:
+    """L_GAN = softplus(-D(x^, z, c)), averaged over the batch (paper, section 3.3).
+
+    Args:
+        fake: D's read-outs of N generated latents.
+
+    Returns:
+        () float32.
+    """
+    return mean_softplus(fake, -1).mean()
+
+
+def mean_softplus(read_outs: Sequence[ReadOut], sign: int) -> Tensor:
+    """softplus(sign * D) of every sample, averaged over each map, then over the maps.
+
+    Every read-out has the same weight, whatever the size of its map.
+
+    Args:
+        read_outs: maps of logits of N samples.
+        sign: -1 for samples that should be classified as real, 1 for fake.
+
+    Returns:
+        (N,) float32.
+    """
+    maps = [F.softplus(sign * read_out.logits.float()).flatten(1).mean(1) for read_out in read_outs]
     return torch.stack(maps).mean(0)
 
 
 def score(read_outs: Sequence[ReadOut]) -> Tensor:
-    """D's opinion of a sample: its logits averaged over each map, then over scales and places: (N,) float32."""
+    """D's score of every sample: its logits averaged over each map, then over the maps: (N,) float32."""
     return torch.stack([read_out.logits.float().flatten(1).mean(1) for read_out in read_outs]).mean(0)
 
 
-def opinions(real: Tensor, fake: Tensor, replaced: Tensor) -> dict[str, Tensor]:
-    """D's mean scores of real, generated and mismatched samples, and how often their sign is right, by curve.
+def discriminator_statistics(real: Tensor, fake: Tensor, replaced: Tensor) -> dict[str, Tensor]:
+    """Mean scores and accuracies of D on real, generated and mismatched samples.
 
-    real, fake: scores, (N,); replaced: (N,) bool.
+    Args:
+        real: scores of real samples, (N,); correct when above 0.
+        fake: scores of fake samples, (N,); correct when below 0.
+        replaced: (N,) bool, true where mix-and-match replaced the generated sample.
+
+    Returns:
+        `d/score_*` and `d/accuracy_*`, each (). A kind without samples is omitted.
     """
     scores = {"real": real, "fake": fake[~replaced], "mismatched": fake[replaced]}
-    scores = {name: values for name, values in scores.items() if len(values)}
-    right = {name: (values > 0 if name == "real" else values < 0).float().mean() for name, values in scores.items()}
-    means = {f"d/{name}": values.mean() for name, values in scores.items()}
-    return means | {f"d/right_about_{name}": share for name, share in right.items()}
+    statistics = {}
+    for kind, values in scores.items():
+        if len(values):
+            correct = values > 0 if kind == "real" else values < 0
+            statistics[f"d/score_{kind}"] = values.mean()
+            statistics[f"d/accuracy_{kind}"] = correct.float().mean()
+    return statistics
 
 
-def rows(read_outs: Sequence[ReadOut], chosen: slice) -> list[ReadOut]:
-    """The read-outs of some samples of the batch."""
-    return [read_out._replace(logits=read_out.logits[chosen]) for read_out in read_outs]
+def split(read_outs: Sequence[ReadOut], count: int) -> tuple[list[ReadOut], list[ReadOut]]:
+    """The read-outs of the first `count` samples of a batch, and those of the other samples."""
+    first = [read_out._replace(logits=read_out.logits[:count]) for read_out in read_outs]
+    second = [read_out._replace(logits=read_out.logits[count:]) for read_out in read_outs]
+    return first, second
 
 
 def balance(regression: Tensor, adversarial: Tensor) -> Tensor:
-    """|grad L_reg| / |grad L_GAN|, the weight that gives both losses the same say (Esser et al. 2021, eq. 7).
+    """|grad L_reg| / |grad L_GAN|: the weight that makes both gradients equally long (Esser et al. 2021, eq. 7).
 
     Args:
-        regression, adversarial: squared norms of the gradients at the generator's output: ().
+        regression: squared norm of the gradient of L_reg at the generator's output: ().
+        adversarial: squared norm of the gradient of L_GAN at the generator's output: ().
 
     Returns:
         (), at most 1e4.

@@ -1,4 +1,4 @@
-"""Regression losses of the student against the teacher's latents: one interface, (generated, target) -> (N,)."""
+"""Regression losses between the latents of student and teacher (paper, section 3.1): (generated, target) -> (N,)."""
 
 import math
 
@@ -10,17 +10,27 @@ from diffgan.perceptual.lpips import LatentLPIPS
 
 
 class RegressionLoss(nn.Module):
-    """A distance of latents (N, C, H, W), one value a sample; `generator` makes a random one repeatable."""
+    """Interface of regression losses: a distance between latents, one value per sample."""
 
     def check_space(self, space: LatentSpace) -> None:
-        """Raises UserError if the loss cannot measure latents of `space`."""
+        """Raises UserError if the loss is not defined on latents of `space`."""
 
     def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The distance of every sample.
+
+        Args:
+            generated: latents of the student, (N, C, H, W).
+            target: latents of the teacher, (N, C, H, W).
+            generator: source of random numbers, for losses that use any.
+
+        Returns:
+            (N,)
+        """
         raise NotImplementedError
 
 
 class MSE(RegressionLoss):
-    """Mean squared error."""
+    """Mean squared error: |x^ - x|^2 / d, with d values per latent."""
 
     def forward(self, generated: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return (generated - target).square().flatten(1).mean(1)

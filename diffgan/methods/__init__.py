@@ -1,1 +1,1 @@
-"""Training algorithms."""
+"""Training algorithms (methods)."""

@@ -1,0 +1,43 @@
+"""Checks of a distillation's trainer and data before it starts; each raises UserError."""
+
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
+
+from diffgan.errors import UserError
+
+PRECISIONS = ("32-true", "bf16-mixed")
+CURVES = ("g", "d", "health")  # groups of curves that `log_curves` writes
+
+
+def check_precision(precision: str) -> None:
+    """Refuse precisions other than `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision} is not supported; use one of {', '.join(PRECISIONS)}")
+
+
+def check_monitors(callbacks: Iterable[pl.Callback]) -> None:
+    """Refuse a callback (EarlyStopping, ModelCheckpoint) that monitors a curve: Lightning is given validation only."""
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor and monitor.split("/")[0] in CURVES:
+            raise UserError(
+                f"{type(callback).__name__}: monitor {monitor} is a curve of the training; use a metric of validation, "
+                "such as validation/mse"
+            )
+
+
+def check_pairs(datamodule: pl.LightningDataModule, teacher: str, teacher_digest: str) -> None:
+    """Refuse pairs that were made with another teacher.
+
+    Args:
+        datamodule: its `pairs` has the manifest, its `folder` is named in the message.
+        teacher: path of the model's teacher.
+        teacher_digest: digest of that teacher's weights.
+    """
+    manifest = datamodule.pairs.manifest
+    if manifest.teacher_digest != teacher_digest:
+        raise UserError(
+            f"{datamodule.folder}: the pairs are of another teacher (made with {manifest.teacher}, whose weights "
+            f"differ from those of {teacher}); use that teacher, or make new pairs"
+        )

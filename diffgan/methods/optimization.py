@@ -1,0 +1,123 @@
+"""Manual optimization of several networks in turn, on a clock that counts images."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from diffgan.errors import UserError
+from diffgan.training import checkpoints
+from diffgan.training.strategies import full_tensor, gradient_sync
+
+
+class OptimizerSettings(NamedTuple):
+    """How one network is optimized.
+
+    optimizer: called with the network's parameters.  learning_rate: images seen -> factor of the optimizer's own rate.
+    clip_norm: largest norm of the gradient.  starts_at_images: images seen before the first step.
+    """
+
+    optimizer: OptimizerCallable
+    learning_rate: Callable[[int], float]
+    clip_norm: float
+    starts_at_images: int = 0
+
+
+class AlternatingOptimization(pl.LightningModule):
+    """A module that trains several networks, each with its own optimizer, schedule and gradient clipping.
+
+    Networks have short names ("g", "d"), which are also the groups of their curves. `images_seen` is a sum over all
+    processes.
+
+    Args:
+        settings: how each network is optimized, by the network's name.
+    """
+
+    def __init__(self, settings: dict[str, OptimizerSettings]):
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings = settings
+        self.networks: dict[str, nn.Module] = {}  # by name, in the order of `settings`; set by configure_model
+        self.images_seen = 0
+        self.observed: dict[str, Tensor] = {}  # values of the newest batch, (), by curve
+        self.last_checkpoint: Path | None = None  # set by the ImageCheckpoint callback
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One optimizer for each network, in the order of `build_networks`."""
+        optimizers = {
+            name: self.settings[name].optimizer(network.parameters()) for name, network in self.networks.items()
+        }
+        self._name_of_optimizer = {id(optimizer): name for name, optimizer in optimizers.items()}
+        self._learning_rates = {}  # read now: the optimizers of a checkpoint bring the rates of its last step
+        for name, optimizer in optimizers.items():
+            self._learning_rates[name] = [group["lr"] for group in optimizer.param_groups]
+        return list(optimizers.values())
+
+    def _optimizers_by_name(self) -> dict[str, LightningOptimizer]:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        return dict(zip(self.networks, optimizers, strict=True))
+
+    @contextlib.contextmanager
+    def optimizing(self, name: str) -> Iterator[LightningOptimizer]:
+        """Context of one network's step: its learning rate is set, the other networks' weights get no gradient.
+
+        Gradients are cleared on exit.
+        """
+        optimizer = self._optimizers_by_name()[name]
+        factor = self.settings[name].learning_rate(self.images_seen)
+        for group, learning_rate in zip(optimizer.param_groups, self._learning_rates[name], strict=True):
+            group["lr"] = factor * learning_rate
+        with self.toggled_optimizer(optimizer):
+            yield optimizer
+            optimizer.zero_grad()
+
+    def accumulate(self, name: str, *columns: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """Iterate over micro-batches: the network's gradients are averaged over processes at the last one only.
+
+        Args:
+            name: of the network whose gradients are accumulated.
+            columns: sequences with one item for each micro-batch; one item of each is yielded at a time.
+        """
+        micro_batches = list(zip(*columns, strict=True))
+        for i, items in enumerate(micro_batches):
+            with gradient_sync(self, self.networks[name], i == len(micro_batches) - 1):
+                yield items
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Observe and clip the norm of the gradient; stop the run if it is not finite."""
+        name = self._name_of_optimizer[id(optimizer)]
+        limit = self.settings[name].clip_norm
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.observed[f"{name}/gradient_norm"] = full_tensor(norm)
+        value = self.observed[f"{name}/gradient_norm"].item()
+        if not math.isfinite(value):
+            self.stop(f"{name}: the gradient's norm is {value}; lower the learning rate")
+        if value > limit:  # otherwise the gradient would only be multiplied by 1
+            clip_grads_with_norm_(parameters, limit, norm)
+
+    def clear_idle_optimizers(self) -> None:
+        """Undo the step at learning rate 0 that FSDP2 makes an optimizer without state take when it saves or loads."""
+        for name, optimizer in self._optimizers_by_name().items():
+            if self.images_seen <= self.settings[name].starts_at_images:
+                optimizer.state.clear()
+
+    def stop(self, reason: str) -> NoReturn:
+        """End a run that went wrong; raises UserError with the last good checkpoint."""
+        good = _last_good(self.last_checkpoint)
+        raise UserError(f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}")
+
+
+def _last_good(last: Path | None) -> Path | None:
+    """The newest checkpoint from before the run went wrong, or else the newest one."""
+    good = last and last.with_name(checkpoints.GOOD)
+    return good if good and good.is_file() else last

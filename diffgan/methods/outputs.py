@@ -1,0 +1,60 @@
+"""What the steps of Diffusion2GAN compute for a micro-batch, and the curves made of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffgan.losses import gan
+
+
+class DiscriminatorOutput(NamedTuple):
+    """Of a discriminator step.
+
+    loss: L_D, ().  real, fake: D's scores of the samples, (N,).  replaced: (N,) bool, fakes that are mismatched.
+    """
+
+    loss: Tensor
+    real: Tensor
+    fake: Tensor
+    replaced: Tensor
+
+
+class OutputGradients(NamedTuple):
+    """Of a generator step.
+
+    regression, gan: dL_reg/dx^ and dL_GAN/dx^, (N, C, H, W).  regression_loss, gan_loss: L_reg and L_GAN, ().
+    """
+
+    regression: Tensor
+    gan: Tensor | None
+    regression_loss: Tensor
+    gan_loss: Tensor | None
+
+    def total(self, gan_weight: Tensor | float) -> Tensor:
+        """dL_G/dx^ = dL_reg/dx^ + lambda_GAN dL_GAN/dx^: (N, C, H, W)."""
+        return self.regression if self.gan is None else self.regression + gan_weight * self.gan
+
+
+def discriminator_curves(outputs: Sequence[DiscriminatorOutput]) -> dict[str, Tensor]:
+    """`d/loss`, scores and accuracies over all micro-batches, each ()."""
+    losses, *scores = zip(*outputs, strict=True)
+    real, fake, replaced = (torch.cat(tensors) for tensors in scores)
+    loss = torch.stack(losses).detach().mean()
+    return {"d/loss": loss} | gan.discriminator_statistics(real, fake, replaced)
+
+
+def generator_curves(gradients: Sequence[OutputGradients]) -> dict[str, Tensor]:
+    """`g/regression`, and `g/gan` if there is a discriminator: means over all micro-batches, each ()."""
+    curves = {"g/regression": torch.stack([gradient.regression_loss for gradient in gradients]).mean()}
+    if gradients[0].gan_loss is not None:
+        curves["g/gan"] = torch.stack([gradient.gan_loss for gradient in gradients]).mean()
+    return curves
+
+
+def squared_norms(gradients: Sequence[OutputGradients]) -> tuple[Tensor, Tensor]:
+    """|dL_reg/dx^|^2 and |dL_GAN/dx^|^2 over all micro-batches: () float32 each."""
+    regression = sum(gradient.regression.float().square().sum() for gradient in gradients)
+    adversarial = sum(gradient.gan.float().square().sum() for gradient in gradients)
+    return regression, adversarial
