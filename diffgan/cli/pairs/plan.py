@@ -13,7 +13,7 @@ from diffgan.cli.lightning_cli import UserSettingsCLI
 from diffgan.cli.pairs.status import duration, size
 from diffgan.errors import UserError
 from diffgan.pairs.generation import PairGeneration, simulate
-from diffgan.teachers.cost import Network
+from diffgan.teachers.cost import NetworkCost
 
 LATENT, NOISE = 2, 4  # bytes a value
 SEED_HEAD_OFFSET = 8 + 16 + 8  # bytes a pair
@@ -57,7 +57,7 @@ def plan(
     """
     _check_options(measure, calls_per_second, peak_tflops, utilization, devices)
     recipe = read_recipe(config)
-    network = Network(recipe.module.teacher_path)
+    network = NetworkCost(recipe.module.teacher_path)
     recipe.data.setup("predict")
     calls = calls_of_a_pair(recipe.module, network)
     rate = _rate(recipe, network, calls, measure, calls_per_second, peak_tflops, utilization, devices)
@@ -65,7 +65,7 @@ def plan(
     print("\n".join(f"{name:<15}{line}" for name, line in lines))
 
 
-def calls_of_a_pair(module: PairGeneration, network: Network) -> int:
+def calls_of_a_pair(module: PairGeneration, network: NetworkCost) -> int:
     """Network calls of one latent each: guidance takes two of them at a time."""
     return network.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
 
@@ -127,7 +127,7 @@ def read_recipe(config: list[str]) -> Recipe:
 # ---- the lines ----
 
 
-def _disk_lines(recipe: Recipe, network: Network) -> Iterator[tuple[str, str]]:
+def _disk_lines(recipe: Recipe, network: NetworkCost) -> Iterator[tuple[str, str]]:
     pairs, values = recipe.data.pairs, _product(network.latent_shape)
     read = recipe.data.batch(range(min(pairs, PROMPTS_READ))).prompt
     prompt = sum(len(text.encode()) for text in read) / len(read)
@@ -142,7 +142,7 @@ def _disk_lines(recipe: Recipe, network: Network) -> Iterator[tuple[str, str]]:
     yield "", f"with text embeddings in float16 stored (they are not): {size(network.embedding_bytes() * pairs)} more"
 
 
-def _work_lines(recipe: Recipe, network: Network, calls: int) -> Iterator[tuple[str, str]]:
+def _work_lines(recipe: Recipe, network: NetworkCost, calls: int) -> Iterator[tuple[str, str]]:
     module, flops = recipe.module, network.flops()
     halves = "" if module.guidance == 1 else " (takes two at a time)"
     how = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
@@ -167,7 +167,7 @@ def _time_lines(recipe: Recipe, rate: Rate | None, devices: int) -> Iterator[tup
 
 def _rate(
     recipe: Recipe,
-    network: Network,
+    network: NetworkCost,
     calls: int,
     measure: bool,
     calls_per_second: float | None,
