@@ -15,7 +15,7 @@ from diffgan.cli.class_names import import_named
 from diffgan.cli.config_files import ConfigParser, prepare
 from diffgan.cli.renamed import translate_config, translate_words
 from diffgan.errors import UserError
-from diffgan.training.checkpoints import broken
+from diffgan.training.checkpoints import find_damage
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
 MAY_CHANGE = (
@@ -124,7 +124,7 @@ class DiffganCLI(UserSettingsCLI):
             options["ckpt_path"] = str(newest)
         elif asked == "previous":
             options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
-            if self.trainer.is_global_zero and newest is not None and newest.name == "last.ckpt" and broken(newest):
+            if self.trainer.is_global_zero and newest is not None and newest.name == "last.ckpt" and find_damage(newest):
                 newest.replace(newest.with_name("broken.ckpt"))  # else it would take the good one's place
         else:
             options["ckpt_path"] = asked
@@ -156,7 +156,7 @@ def _require_whole(checkpoint: Path) -> None:
         raise UserError(f"--ckpt_path {checkpoint}: is a directory; name a file, e.g. checkpoints/last.ckpt of a run")
     if not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
-    if (reason := broken(checkpoint)) is None:
+    if (reason := find_damage(checkpoint)) is None:
         return
     before, offer = checkpoint.with_name("previous.ckpt"), ""
     if before.is_file() and before != checkpoint:

@@ -13,7 +13,7 @@ from diffgan.cli.lightning_cli import UserSettingsCLI
 from diffgan.cli.pairs.units import format_duration, format_size
 from diffgan.errors import UserError
 from diffgan.pairs.generation import PairGeneration, generate_pairs
-from diffgan.teachers.cost import Network
+from diffgan.teachers.cost import NetworkCost
 
 FLOAT16, FLOAT32 = 2, 4  # bytes per value
 SEED_HEAD_OFFSET = 8 + 16 + 8  # bytes per pair
@@ -68,7 +68,7 @@ def plan(
     options = RateOptions(measure, calls_per_second, peak_tflops, utilization, devices)
     _check_options(options)
     recipe = read_recipe(config)
-    network = Network(recipe.module.teacher_path)
+    network = NetworkCost(recipe.module.teacher_path)
     recipe.data.setup("predict")
     calls = calls_per_pair(recipe.module, network)
     rate = _rate(recipe, network, calls, options)
@@ -80,8 +80,8 @@ def plan(
     print("\n".join(f"{name:<15}{text}" for name, text in lines))
 
 
-def calls_per_pair(module: PairGeneration, network: Network) -> int:
-    """Network calls per pair, counted for one latent each: guidance doubles them."""
+def calls_per_pair(module: PairGeneration, network: NetworkCost) -> int:
+    """NetworkCost calls per pair, counted for one latent each: guidance doubles them."""
     return network.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
 
 
@@ -146,7 +146,7 @@ def _find_writer(callbacks: list | dict | None) -> PairWriter | None:
 # ---- the lines ----
 
 
-def _disk_lines(recipe: Recipe, network: Network) -> Iterator[tuple[str, str]]:
+def _disk_lines(recipe: Recipe, network: NetworkCost) -> Iterator[tuple[str, str]]:
     pairs, shard_size, values = recipe.data.pairs, recipe.writer.shard_size, math.prod(network.latent_shape)
     prompts = recipe.data.batch(range(min(pairs, PROMPTS_READ))).prompt
     prompt = sum(len(text.encode()) for text in prompts) / len(prompts)
@@ -164,7 +164,7 @@ def _disk_lines(recipe: Recipe, network: Network) -> Iterator[tuple[str, str]]:
     yield "", f"with text embeddings in float16 stored (they are not): {embeddings} more"
 
 
-def _work_lines(recipe: Recipe, network: Network, calls: int) -> Iterator[tuple[str, str]]:
+def _work_lines(recipe: Recipe, network: NetworkCost, calls: int) -> Iterator[tuple[str, str]]:
     module, pairs, flops = recipe.module, recipe.data.pairs, network.flops()
     solver = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
     guided = "" if module.guidance == 1 else " (takes two at a time)"
@@ -186,7 +186,7 @@ def _time_lines(pairs: int, rate: Rate | None, devices: int) -> Iterator[tuple[s
 # ---- the rate ----
 
 
-def _rate(recipe: Recipe, network: Network, calls: int, options: RateOptions) -> Rate | None:
+def _rate(recipe: Recipe, network: NetworkCost, calls: int, options: RateOptions) -> Rate | None:
     """Pairs per second; None if no option says how fast the device is."""
     devices, peak, utilization = options.devices, options.peak_tflops, options.utilization
     if options.measure:
