@@ -124,8 +124,8 @@ class DiffganCLI(UserSettingsCLI):
             options["ckpt_path"] = str(newest)
         elif asked == "previous":
             options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
-            if self.trainer.is_global_zero and newest is not None and newest.name == "last.ckpt" and find_damage(newest):
-                newest.replace(newest.with_name("broken.ckpt"))  # else it would take the good one's place
+            if self.trainer.is_global_zero:
+                _set_aside_if_broken(newest)
         else:
             options["ckpt_path"] = asked
         found = Path(options["ckpt_path"])
@@ -145,6 +145,12 @@ class DiffganCLI(UserSettingsCLI):
                     f"{record}: {key} was {before[key]!r} and is {now[key]!r} now; choose another folder "
                     "(trainer.logger), or go on with the change on purpose: --ckpt_path last"
                 )
+
+
+def _set_aside_if_broken(newest: Path | None) -> None:
+    """Rename a broken `last.ckpt`, which the next save would otherwise keep in the place of the good one."""
+    if newest is not None and newest.name == "last.ckpt" and find_damage(newest):
+        newest.replace(newest.with_name("broken.ckpt"))
 
 
 def _require_whole(checkpoint: Path) -> None:

@@ -342,6 +342,7 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
         UNet2DConditionModel(sample_size=64, cross_attention_dim=768).save_config(tmp_path / "unet")
     CLIPTextConfig(max_position_embeddings=77).save_pretrained(tmp_path / "text_encoder")
     DDIMScheduler().save_config(tmp_path / "scheduler")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     network = NetworkCost(str(tmp_path))
     assert network.flops() == pytest.approx(0.803e12, rel=0.01)
     assert network.embedding_bytes() == 77 * 768 * 2 and network.calls(50, "HeunDiscreteScheduler") == 99

@@ -11,10 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: bits depend on 
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from tests.pipelines import WITHOUT_CHECKER, autoencoder, saved, text_config, tokenizer, unet
 from transformers import CLIPTextModel
 
 from diffgan.__main__ import main
+from tests.pipelines import WITHOUT_CHECKER, autoencoder, saved, text_config, tokenizer, unet
 
 HERE = Path(__file__).parent
 
