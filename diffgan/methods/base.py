@@ -126,7 +126,7 @@ class Distillation(AlternatingOptimization, ABC):
         check_strategy(self.trainer.strategy, len(self.settings))
         check_precision(self.trainer.precision)
         if stage == "fit":
-            check_monitors(self.trainer.callbacks)
+            check_monitors(self.trainer.callbacks, self.settings)
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
     def check_data(self) -> None:
