@@ -6,11 +6,9 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses import gan
 from diffgan.losses.gradient_penalty import r1_loss, second_derivatives
-from diffgan.losses.mix_and_match import mix_and_match
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods import outputs
 from diffgan.methods.adversarial import AdversarialTraining
@@ -111,7 +109,9 @@ class Diffusion2GAN(Distillation):
     def split_batch(self, batch: PairBatch) -> list[MicroBatch]:
         """The process's share of the batch, with its mismatched rows, as micro-batches."""
         mismatch_share = self.adversarial.mismatch_share if self.uses_discriminator else 0.0
-        return split(with_mismatches(batch.noise, batch.latent, self.encode(batch), mismatch_share), self.micro_batches)
+        return split(
+            with_mismatches(batch.noise, batch.latent, self.encode(batch), mismatch_share), self.micro_batch_count
+        )
 
     def generate(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
         """x^ = G(z, c), (N, C, H, W) each; with its graph for `generator_step` if there is one micro-batch."""
@@ -123,21 +123,11 @@ class Diffusion2GAN(Distillation):
         results = []
         with self.optimizing("d") as optimizer:
             for micro_batch, latent in self.accumulate("d", micro_batches, generated):
-                results.append(self.discriminator_output(micro_batch, latent.detach()))
+                results.append(outputs.discriminator_output(self.discriminator, micro_batch, latent.detach()))
                 self.manual_backward(results[-1].loss / len(micro_batches))
             self.gradient_penalty(micro_batches)
             optimizer.step()
         self.observed |= outputs.discriminator_curves(results)
-
-    def discriminator_output(self, micro_batch: MicroBatch, generated: Tensor) -> outputs.DiscriminatorOutput:
-        """L_D and D's scores, from one call of D on the real and the fake samples."""
-        noise, real, other, replaced, conditioning = micro_batch
-        fake = mix_and_match(generated, other, replaced)
-        twice = Conditioning.cat([conditioning, conditioning])
-        read_outs = self.discriminator(torch.cat([real, fake]), torch.cat([noise, noise]), twice)
-        real, fake = gan.split(read_outs, len(real))
-        loss = gan.discriminator_loss(real, fake)
-        return outputs.DiscriminatorOutput(loss, gan.score(real).detach(), gan.score(fake).detach(), replaced)
 
     def gradient_penalty(self, micro_batches: list[MicroBatch]) -> None:
         """Add the gradient of (gamma / 2) |grad_x D(x, z, c)|^2 on a rotating sample, at every `r1_every`-th step."""

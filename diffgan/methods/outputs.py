@@ -6,7 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffgan.conditioning import Conditioning
 from diffgan.losses import gan
+from diffgan.losses.mix_and_match import mix_and_match
+from diffgan.methods.micro_batches import MicroBatch
+from diffgan.nets.discriminator import MultiScaleDiscriminator
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -35,6 +39,22 @@ class OutputGradients(NamedTuple):
     def total(self, gan_weight: Tensor | float) -> Tensor:
         """dL_G/dx^ = dL_reg/dx^ + lambda_GAN dL_GAN/dx^: (N, C, H, W)."""
         return self.regression if self.gan is None else self.regression + gan_weight * self.gan
+
+
+def discriminator_output(
+    discriminator: MultiScaleDiscriminator, micro_batch: MicroBatch, generated: Tensor
+) -> DiscriminatorOutput:
+    """L_D and D's scores, from one call of D on the real and the fake samples.
+
+    generated: x^, without its graph, (N, C, H, W).
+    """
+    noise, real, other, replaced, conditioning = micro_batch
+    fake = mix_and_match(generated, other, replaced)
+    twice = Conditioning.cat([conditioning, conditioning])
+    read_outs = discriminator(torch.cat([real, fake]), torch.cat([noise, noise]), twice)
+    real, fake = gan.split(read_outs, len(real))
+    loss = gan.discriminator_loss(real, fake)
+    return DiscriminatorOutput(loss, gan.score(real).detach(), gan.score(fake).detach(), replaced)
 
 
 def discriminator_curves(outputs: Sequence[DiscriminatorOutput]) -> dict[str, Tensor]:
