@@ -1,7 +1,9 @@
-"""Labelled images of a folder as latents: ImageNet, or any set with one subfolder a class."""
+"""Latents of labelled images in a folder: ImageNet, or any data set with one subfolder per class."""
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,25 +24,30 @@ SPLITS = {"train": "train", "validation": "val"}
 
 
 class LabelledLatents(NamedTuple):
-    """latent: (N, C, H, W), or images (N, 3, H, W) before they are encoded; label: (N, 1) int64."""
+    """A batch: latents with class labels.
+
+    latent: (N, C, H, W); before encoding, images (N, 3, H, W) in [-1, 1].
+    label: (N, 1) int64, index of the class.
+    """
 
     latent: Tensor
     label: Tensor
 
 
 class CachedLatents(Dataset):
-    """Latents in shards on disk, read where they lie."""
+    """Latents and labels in memory-mapped safetensors files."""
 
     def __init__(self, files: Sequence[Path]):
         self._shards = [safe_open(file, framework="pt") for file in files]
         self._labels = [shard.get_tensor("label") for shard in self._shards]
-        self._places = [(s, row) for s, labels in enumerate(self._labels) for row in range(len(labels))]
+        self._ends = list(accumulate(len(labels) for labels in self._labels))  # latents up to the end of every shard
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> LabelledLatents:
-        shard, row = self._places[index]
+        shard = bisect_right(self._ends, index)
+        row = index - self._ends[shard] + len(self._labels[shard])
         latent = self._shards[shard].get_slice("latent")[row : row + 1][0].float()
         return LabelledLatents(latent, self._labels[shard][row])
 
@@ -48,18 +55,23 @@ class CachedLatents(Dataset):
 class ImageFolderLatents(pl.LightningDataModule):
     """Images of `<folder>/train/<class>/` and `<folder>/val/<class>/`, encoded for the stage `latent_vgg`.
 
-    Training images are cropped at random and flipped, as VGG and ResNet recipes do; then they are encoded on the device
-    that computes, or, with a `cache`, once: `crops` random crops of every image are kept as float16 on disk.
+    Training images are randomly cropped and flipped, as in the recipes of VGG and ResNet. Without a `cache` every crop
+    is encoded when it is used, on the training device. With a `cache`, `crops` random crops of every training image
+    are encoded once and stored as float16.
 
     Args:
-        folder: has the subfolders train and val.
-        vae: autoencoder (a directory, or "owner/model/vae" on the hub); none for pixels.
+        folder: contains the subfolders train and val.
+        vae: autoencoder (a directory, or "owner/model/vae" on the hub); None for pixels.
         size: side of the crops in pixels.
-        batch_size: images a batch and process.
+        batch_size: images per batch and process.
         workers: processes that read images.
-        cache: folder of encoded latents; by default every crop is encoded when it is used.
+        cache: folder for encoded latents, or None.
         crops: random crops of every training image in the cache.
-        shard_size: latents a file of the cache.
+        shard_size: latents per file of the cache.
+
+    Raises:
+        UserError: in `setup`, `folder` does not have these subfolders, or the autoencoder cannot be loaded; during
+            iteration, an image cannot be read.
     """
 
     def __init__(
@@ -112,24 +124,24 @@ class ImageFolderLatents(pl.LightningDataModule):
         try:
             return LabelledImages(root, self._transform(split))
         except FileNotFoundError as error:
-            raise UserError(f"{root}: no subfolders of images, one a class ({error})") from error
+            raise UserError(f"{root}: no subfolders of images, one per class ({error})") from error
 
     def _transform(self, split: str) -> v2.Transform:
         if split == "train":
-            cut = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
+            crop = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
         else:
-            cut = [v2.Resize(round(self.size * 8 / 7), antialias=True), v2.CenterCrop(self.size)]
-        centred = v2.Normalize([0.5] * 3, [0.5] * 3)
-        return v2.Compose([v2.ToImage(), *cut, v2.ToDtype(torch.float32, scale=True), centred])
+            crop = [v2.Resize(round(self.size * 8 / 7), antialias=True), v2.CenterCrop(self.size)]
+        normalize = v2.Normalize([0.5] * 3, [0.5] * 3)  # [0, 1] -> [-1, 1]
+        return v2.Compose([v2.ToImage(), *crop, v2.ToDtype(torch.float32, scale=True), normalize])
 
-    # ---- the cache ----
+    # ---- cache ----
 
     def _cached_rows(self, split: str) -> list[int]:
-        """The image of every row of a split's cache: training images once for each of their crops."""
+        """Index of the image of every row in a split's cache; a training image has one row per crop."""
         return list(range(len(self.data[split]))) * (self.crops if split == "train" else 1)
 
     def _files(self, split: str, count: int) -> list[Path]:
-        """The shards of a split of `count` rows, named by what their content depends on."""
+        """The cache files of a split of `count` rows; a digest of everything they depend on is part of their names."""
         weights = hashlib.blake2b(digest_size=8)
         for tensor in self._encoder.state_dict().values():
             weights.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -139,15 +151,15 @@ class ImageFolderLatents(pl.LightningDataModule):
         return [self.cache / f"{split}-{key}-{i:05}-of-{shards:05}.safetensors" for i in range(shards)]
 
     def _fill_cache(self, images: Dataset, rows: list[int], files: list[Path]) -> None:
-        """Encode the shards that are missing, every process its own; a broken run goes on with the next shard."""
+        """Encode the missing shards, divided among processes. An interrupted run resumes at the next shard."""
         device = self.trainer.strategy.root_device
         encoder = self._encoder.to(device)
         for i, file in enumerate(files):
             if i % self.trainer.world_size != self.trainer.global_rank or file.is_file():
                 continue
-            torch.manual_seed(i)  # of the crops
-            part = Subset(images, rows[i * self.shard_size : (i + 1) * self.shard_size])
-            loader = DataLoader(part, self.batch_size, num_workers=self.workers)
+            torch.manual_seed(i)  # for the random crops
+            subset = Subset(images, rows[i * self.shard_size : (i + 1) * self.shard_size])
+            loader = DataLoader(subset, self.batch_size, num_workers=self.workers)
             batches = [
                 LabelledLatents(encoder(batch.latent.to(device)).half().cpu(), batch.label)
                 for batch in tqdm(loader, desc=f"encoding {file.name}")
@@ -157,7 +169,15 @@ class ImageFolderLatents(pl.LightningDataModule):
 
 
 class LabelledImages(Dataset):
-    """A folder with one subfolder a class."""
+    """Images of a folder with one subfolder per class.
+
+    Args:
+        root: the folder.
+        transform: of a PIL image to a tensor (3, H, W).
+
+    Raises:
+        UserError: an image cannot be read.
+    """
 
     def __init__(self, root: Path, transform: v2.Transform):
         self.images = ImageFolder(str(root), transform)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.glyphs import GlyphDataset
 from diffgan.errors import UserError
 from diffgan.glyphs.distortions import FAMILIES, distort
+from diffgan.images import from_uint8
 from diffgan.perceptual.two_afc import Judgements
 from diffgan.teachers.autoencoders import Encoder
 
@@ -142,7 +143,7 @@ class BAPPSDataset(Dataset):
             raise UserError(f"{path}: cannot be read as an image ({error})") from error
         if self.resolution:
             image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+        return from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
 _PARTS = ("ref", "p0", "p1")

@@ -1,13 +1,17 @@
 """diffgan: distill a latent diffusion model into a one-step conditional GAN.
 
-`ELatentLPIPS` and `LatentLPIPS` are of use on their own; they need torch and safetensors alone.
+The perceptual distances `ELatentLPIPS` and `LatentLPIPS` are useful on their own: of the dependencies, importing them
+loads only torch, safetensors and numpy.
 """
+
+from typing import Any
 
 __all__ = ["ELatentLPIPS", "LatentLPIPS"]
 
 
-def __getattr__(name: str):
-    if name in __all__:  # loaded on first use, so `import diffgan` stays light
+def __getattr__(name: str) -> Any:
+    """Import the perceptual distances on first use, so that `import diffgan` does not import torch."""
+    if name in __all__:
         from diffgan.perceptual import lpips
 
         return getattr(lpips, name)

@@ -1,4 +1,4 @@
-"""Sheets of pictures: named rows, captioned columns."""
+"""Images as bytes: conversion from and to [-1, 1], and grids of images as PNG files."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,57 +11,78 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 
-SIDE, GAP, MARGIN, LINE, LINES = 112, 6, 118, 12, 4
+# Sizes in a grid, in pixels; CAPTION_LINES and the widths of text are in lines and characters.
+SIDE, GAP, MARGIN, LINE_HEIGHT = 112, 6, 118, 12
+CAPTION_LINES, NAME_CHARACTERS, CAPTION_CHARACTERS = 4, 18, 20
 
 
-def save_image_grid(path: Path, rows: dict[str, Tensor], captions: list[str] | None = None) -> np.ndarray:
-    """Write a PNG of rows of pictures with the rows' names on the left and the captions below.
-
-    Args:
-        path: the PNG; its folder is made.
-        rows: name -> (N, 3, H, W) uint8.
-        captions: N texts, or none at all.
-
-    Returns:
-        The sheet, (height, width, 3) uint8.
-    """
-    columns = max(len(images) for images in rows.values())
-    width, foot = MARGIN + columns * (SIDE + GAP), LINES * LINE if captions else 0
-    sheet = Image.new("RGB", (width, len(rows) * (SIDE + GAP) + GAP + foot), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for row, (name, images) in enumerate(rows.items()):
-        top = GAP + row * (SIDE + GAP)
-        pen.multiline_text((GAP, top + SIDE // 2 - LINE), textwrap.fill(name, 18), "black", font)
-        for column, image in enumerate(images):
-            picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-            sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (MARGIN + column * (SIDE + GAP), top))
-    for column, caption in enumerate(captions or []):
-        place = (MARGIN + column * (SIDE + GAP), GAP + len(rows) * (SIDE + GAP))
-        pen.multiline_text(place, textwrap.fill(caption or "(no caption)", 20), "black", font, spacing=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return np.asarray(sheet)
+def from_uint8(images: Tensor) -> Tensor:
+    """Images (..., H, W) in [0, 255], usually uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images (..., H, W) in [-1, 1] -> uint8 in [0, 255], rounded to the nearest level, clipped outside."""
+    """Images (..., H, W) in [-1, 1] -> uint8 in [0, 255], rounded to the nearest level and clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def finite_uint8(images: Tensor, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
-    """As `to_uint8`, of images that are kept or evaluated: one that is not finite would turn black unnoticed.
+    """`to_uint8` for images that are saved or evaluated: NaN is refused, which would otherwise become black.
 
     Args:
         images: (N, 3, H, W) in [-1, 1].
-        prompts, seeds: N each, of the images; they name the one that is refused.
+        prompts, seeds: of the N images; the message names those of the image that is refused.
+
+    Returns:
+        (N, 3, H, W) uint8.
 
     Raises:
-        UserError: an image holds NaN or infinity.
+        UserError: an image contains NaN or infinity.
     """
     bad = ~images.isfinite().flatten(1).all(1)
     if bad.any():
         row = int(bad.int().argmax())
         seed = "" if seeds is None else f" (seed {seeds[row]})"
-        reason = f"the image of {prompts[row]!r}{seed} is not finite"
-        raise UserError(f"{reason}: the weights are damaged or overflow; use an earlier checkpoint or float32")
+        problem = f"the image of {prompts[row]!r}{seed} is not finite"
+        raise UserError(f"{problem}: the weights are damaged or overflow; use an earlier checkpoint or float32")
     return to_uint8(images)
+
+
+def save_image_grid(path: Path, rows: dict[str, Tensor], captions: list[str] | None = None) -> np.ndarray:
+    """Write a PNG with rows of images, the rows' names on the left and captions below the columns.
+
+    Args:
+        path: the PNG; its folder is created if needed.
+        rows: name -> (N, 3, H, W) uint8.
+        captions: N texts, or None for a grid without captions.
+
+    Returns:
+        The grid: (height, width, 3) uint8.
+    """
+    columns = max(len(images) for images in rows.values())
+    foot = CAPTION_LINES * LINE_HEIGHT if captions else 0
+    width, height = _corner(len(rows), columns)
+    grid = Image.new("RGB", (width, height + foot), "white")
+    pen, font = ImageDraw.Draw(grid), ImageFont.load_default(size=11)
+    for row, (name, images) in enumerate(rows.items()):
+        _, top = _corner(row, 0)
+        text = textwrap.fill(name, NAME_CHARACTERS)
+        pen.multiline_text((GAP, top + SIDE // 2 - LINE_HEIGHT), text, "black", font)
+        for column, image in enumerate(images):
+            grid.paste(_thumbnail(image), _corner(row, column))
+    for column, caption in enumerate(captions or []):
+        text = textwrap.fill(caption or "(no caption)", CAPTION_CHARACTERS)
+        pen.multiline_text(_corner(len(rows), column), text, "black", font, spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+    return np.asarray(grid)
+
+
+def _corner(row: int, column: int) -> tuple[int, int]:
+    """Pixel (x, y) of the upper left corner of an image in a grid."""
+    return MARGIN + column * (SIDE + GAP), GAP + row * (SIDE + GAP)
+
+
+def _thumbnail(image: Tensor) -> Image.Image:
+    """image: (3, H, W) uint8 -> an image of SIDE x SIDE pixels."""
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((SIDE, SIDE), Image.Resampling.LANCZOS)

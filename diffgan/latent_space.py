@@ -1,4 +1,4 @@
-"""The latent space of an autoencoder, and the one way from decoded images to bytes."""
+"""The latent space of an autoencoder: shape and scaling of latents."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,9 +11,14 @@ from diffgan.errors import UserError
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """What a diffusion model's latents are to their autoencoder: model = (autoencoder - shift) * scale.
+    """How the latents of a diffusion model relate to those of its autoencoder.
 
-    channels: latent channels.  factor: image pixels per latent position and side.  scale, shift: see above.
+    latent of the model = (latent of the autoencoder - shift) * scale
+
+    Attributes:
+        channels: channels of a latent.
+        factor: side of an image divided by the side of its latent.
+        scale, shift: see the equation.
     """
 
     channels: int
@@ -28,10 +33,10 @@ class LatentSpace:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "LatentSpace":
-        """The latent space that an autoencoder's configuration states.
+        """The latent space of the diffusers autoencoder with this configuration.
 
         Raises:
-            UserError: it scales every channel by itself.
+            UserError: the autoencoder has a scale for each channel, which is not supported.
         """
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
             raise UserError("vae: latents_mean and latents_std (a scale for each channel) are not supported")
@@ -43,15 +48,16 @@ class LatentSpace:
         )
 
     def to_model(self, latent: Tensor) -> Tensor:
-        """Autoencoder latents -> what the diffusion model sees."""
+        """Latents of the autoencoder -> latents of the diffusion model; any shape."""
         return (latent - self.shift) * self.scale
 
     def to_autoencoder(self, latent: Tensor) -> Tensor:
-        """What the diffusion model sees -> autoencoder latents."""
+        """Latents of the diffusion model -> latents of the autoencoder; any shape."""
         return latent / self.scale + self.shift
 
     def as_dict(self) -> dict[str, float]:
+        """The attributes by name; `LatentSpace(**space.as_dict()) == space`."""
         return asdict(self)
 
 
-PIXELS = LatentSpace(channels=3, factor=1, scale=1.0)  # images (N, 3, H, W) in [-1, 1], as latents of no autoencoder
+PIXELS = LatentSpace(channels=3, factor=1, scale=1.0)  # images (N, 3, H, W) in [-1, 1] in place of latents

@@ -1,4 +1,4 @@
-"""Seed -> z: the only place where noise is drawn."""
+"""Seed -> z: the only place where the initial noise of images is drawn."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-VALUES_PER_THREAD = 2**17  # fewer are drawn sooner than a thread starts
+VALUES_PER_THREAD = 2**17  # starting a thread takes longer than drawing fewer
 SEEDS = 2**32  # torch's CPU generator keeps the low 32 bits of a seed: larger ones would repeat smaller ones
 
 
 def draw_noise(seeds: Sequence[int] | Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """z ~ N(0, I), row i a function of seeds[i] and `shape` alone.
+    """z ~ N(0, I). Row i depends only on seeds[i] and `shape`.
 
     Args:
         seeds: N integers in [0, 2^32).
@@ -27,7 +27,7 @@ def draw_noise(seeds: Sequence[int] | Tensor, shape: tuple[int, int, int]) -> Te
     for seed in seeds:
         if not 0 <= seed < SEEDS:
             raise ValueError(f"seed {seed}: noise is drawn from seeds in [0, 2^32)")
-    with torch.inference_mode(False):  # threads are never in that mode, and may not write what belongs to it
+    with torch.inference_mode(False):  # threads are not in inference mode and must not write to its tensors
         noise = torch.empty(len(seeds), *shape)
     threads = min(torch.get_num_threads(), -(-noise.numel() // VALUES_PER_THREAD)) or 1
 

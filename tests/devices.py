@@ -1,4 +1,4 @@
-"""Another default device than the CPU, as Lightning sets the GPU while it calls `configure_model`."""
+"""A default device other than the CPU, as Lightning sets the GPU while it calls `configure_model`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 
 class MetaAsDefault(SingleDeviceStrategy):
-    """Training on the CPU; whatever `configure_model` builds without naming a device has no values."""
+    """Trains on the CPU. Tensors that `configure_model` creates without naming a device have no values (meta)."""
 
     def __init__(self):
         super().__init__(device=torch.device("cpu"))

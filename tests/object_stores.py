@@ -1,4 +1,4 @@
-"""A real S3-compatible server, and one in front of it that can be told to fail."""
+"""A real S3-compatible server, and a proxy in front of it that can fail requests."""
 
 import contextlib
 import os
@@ -18,14 +18,14 @@ ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_MAX_ATTEMPTS": "1",  # failures are for our own patience
+    "AWS_MAX_ATTEMPTS": "1",  # only diffgan retries
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """The URL of a server with an empty bucket."""
+    """Context manager: the URL of a server with an empty bucket."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -39,14 +39,14 @@ def s3_server() -> Iterator[str]:
 
 
 class Gate(ThreadingHTTPServer):
-    """Passes requests on to a server, but answers the next `failures` ones (`method` only) with 503 SlowDown.
+    """A proxy that answers the next `failures` requests of `method` with 503 SlowDown and forwards all others.
 
     Attributes:
-        requests: "GET /bucket/name", ..., those that were answered with a failure included.
+        requests: "GET /bucket/name", ..., including the failed ones.
     """
 
     def __init__(self, behind: str):
-        super().__init__(("127.0.0.1", 0), _Pass)
+        super().__init__(("127.0.0.1", 0), _Proxy)
         self.behind, self.failures, self.method, self.requests = behind, 0, "GET", []
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -64,8 +64,8 @@ class Gate(ThreadingHTTPServer):
         self.server_close()
 
 
-class _Pass(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # clients ask before they send a body
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # clients send `Expect: 100-continue` before a body
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -98,6 +98,6 @@ class _Pass(BaseHTTPRequestHandler):
 
 
 def use(monkeypatch, endpoint: str) -> None:
-    """Have S3 requests go there."""
+    """Send S3 requests to this endpoint."""
     for name, value in (ACCOUNT | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setitem(os.environ, name, value)

@@ -1,4 +1,4 @@
-"""The command in other processes."""
+"""Run the command in other processes."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffgan.__main__ import main
 
-# Children are forked from a server that has imported everything once and computed nothing.
+# Children are forked from a server process that has imported everything, and computed nothing.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -26,14 +26,14 @@ SERVER.set_forkserver_preload(
 
 
 def start(words: list[str]):
-    """The command `diffgan words ...` in a process of its own."""
+    """Start the command `diffgan words ...` in a new process."""
     process = SERVER.Process(target=main, args=(words,))
     process.start()
     return process
 
 
 def run_apart(target, *args) -> int:
-    """Exit code of a fresh process that runs target(*args)."""
+    """Exit code of a new process that runs target(*args)."""
     process = SERVER.Process(target=target, args=args)
     process.start()
     process.join(120)
@@ -41,7 +41,7 @@ def run_apart(target, *args) -> int:
 
 
 def start_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list:
-    """The command as two processes, as a launcher (torchrun) starts them; `errors`: the file of their error output."""
+    """Start the command as two processes, as torchrun does. `errors`: file for their standard error."""
     port = _free_port()
     ranks = [SERVER.Process(target=_as_rank, args=(words, rank, port, errors, environment)) for rank in range(2)]
     for process in ranks:
@@ -50,7 +50,7 @@ def start_two_processes(words: list[str], errors: Path | None = None, **environm
 
 
 def run_on_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list[int]:
-    """Run the command as two processes; their exit codes."""
+    """Run the command as two processes; returns their exit codes."""
     ranks = start_two_processes(words, errors, **environment)
     for process in ranks:
         process.join(300)

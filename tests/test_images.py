@@ -1,28 +1,49 @@
+"""Images as bytes, grids of images, and latent spaces."""
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffgan.errors import UserError
-from diffgan.images import finite_uint8, to_uint8
+from diffgan.images import finite_uint8, from_uint8, save_image_grid, to_uint8
 from diffgan.latent_space import LatentSpace
 
+COLOURS = ([200, 0, 0], [0, 0, 200])
 
-def test_space_is_inverted_exactly():
+
+def test_scaling_to_the_model_is_inverted():
     space, x = LatentSpace(4, 8, scale=0.18215, shift=0.1), torch.randn(2, 4, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(space.to_autoencoder(space.to_model(x)), x)
     torch.testing.assert_close(space.to_model(torch.full((1,), 0.1)), torch.zeros(1))
 
 
-def test_bytes_are_rounded_and_clipped():
+def test_to_uint8_rounds_clips_and_inverts_from_uint8():
     values = torch.tensor([-2.0, -1.0, -0.9962, 0.0, 1.0, 3.0])
     assert to_uint8(values).tolist() == [0, 0, 0, 128, 255, 255]
     levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
+    values = from_uint8(levels)
+    assert values.dtype == torch.float32 and values[[0, 51, 255]].tolist() == pytest.approx([-1.0, -0.6, 1.0])
+    assert torch.equal(to_uint8(values), levels)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_images_that_are_not_finite_are_named(value):
+def test_images_that_are_not_finite_are_refused(value):
     images = torch.rand(3, 3, 2, 2)
     assert torch.equal(finite_uint8(images, "abc", range(3)), to_uint8(images))
     images[1, 2, 0, 1] = value
     with pytest.raises(UserError, match=r"image of 'b' .seed 8. is not finite"):
         finite_uint8(images, "abc", range(7, 10))
+
+
+def test_a_grid_is_saved_with_its_images_at_their_places(tmp_path):
+    red, blue = (torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 8, 8) for colour in COLOURS)
+    rows = {"two": torch.stack([red, blue]), "one": blue[None]}
+    grid = save_image_grid(tmp_path / "new" / "grid.png", rows, ["first", "second"])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), grid)
+    side, left, top = 112 + 6, 118 + 56, 6 + 56  # distance of images; centre of the first one
+    assert grid[top, left].tolist() == COLOURS[0]
+    assert grid[top, left + side].tolist() == grid[top + side, left].tolist() == COLOURS[1]
+    assert grid[top + side, left + side].tolist() == [255, 255, 255]
+    assert (grid[2 * side :] < 128).any(), "captions below"
+    assert len(save_image_grid(tmp_path / "grid.png", rows)) == len(grid) - 48, "no captions"

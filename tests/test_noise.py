@@ -1,3 +1,5 @@
+"""Noise drawn from seeds."""
+
 import pytest
 import torch
 
@@ -6,14 +8,14 @@ from diffgan.noise import draw_noise
 SHAPE = (4, 8, 8)
 
 
-def test_a_row_depends_on_its_own_seed_alone():
+def test_a_row_depends_only_on_its_own_seed():
     together = draw_noise([7, 3, 2**32 - 1], SHAPE)
     assert together.dtype == torch.float32
     for row, seed in zip(together, [7, 3, 2**32 - 1], strict=True):
         assert torch.equal(row, draw_noise([seed], SHAPE)[0])
 
 
-def test_neither_reads_nor_moves_the_global_generator():
+def test_the_global_generator_is_neither_used_nor_changed():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first = draw_noise(range(2), SHAPE)
@@ -31,14 +33,14 @@ def test_neighbouring_seeds_give_independent_standard_normal_rows():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_refuses_seeds_that_torch_would_fold(seed):
+def test_seeds_that_torch_would_truncate_are_refused(seed):
     with pytest.raises(ValueError, match=str(seed)):
         draw_noise([seed], SHAPE)
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_threads_draw_the_same(inference):
-    """Also where Lightning calls it: its predict, validate and test are in inference mode, threads are not."""
+def test_threads_do_not_change_the_noise(inference):
+    """Also in inference mode, which Lightning uses to predict, validate and test; threads are never in that mode."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

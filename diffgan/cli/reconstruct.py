@@ -15,7 +15,7 @@ from tqdm import trange
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import environment, write_json
 from diffgan.glyphs.recipe import describe, paint
-from diffgan.images import save_image_grid, to_uint8
+from diffgan.images import from_uint8, save_image_grid, to_uint8
 from diffgan.latent_space import PIXELS, LatentSpace
 from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
 from diffgan.perceptual.weights import weights_file
@@ -103,7 +103,7 @@ def _load_images(folder: Path | None, count: int) -> Tensor:
     arrays = [np.array(Image.open(file).convert("RGB")) for file in files]
     if len({array.shape for array in arrays}) > 1:
         raise UserError(f"{folder}: the images are of different sizes; make them one size")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_uint8(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
 
 
 def reconstruct(

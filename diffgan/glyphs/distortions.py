@@ -14,7 +14,7 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from diffgan.images import to_uint8
+from diffgan.images import from_uint8, to_uint8
 from diffgan.latent_space import LatentSpace
 from diffgan.storage.embedded import embedded
 from diffgan.teachers.autoencoders import load_autoencoder
@@ -53,7 +53,7 @@ def compression(images: Tensor, strength: Tensor, _: torch.Generator) -> Tensor:
     qualities = _geometric(strength, 90.0, 3.0).round().int().tolist()
     pictures = zip(to_uint8(images), qualities, strict=True)
     coded = torch.stack([decode_jpeg(encode_jpeg(picture, quality)) for picture, quality in pictures])
-    return coded.float() / 127.5 - 1
+    return from_uint8(coded)
 
 
 def colour(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffgan.glyphs.typefaces import CATEGORIES, CHARACTERS, SIDE, typefaces
+from diffgan.images import from_uint8
 
 # Dark and light names: ink and ground are always one of each, so the shape stands out whatever the colours.
 DARK = {
@@ -31,7 +32,7 @@ LIGHT = {
     "mint": (160, 232, 180),
 }
 COLOURS = {**DARK, **LIGHT}
-PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 127.5 - 1  # (12, 3) in [-1, 1]
+PALETTE = from_uint8(torch.tensor(list(COLOURS.values())))  # (12, 3) in [-1, 1]
 
 SCALE = 1.3  # of the archive's glyphs, whose capital H is 34 pixels high
 LOG2_SCALE = 0.12

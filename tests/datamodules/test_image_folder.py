@@ -67,13 +67,13 @@ def fit(config, tmp_path):
     main(["fit", "-c", str(tmp_path / "fit.yaml")])
 
 
-def test_dark_and_light_are_told_apart(folder, tmp_path):
+def test_dark_and_light_images_are_classified(folder, tmp_path):
     fit(config(folder, tmp_path), tmp_path)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
     assert metrics["validation/top1_0"] > 0.8 and metrics["validation/top5_0"] == 1.0
 
 
-def test_the_cache_holds_what_the_encoder_gives(folder, tmp_path):
+def test_an_interrupted_cache_is_completed(folder, tmp_path):
     cached = config(folder, tmp_path, cache=str(tmp_path / "cache"), crops=2, shard_size=10)
     fit(cached, tmp_path)
     files = sorted((tmp_path / "cache").iterdir())
@@ -85,7 +85,7 @@ def test_the_cache_holds_what_the_encoder_gives(folder, tmp_path):
     assert again == files and [file.stat().st_mtime_ns for file in again][1:] == times[1:]
 
 
-def test_cached_validation_equals_on_the_fly(folder, tmp_path):
+def test_cached_latents_equal_those_encoded_on_the_fly(folder, tmp_path):
     from lightning.pytorch import Trainer
 
     from datamodules.image_folder import ImageFolderLatents
@@ -96,16 +96,16 @@ def test_cached_validation_equals_on_the_fly(folder, tmp_path):
         data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         data.setup("fit")
         latents.append(torch.cat([data.on_after_batch_transfer(b, 0).latent for b in data.val_dataloader()]))
-    torch.testing.assert_close(*latents, atol=2e-2, rtol=0)  # kept as float16
+    torch.testing.assert_close(*latents, atol=2e-2, rtol=0)  # stored as float16
     assert latents[0].shape == (12, 3, 8, 8) and latents[0].std() > 0.1
 
 
-def test_without_an_autoencoder_pixels_pass():
+def test_without_an_autoencoder_images_are_not_encoded():
     images = torch.rand(2, 3, 8, 8)
     assert Encoder(None)(images) is images
 
 
-def test_wrong_folders_are_one_line(folder, tmp_path, capsys):
+def test_wrong_folders_are_reported(folder, tmp_path, capsys):
     def refusal(place, **changes):
         with pytest.raises(SystemExit):
             fit(config(place, tmp_path, **changes), tmp_path)

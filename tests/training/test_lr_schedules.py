@@ -1,6 +1,7 @@
+"""Learning-rate schedules."""
+
 import pytest
 
-from diffgan.training.ema import decay, ramped
 from diffgan.training.lr_schedules import warmup_cooldown, warmup_cosine
 
 
@@ -13,9 +14,3 @@ def test_cooldown_is_constant_between_its_ramps():
     factor = warmup_cooldown(10, 20, 100)
     assert factor(0) == 0.1 and factor(9) == factor(50) == factor(80) == 1
     assert factor(90) == 0.5 and factor(100) == factor(120) == 0
-
-
-def test_decay_halves_at_the_half_life_and_composes():
-    assert decay(500, 500) == 0.5
-    assert decay(300, 500) * decay(200, 500) == pytest.approx(0.5)
-    assert decay(8, 0) == 0 and ramped(1000, 400) == 100 and ramped(1000, 10**6) == 1000

@@ -6,6 +6,7 @@ from diffgan.glyphs.attributes import asked, read_colours
 from diffgan.glyphs.reader import GlyphReader
 from diffgan.glyphs.recipe import COLOURS
 from diffgan.glyphs.typefaces import CHARACTERS
+from diffgan.images import from_uint8
 
 
 def alignment(reader: GlyphReader, images: Tensor, captions: list[str]) -> dict[str, float]:
@@ -15,7 +16,7 @@ def alignment(reader: GlyphReader, images: Tensor, captions: list[str]) -> dict[
         reading: share of the captions naming a character whose image is read as that character.
         colour: share of the colours named, inks and grounds, that are seen.
     """
-    pictures = images.float() / 127.5 - 1
+    pictures = from_uint8(images)
     characters, colours, wishes = reader.read(pictures), read_colours(pictures), [asked(c) for c in captions]
     names = list(COLOURS)
     read = [CHARACTERS[c] == wish.character for c, wish in zip(characters, wishes, strict=True) if wish.character]
