@@ -17,7 +17,7 @@ from diffgan.storage.atomic import write_tensors
 from diffgan.storage.digests import digest
 from diffgan.teachers.autoencoders import Encoder
 
-ENCODED_BATCH = 64  # images encoded at once; part of the bits of the latents
+ENCODED_BATCH = 64  # images encoded together; the rounding of the latents depends on it
 
 
 class CaptionedImages(NamedTuple):

@@ -1,4 +1,4 @@
-"""The reconstruction figure through the command."""
+"""Reconstruction of single images through the command line, as figure and record."""
 
 import json
 
@@ -23,7 +23,7 @@ def pixels(tmp_path):
     return str(tmp_path / "pixels.safetensors")
 
 
-def test_descent_reaches_a_target_under_a_plain_distance():
+def test_latents_reach_their_target_under_a_plain_distance():
     start, target = torch.randn(2, 2, 3, 8, 8)
     latent, curve = reconstruct_latent(MSE(), start, target, steps=300, learning_rate=0.1, name="mse")
     torch.testing.assert_close(latent, target, atol=0.02, rtol=0)
@@ -42,7 +42,7 @@ def test_figure_is_written(pixels, tmp_path):
         assert np.asarray(Image.open(tmp_path / "out" / name)).std() > 10
 
 
-def test_wrong_inputs_are_one_line(pixels, tmp_path, capsys):
+def test_wrong_inputs_fail_with_one_line(pixels, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     sizes = tmp_path / "sizes"
     sizes.mkdir()
