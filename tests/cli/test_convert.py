@@ -1,4 +1,4 @@
-"""Weights of the authors' package: a file in its layout, converted, measures what the layout's own network measures."""
+"""Conversion of the authors' weights: distances equal those of a transcription of their network and formula."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torchvision.models import vgg16_bn
 from diffgan import LatentLPIPS
 from diffgan.__main__ import main
 
-ENDS = (6, 13, 23, 33, 43)  # torchvision's layer numbers at which the five slices end
+SLICE_ENDS = (6, 13, 23, 33, 43)  # torchvision's layer numbers at which the five slices end
 
 
 class Reference(nn.Module):
@@ -29,11 +29,12 @@ class Reference(nn.Module):
                 nn.init.uniform_(module.running_var, 0.5, 2)
         self.double().eval()
 
-    def file(self):
+    def checkpoint(self):
+        """The tensors of the package's file."""
         tensors = {f"lin{k}.model.1.weight": head for k, head in enumerate(self.heads)}
         for name, value in self.features.state_dict().items():
             number, kind = name.split(".")
-            piece = next(k for k, end in enumerate(ENDS, 1) if int(number) <= end)
+            piece = next(k for k, end in enumerate(SLICE_ENDS, 1) if int(number) <= end)
             tensors[f"net.slice{piece}.{number}.{kind}"] = value.float()
         return tensors | {name.replace("lin", "lins.", 1): tensors[name] for name in list(tensors) if "lin" in name}
 
@@ -47,10 +48,10 @@ class Reference(nn.Module):
 
 
 @pytest.mark.parametrize(("latents", "channels"), [("sd15", 4), ("flux", 16)])
-def test_converted_weights_measure_the_same(latents, channels, tmp_path):
+def test_converted_weights_give_the_same_distances(latents, channels, tmp_path):
     torch.manual_seed(0)
     reference = Reference(channels)
-    torch.save(reference.file(), tmp_path / "theirs.pth")
+    torch.save(reference.checkpoint(), tmp_path / "theirs.pth")
     main(["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours.safetensors"), latents])
     distance = LatentLPIPS(tmp_path / "ours.safetensors")
     assert distance.space.channels == channels
@@ -64,28 +65,31 @@ def test_converted_weights_measure_the_same(latents, channels, tmp_path):
     assert (a - b).norm() < 1e-3 * b.norm()  # a value within rounding of a ReLU's corner may fall on its other side
 
 
-def test_wrong_files_are_one_line(tmp_path, capsys):
-    class Evil:
+def test_wrong_files_fail_with_one_line(tmp_path, capsys):
+    class Malicious:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
 
-    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    torch.save({"x": Malicious()}, tmp_path / "malicious.pth")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
-    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
-    (tmp_path / "there.safetensors").write_text("mine")
-    cases = [(name, "out.safetensors", "sd15", name) for name in ("evil.pth", "other.pth", "cut.pth", "missing.pth")]
-    cases += [("other.pth", "there.safetensors", "sd15", "exists"), ("other.pth", "out.safetensors", "sd9", "sd9")]
+    (tmp_path / "truncated.pth").write_bytes(b"PK\x03\x04")
+    (tmp_path / "existing.safetensors").write_text("content")
+    cases = [
+        (name, "out.safetensors", "sd15", name)
+        for name in ("malicious.pth", "other.pth", "truncated.pth", "missing.pth")
+    ]
+    cases += [("other.pth", "existing.safetensors", "sd15", "exists"), ("other.pth", "out.safetensors", "sd9", "sd9")]
     for source, output, latents, named in cases:
         with pytest.raises(SystemExit):
             main(["convert", str(tmp_path / source), str(tmp_path / output), latents])
         error = capsys.readouterr().err
         assert named in error and "Traceback" not in error
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out.safetensors").exists()
-    assert (tmp_path / "there.safetensors").read_text() == "mine"
+    assert (tmp_path / "existing.safetensors").read_text() == "content"
 
 
 def test_a_checkpoint_for_other_channels_is_refused(tmp_path, capsys):
-    torch.save(Reference(16).file(), tmp_path / "flux.pth")
+    torch.save(Reference(16).checkpoint(), tmp_path / "flux.pth")
     with pytest.raises(SystemExit):
         main(["convert", str(tmp_path / "flux.pth"), str(tmp_path / "out.safetensors"), "sd15"])
     assert "no elatentlpips checkpoint for sd15" in capsys.readouterr().err

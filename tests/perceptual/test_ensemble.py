@@ -20,7 +20,7 @@ def test_both_inputs_get_the_same_transform(groups):
     assert torch.equal(first, x) == (groups == "")
 
 
-def test_samples_get_different_transforms_and_seeds_repeat_them():
+def test_samples_get_different_transforms_that_a_seed_repeats():
     x = torch.randn(1, 3, 16, 16).expand(6, -1, -1, -1)
     first, _ = Ensemble("bg")(x, x, seeded(1))
     again, _ = Ensemble("bg")(x, x, seeded(1))
@@ -34,7 +34,7 @@ def test_no_group_changes_nothing():
     assert torch.equal(first, x) and torch.equal(second, y)
 
 
-def test_blit_moves_samples_onto_samples():
+def test_pixel_blitting_maps_samples_onto_samples():
     x = torch.rand(32, 1, 16, 16)
     moved, _ = Ensemble("b")(x, x, seeded())
     values = x.flatten(1)
@@ -74,18 +74,19 @@ def test_resampling_is_grid_sample_and_has_its_derivative():
 
 @pytest.mark.parametrize("groups", ["b", "g", "bgcno"])
 def test_autocast_changes_nothing(groups):
-    """Neither the transformed inputs nor the gradient, taken inside autocast as a training step does."""
+    """Transformed inputs and gradient are equal; both are computed inside autocast, as in a training step."""
     x, y = torch.randn(4, 3, 16, 16, requires_grad=True), torch.randn(4, 3, 16, 16)
-    found = []
+    results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            both = Ensemble(groups)(x, y, seeded())
-            found.append((*both, *torch.autograd.grad((both[0] - both[1]).square().sum(), x)))
-    for expected, under in zip(*found, strict=True):
-        assert torch.equal(under, expected)
+            transformed = Ensemble(groups)(x, y, seeded())
+            distance = (transformed[0] - transformed[1]).square().sum()
+            results.append((*transformed, *torch.autograd.grad(distance, x)))
+    for expected, under_autocast in zip(*results, strict=True):
+        assert torch.equal(under_autocast, expected)
 
 
-def test_colours_keep_the_mean_they_turn_about():
+def test_colours_are_changed_about_their_means():
     x = torch.randn(5, 4, 8, 8, dtype=torch.float64)
     same = change_colours(x, torch.tensor([[0.0, 1.0, 1.0]]).double())
     torch.testing.assert_close(same, x)
