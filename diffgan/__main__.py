@@ -30,9 +30,9 @@ from diffgan.training.checkpoints import broken
 PLAIN = {
     "sample": ("diffgan.cli.sample:sample", "pictures from a teacher or an exported student"),
     "export": ("diffgan.cli.export:export", "a run's student as a diffusers pipeline directory"),
-    "judge": ("diffgan.cli.evaluate:judge", "figures of a pipeline on a named protocol"),
+    "judge": ("diffgan.cli.evaluate:evaluate", "figures of a pipeline on a named protocol"),
     "tables": ("diffgan.cli.tables:tables", "a Markdown table of metrics.json files"),
-    "watch": ("diffgan.cli.plot:watch", "the curves that tell whether a run is healthy, in one picture"),
+    "watch": ("diffgan.cli.plot:plot", "the curves that tell whether a run is healthy, in one picture"),
     "reconstruct": (
         "diffgan.cli.reconstruct:reconstruct",
         "how far each perceptual distance leads from noise",
