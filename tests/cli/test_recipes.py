@@ -87,8 +87,8 @@ def recipe(request, tmp_path, monkeypatch):
 
 def figures(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    (name,) = (name for name in metrics["metrics"] if name.startswith("judge/fd_inception"))
-    assert metrics["metrics"]["judge/images"] == 7 and len(metrics["protocol_digest"]) == 16
+    (name,) = (name for name in metrics["metrics"] if name.startswith("evaluation/fd_inception"))
+    assert metrics["metrics"]["evaluation/images"] == 7 and len(metrics["protocol_digest"]) == 16
     return metrics["metrics"][name], metrics["protocol_digest"]
 
 
@@ -116,4 +116,4 @@ def test_a_teacher_is_judged_by_the_same_protocol(recipe, tmp_path):
     main(["judge", "tiny", "teacher.json", "--protocol", protocol, "--steps", "2", "--guidance", "3"])
     record = json.loads((tmp_path / "teacher.json").read_text())
     assert record["protocol_digest"] == read_protocol(Path(protocol)).digest
-    assert record["network_calls"] == 2 and record["metrics"]["judge/images"] == 7
+    assert record["network_calls"] == 2 and record["metrics"]["evaluation/images"] == 7

@@ -1,4 +1,4 @@
-"""COCO protocols and their judge on a folder of a few pictures; Inception and CLIP with random weights."""
+"""Evaluation on COCO protocols with a folder of a few images; Inception and CLIP with random weights."""
 
 import json
 
@@ -11,12 +11,14 @@ from PIL import Image
 
 from diffgan.cli import coco_captions
 from diffgan.errors import UserError
-from diffgan.evaluation.coco_evaluator import CocoEvaluator, read_statistics
+from diffgan.evaluation.coco_evaluator import CocoEvaluator
+from diffgan.evaluation.features.clip import CLIPSimilarity
 from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
 from diffgan.evaluation.features.inception import InceptionFeatures, hub_file
-from diffgan.evaluation.metrics.clip_score import CLIPScore
-from diffgan.evaluation.metrics.distances import FeatureStatistics
-from diffgan.evaluation.preprocessing import read_pictures, resized
+from diffgan.evaluation.grain import PLAIN
+from diffgan.evaluation.metrics.distances import KernelDistance
+from diffgan.evaluation.metrics.statistics import FeatureStatistics, read_statistics
+from diffgan.evaluation.preprocessing import read_images, resize_images
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.work_split import WorkSplit
 from diffgan.images import to_uint8
@@ -33,12 +35,12 @@ def paint(noise, prompts):
 
 @pytest.fixture
 def files(tmp_path):
-    """The pictures that `paint` makes, and as many captions and one more."""
-    pictures = to_uint8(paint(draw_noise(range(FIELDS["seed_base"], FIELDS["seed_base"] + IMAGES), LATENT), None))
+    """The images that `paint` generates as real ones; as many captions and one more."""
+    images = to_uint8(paint(draw_noise(range(FIELDS["seed_base"], FIELDS["seed_base"] + IMAGES), LATENT), None))
     (tmp_path / "real" / "deep").mkdir(parents=True)
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "real" / "deep" / f"{i}.png")
-    (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i} dogs" for i in range(IMAGES + 1)))
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "real" / "deep" / f"{i}.png")
+    (tmp_path / "captions.txt").write_text("\n".join(f"an image of {i} dogs" for i in range(IMAGES + 1)))
     return tmp_path
 
 
@@ -48,65 +50,66 @@ def protocol(files, **changes):
     return read_protocol(files / "protocol.yaml")
 
 
-def test_pictures_are_zero_away_from_themselves(files):
-    asked = []
+def test_images_have_no_distance_from_themselves(files):
+    prompts_seen = []
 
     def generate(noise, prompts):
-        asked.extend(prompts)
+        prompts_seen.extend(prompts)
         return paint(noise, prompts)
 
-    judge = CocoEvaluator(protocol(files), EfficientNetFeatures(), cache=files / "cache", batch_size=3)
-    figures = judge.evaluate(generate, LATENT, "cpu")
-    assert figures["fd_efficientnet"] == pytest.approx(0, abs=1e-3) and "fid" not in figures
-    assert figures["images"] == IMAGES and asked == judge.protocol.prompts and len(asked) == IMAGES
-    assert figures["protocol"] == "tiny" and figures["protocol_digest"] == judge.protocol.digest
-    others = judge.evaluate(lambda noise, prompts: -paint(noise, prompts), LATENT, "cpu")
+    evaluator = CocoEvaluator(protocol(files), EfficientNetFeatures(), cache=files / "cache", batch_size=3)
+    metrics = evaluator.evaluate(generate, LATENT, "cpu")
+    assert metrics["fd_efficientnet"] == pytest.approx(0, abs=1e-3) and "fid" not in metrics
+    assert metrics["images"] == IMAGES and prompts_seen == evaluator.protocol.prompts and len(prompts_seen) == IMAGES
+    assert metrics["protocol"] == "tiny" and metrics["protocol_digest"] == evaluator.protocol.digest
+    others = evaluator.evaluate(lambda noise, prompts: -paint(noise, prompts), LATENT, "cpu")
     assert others["fd_efficientnet"] > 10
-    again = CocoEvaluator(protocol(files), judge.extractor, cache=files / "cache")
-    again._look_at_real = None  # what is kept is enough
+    for file in evaluator.protocol.reference_files:  # the cache is enough: sizes stay, and so does the digest
+        file.write_bytes(bytes(file.stat().st_size))
+    again = CocoEvaluator(protocol(files), evaluator.extractor, cache=files / "cache")
     assert again.evaluate(paint, LATENT, "cpu")["fd_efficientnet"] == pytest.approx(0, abs=1e-3)
 
 
 def test_processes_share_the_rows_and_each_counts_once():
     for count, world in ((7, 2), (8, 3), (2, 4), (6, 3)):
-        mine = [WorkSplit(rank, world, None).rows(count) for rank in range(world)]
-        assert len({len(rows) for rows in mine}) == 1
-        gather = lambda rows, mine=mine: torch.tensor(mine)  # noqa: E731
-        assert WorkSplit(0, world, gather).joined(torch.tensor(mine[0]), count).tolist() == list(range(count))
+        shares = [WorkSplit(rank, world, None).rows(count) for rank in range(world)]
+        assert len({len(rows) for rows in shares}) == 1
+        gather = lambda rows, shares=shares: torch.tensor(shares)  # noqa: E731
+        assert WorkSplit(0, world, gather).in_order(torch.tensor(shares[0]), count).tolist() == list(range(count))
 
 
 def test_statistics_of_other_tools(files):
     features = torch.rand(40, 6, dtype=torch.float64)
     moments = {"mu": features.mean(0).numpy(), "sigma": np.cov(features.numpy(), rowvar=False)}
     np.savez(files / "moments.npz", **moments)
-    found, expected = read_statistics(files / "moments.npz"), FeatureStatistics.of(features)
-    torch.testing.assert_close(found.mean, expected.mean)
-    torch.testing.assert_close(found.root @ found.root.T, expected.root @ expected.root.T)
+    read, expected = read_statistics(files / "moments.npz"), FeatureStatistics.of(features)
+    torch.testing.assert_close(read.mean, expected.mean)
+    torch.testing.assert_close(read.root @ read.root.T, expected.root @ expected.root.T)
     assert protocol(files, reference=str(files / "moments.npz")).reference_files == [files / "moments.npz"]
     np.savez(files / "objects.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     with pytest.raises(UserError, match=r"objects\.npz: is no .npz of mu"):
         read_statistics(files / "objects.npz")
 
 
-def test_the_digest_knows_captions_reference_and_numbers(files):
+def test_digest_covers_captions_reference_and_numbers(files):
     digests = [protocol(files).digest, protocol(files, side=25).digest, protocol(files, images=6).digest]
     (files / "captions.txt").write_text((files / "captions.txt").read_text().replace("3 dogs", "3 cats"))
     digests.append(protocol(files).digest)
     (files / "real" / "deep" / "0.png").rename(files / "real" / "0.png")
     digests.append(protocol(files).digest)
     assert len(set(digests)) == 5
-    (files / "captions.txt").open("a").write("\nfrom here on nobody reads")
+    (files / "captions.txt").open("a").write("\ncaptions past the last image do not count")
     assert protocol(files).digest == digests[-1]
 
 
-def test_pictures_become_centred_squares(files):
+def test_images_become_centred_squares(files):
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
     Image.fromarray(wide).save(files / "wide.png")
-    square = read_pictures([files / "wide.png"], 5)
+    square = read_images([files / "wide.png"], 5)
     assert square.shape == (1, 3, 5, 5) and bool((square == 200).all())
     generated = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8)
-    assert torch.equal(resized(generated, 12), generated) and resized(generated, 6).shape == (2, 3, 6, 6)
+    assert torch.equal(resize_images(generated, 12), generated) and resize_images(generated, 6).shape == (2, 3, 6, 6)
 
 
 @pytest.mark.parametrize(
@@ -121,17 +124,26 @@ def test_pictures_become_centred_squares(files):
         ({"clip_model": "ViT-g-14", "clip_weights": "no such weights"}, "clip_model ViT-g-14, .*cannot be loaded"),
     ],
 )
-def test_what_is_no_protocol_is_refused(files, changes, reason):
+def test_invalid_protocol_is_refused(files, changes, reason):
     with pytest.raises(UserError, match=reason) as error:
-        CocoEvaluator(protocol(files, **changes), torch.nn.Identity())
+        CocoEvaluator(protocol(files, **changes), EfficientNetFeatures())
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_picture_is_named(files):
-    (files / "real" / "9.jpg").write_text("no picture")
-    judge = CocoEvaluator(protocol(files), EfficientNetFeatures())
-    with pytest.raises(UserError, match=r"9\.jpg: cannot be read as a picture"):
-        judge.reference("cpu")
+def test_file_that_is_no_image_is_named(files):
+    (files / "real" / "9.jpg").write_text("no image")
+    real = CocoEvaluator(protocol(files), EfficientNetFeatures()).real_images()
+    with pytest.raises(UserError, match=r"9\.jpg: cannot be read as an image"):
+        real.statistics("reference", PLAIN)
+
+
+def test_statistics_have_no_features(files):
+    """A metric that needs the features of every image cannot be computed from mu and sigma."""
+    np.savez(files / "moments.npz", mu=np.zeros(2), sigma=np.eye(2))
+    evaluator = CocoEvaluator(protocol(files, reference=str(files / "moments.npz")), EfficientNetFeatures())
+    evaluator.metrics.append(KernelDistance("efficientnet"))
+    with pytest.raises(UserError, match=r"moments\.npz: holds statistics, .* name a folder of images"):
+        evaluator.evaluate(paint, LATENT)
 
 
 # ---- Inception ----
@@ -140,12 +152,12 @@ def test_what_is_no_picture_is_named(files):
 def test_inception_is_the_librarys(files):
     network = random_inception(files / "random.pth")
     extractor = InceptionFeatures(files / "random.pth")
-    pictures = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8)
-    assert torch.equal(extractor(pictures), network(pictures)[0]) and extractor(pictures).shape == (2, 2048)
-    assert extractor(pictures[..., :64, :64]).shape == (2, 2048)
-    figures = CocoEvaluator(protocol(files), extractor, batch_size=4).evaluate(paint, LATENT, "cpu")
-    assert figures[f"fd_{extractor.name}"] == pytest.approx(0, abs=1e-3)
-    assert "fid" not in figures  # that name is of the trained network's features
+    images = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8)
+    assert torch.equal(extractor(images), network(images)[0]) and extractor(images).shape == (2, 2048)
+    assert extractor(images[..., :64, :64]).shape == (2, 2048)
+    metrics = CocoEvaluator(protocol(files), extractor, batch_size=4).evaluate(paint, LATENT, "cpu")
+    assert metrics[f"fd_{extractor.name}"] == pytest.approx(0, abs=1e-3)
+    assert "fid" not in metrics  # that name is of the trained network's features
 
 
 def test_inception_weights_are_not_unpickled(files):
@@ -174,7 +186,7 @@ def test_missing_inception_is_one_line(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_clip(files):
-    """A random CLIP of 32x32 pictures that open_clip knows as "tiny-clip", and the file of its weights."""
+    """A random CLIP of 32x32 images that open_clip knows as "tiny-clip", and the file of its weights."""
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
     (files / "tiny-clip.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}))
@@ -186,36 +198,36 @@ def tiny_clip(files):
 
 def test_clip_score_is_the_cosine(files, tiny_clip):
     network, weights = tiny_clip
-    score, prompts = CLIPScore("tiny-clip", str(weights)), ["a dog", "two cats on a mat " * 40]
+    score, prompts = CLIPSimilarity("tiny-clip", str(weights)), ["a dog", "two cats on a mat " * 40]
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     preprocess = open_clip.image_transform(32, is_train=False)
-    pictures = torch.stack([preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
+    pixels = torch.stack([preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
     with torch.no_grad():
-        seen = network.encode_image(pictures)
-        said = network.encode_text(open_clip.tokenize([f"A photo depicts {prompt}" for prompt in prompts]))
-    expected = (seen * said).sum(1) / (seen.norm(dim=1) * said.norm(dim=1))
+        shown = network.encode_image(pixels)
+        told = network.encode_text(open_clip.tokenize([f"A photo depicts {prompt}" for prompt in prompts]))
+    expected = (shown * told).sum(1) / (shown.norm(dim=1) * told.norm(dim=1))
     torch.testing.assert_close(score(images, prompts), expected, atol=1e-5, rtol=1e-5)
-    asked = protocol(files, clip_model="tiny-clip", clip_weights=str(weights), side=32)
-    judge = CocoEvaluator(asked, EfficientNetFeatures(), batch_size=3)
-    real = read_pictures(asked.reference_files, 32)
-    expected = score(real, asked.prompts).mean().item()
-    assert judge.evaluate(paint, LATENT, "cpu")["clip_score"] == pytest.approx(expected, abs=1e-5)
+    with_clip = protocol(files, clip_model="tiny-clip", clip_weights=str(weights), side=32)
+    evaluator = CocoEvaluator(with_clip, EfficientNetFeatures(), batch_size=3)
+    real = read_images(with_clip.reference_files, 32)
+    expected = score(real, with_clip.prompts).mean().item()
+    assert evaluator.evaluate(paint, LATENT, "cpu")["clip_score"] == pytest.approx(expected, abs=1e-5)
 
 
 # ---- captions ----
 
 
-def test_captions_are_drawn_one_a_picture(tmp_path):
+def test_captions_are_drawn_one_an_image(tmp_path):
     notes = [{"id": 10 * i + k, "image_id": i, "caption": f"{i}\n {k}"} for i in range(9) for k in range(3)]
     (tmp_path / "notes.json").write_text(json.dumps({"annotations": notes}))
     coco_captions.write_captions(tmp_path / "notes.json", 6, tmp_path / "captions.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert len({line["image_id"] for line in lines}) == 6
     assert all(line["caption"].split()[0] == str(line["image_id"]) for line in lines)
-    shuffled = coco_captions.drawn(notes[::-1], 6)
+    shuffled = coco_captions.draw_captions(notes[::-1], 6)
     assert [caption._asdict() for caption in shuffled] == lines
-    assert {caption.image_id for caption in coco_captions.drawn(notes, 9)} == set(range(9))
-    with pytest.raises(UserError, match="9 pictures"):
-        coco_captions.drawn(notes, 10)
+    assert {caption.image_id for caption in coco_captions.draw_captions(notes, 9)} == set(range(9))
+    with pytest.raises(UserError, match="9 images"):
+        coco_captions.draw_captions(notes, 10)
     with pytest.raises(UserError, match=r"captions\.jsonl: is no captions_"):
         coco_captions.write_captions(tmp_path / "captions.jsonl", 1, tmp_path / "other.jsonl")

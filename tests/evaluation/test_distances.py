@@ -6,11 +6,11 @@ import torch
 
 from diffgan.evaluation.metrics.distances import (
     KID_SUBSET_SIZE,
-    FeatureStatistics,
     frechet_distance,
     kernel_distance,
     polynomial_mmd,
 )
+from diffgan.evaluation.metrics.statistics import FeatureStatistics
 
 
 def _features(count: int, size: int, seed: int = 0) -> torch.Tensor:

@@ -14,15 +14,15 @@ def extractor() -> EfficientNetFeatures:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return to_uint8(recipe.paint("reference", recipe.describe("reference", 1, range(8))))
 
 
-def test_features(extractor, pictures):
-    features = extractor(pictures)
+def test_features(extractor, images):
+    features = extractor(images)
     assert features.shape == (8, 1280) and features.dtype == torch.float32
-    assert torch.equal(features, extractor(pictures))
-    assert torch.allclose(features[3:4], extractor(pictures[3:4]), atol=1e-4)
+    assert torch.equal(features, extractor(images))
+    assert torch.allclose(features[3:4], extractor(images[3:4]), atol=1e-4)
     assert not extractor.train().training
 
 
@@ -36,6 +36,6 @@ def test_the_network_is_the_trained_one(extractor):
     assert share.argmax() == 722 and share[722] > 0.4
 
 
-def test_only_bytes_are_judged(extractor):
+def test_only_uint8_is_accepted(extractor):
     with pytest.raises(ValueError, match="uint8"):
         extractor(torch.zeros(1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""The judge on real pictures and on noise; its cache; the callback around it."""
+"""Evaluation of glyphs on real images and on noise; the cache; the callback."""
 
 import math
 from types import SimpleNamespace
@@ -10,9 +10,9 @@ from torch import nn
 
 from callbacks.glyph_evaluation import GlyphEvaluation
 from diffgan.errors import UserError
-from diffgan.evaluation.glyph_evaluator import LOOKS, GlyphEvaluator
+from diffgan.evaluation.glyph_evaluator import GlyphEvaluator
+from diffgan.evaluation.grain import GRAIN, PLAIN, with_grain
 from diffgan.evaluation.metrics.diversity import mean_pairwise_distance, share_within_prompts
-from diffgan.evaluation.preprocessing import with_grain
 from diffgan.evaluation.protocols import glyphs as protocols
 from diffgan.evaluation.protocols.glyphs import GlyphProtocol
 from diffgan.glyphs import recipe
@@ -23,7 +23,7 @@ LATENT = (4, 16, 16)
 
 
 class Averages(nn.Module):
-    """A cheap extractor: the picture at 8x8."""
+    """A cheap extractor: the image at 8x8."""
 
     name, identity = "averages", "averages 8"
 
@@ -31,19 +31,24 @@ class Averages(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
 
 
+class _Unused(Averages):
+    def forward(self, images):
+        raise AssertionError("the features were computed again")
+
+
 @pytest.fixture(scope="module")
 def protocol() -> GlyphProtocol:
     return GlyphProtocol("tiny", images=100, diversity_prompts=5, images_per_prompt=4)
 
 
-def _real_pictures(protocol):
-    """A generator that cheats: pictures of the floor, then of the population, in the order of the prompts."""
+def _real_images(protocol):
+    """A generator that cheats: images of the floor, then of the population, in the order of the prompts."""
     others = [glyph for glyphs in protocol.population for glyph in glyphs]
     queue = list(torch.cat([recipe.paint("reference", protocol.floor), recipe.paint("train", others)]))
     return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
 
 
-def _reference_pictures(protocol):
+def _reference_images(protocol):
     queue = list(recipe.paint("reference", protocol.reference)) + [torch.zeros(3, 64, 64)] * 20
     return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
 
@@ -52,10 +57,10 @@ def _noise(noise, prompts):
     return nn.functional.interpolate(noise[:, :3], size=64)
 
 
-def test_real_pictures_against_noise(protocol):
-    judge = GlyphEvaluator(protocol)
-    real = judge.evaluate(_real_pictures(protocol), LATENT)
-    noise = judge.evaluate(_noise, LATENT)
+def test_real_images_against_noise(protocol):
+    evaluator = GlyphEvaluator(protocol)
+    real = evaluator.evaluate(_real_images(protocol), LATENT)
+    noise = evaluator.evaluate(_noise, LATENT)
     assert real["fd_efficientnet"] == pytest.approx(real["fd_efficientnet_floor"], rel=1e-3)
     assert real["diversity_ratio"] == pytest.approx(1, abs=1e-3)
     assert noise["fd_efficientnet"] > 2 * real["fd_efficientnet"]
@@ -63,27 +68,27 @@ def test_real_pictures_against_noise(protocol):
     assert noise["reading"] < 0.1 and noise["colour"] < 0.4
 
 
-def test_pictures_as_asked_score_as_real_ones(protocol, tmp_path):
-    judge = GlyphEvaluator(protocol, Averages(), cache=tmp_path)
-    figures = judge.evaluate(_reference_pictures(protocol), LATENT)
-    assert figures["reading"] == figures["reading_real"] > 0.75
-    assert figures["colour"] == figures["colour_real"] > 0.98
-    assert figures["fd_averages"] == pytest.approx(0, abs=1e-6)
-    assert figures["diversity_ratio"] == 0
-    assert figures["images"] == 120 and figures["protocol"] == "tiny"
-    again = GlyphEvaluator(protocol, Averages(), cache=tmp_path)
-    again._look_at_real = None  # the cache is enough
-    assert all(torch.equal(again.real(look).floor, judge.real(look).floor) for look in LOOKS)
-    assert len(list(tmp_path.glob("real-tiny-*.safetensors"))) == len(LOOKS)
+def test_the_reference_scores_as_real_images(protocol, tmp_path):
+    evaluator = GlyphEvaluator(protocol, Averages(), cache=tmp_path)
+    metrics = evaluator.evaluate(_reference_images(protocol), LATENT)
+    assert metrics["reading"] == metrics["reading_real"] > 0.75
+    assert metrics["colour"] == metrics["colour_real"] > 0.98
+    assert metrics["fd_averages"] == pytest.approx(0, abs=1e-6)
+    assert metrics["diversity_ratio"] == 0
+    assert metrics["images"] == 120 and metrics["protocol"] == "tiny"
+    again = GlyphEvaluator(protocol, _Unused(), cache=tmp_path).real_images()  # the cache is enough
+    for view in (PLAIN, GRAIN):
+        assert torch.equal(again.features("floor", view), evaluator.real_images().features("floor", view))
+    assert len(list(tmp_path.glob("real-tiny-*.safetensors"))) == 2
 
 
-def test_grain_hides_what_nobody_sees(protocol):
-    """Real pictures with an unevenness of two levels: a plain look is startled, one through grain is not."""
-    judge, cheat = GlyphEvaluator(protocol), _real_pictures(protocol)
+def test_grain_hides_unevenness_that_nobody_sees(protocol):
+    """Real images with an unevenness of two levels: the distance grows as they are, and does not with grain."""
+    evaluator, cheat = GlyphEvaluator(protocol), _real_images(protocol)
     uneven = lambda noise, prompts: cheat(noise, prompts) + _noise(noise, None) * 2 / 127.5  # noqa: E731
-    figures = judge.evaluate(uneven, (3, 64, 64))
-    assert figures["fd_efficientnet"] > 1.5 * figures["fd_efficientnet_floor"]
-    assert figures["fd_efficientnet_grain"] < 1.1 * figures["fd_efficientnet_grain_floor"]
+    metrics = evaluator.evaluate(uneven, (3, 64, 64))
+    assert metrics["fd_efficientnet"] > 1.5 * metrics["fd_efficientnet_floor"]
+    assert metrics["fd_efficientnet_grain"] < 1.1 * metrics["fd_efficientnet_grain_floor"]
 
 
 def test_grain_is_that_of_its_seeds():
@@ -114,14 +119,14 @@ def test_share_within_prompts():
     assert share_within_prompts(prompt.expand(-1, 5, -1)) == 0
 
 
-def test_figures_of_the_embedded_pipeline(protocol):
-    judge, teacher = GlyphEvaluator(protocol, Averages()), load_teacher("glyphs")
-    figures = judge.reconstruction(teacher)
-    assert figures["reading_reconstruction"] > 0.7 and figures["colour_reconstruction"] > 0.98
-    assert math.isfinite(figures[f"fd_{judge.extractor.name}_reconstruction"])
+def test_metrics_of_the_embedded_pipeline(protocol):
+    evaluator, teacher = GlyphEvaluator(protocol, Averages()), load_teacher("glyphs")
+    metrics = evaluator.reconstruction(teacher)
+    assert metrics["reading_reconstruction"] > 0.7 and metrics["colour_reconstruction"] > 0.98
+    assert math.isfinite(metrics[f"fd_{evaluator.extractor.name}_reconstruction"])
     latents = draw_noise(range(len(protocol.prompts)), teacher.latent_shape)
-    share = judge.noise_share(teacher, latents)
-    assert share["noise_share"] > 0.95  # noise hears no prompt
+    share = evaluator.noise_share(teacher, latents)
+    assert share["noise_share"] > 0.95  # noise does not depend on prompts
     assert 0.1 < share["noise_share_real"] < 0.95
 
 
@@ -156,7 +161,7 @@ class Student(pl.LightningModule):
     test_dataloader = val_dataloader
 
 
-def test_callback_logs_the_figures(protocol, monkeypatch):
+def test_callback_logs_the_metrics(protocol, monkeypatch):
     monkeypatch.setitem(protocols.GLYPH_PROTOCOLS, "tiny", protocol)
     monkeypatch.setattr("diffgan.evaluation.glyph_evaluator.EfficientNetFeatures", Averages)
     callback = GlyphEvaluation("tiny")
@@ -165,8 +170,8 @@ def test_callback_logs_the_figures(protocol, monkeypatch):
     )
     student = Student()
     trainer.validate(student, verbose=False)
-    assert trainer.callback_metrics["judge/images"] == 120
-    assert trainer.callback_metrics["judge/fd_averages"] > 0
-    assert callback.figures["protocol_digest"] == protocol.digest
+    assert trainer.callback_metrics["evaluation/images"] == 120
+    assert trainer.callback_metrics["evaluation/fd_averages"] > 0
+    assert callback.metrics["protocol_digest"] == protocol.digest
     trainer.test(student, verbose=False)
-    assert "judge/reading" in trainer.callback_metrics
+    assert "evaluation/reading" in trainer.callback_metrics

@@ -13,7 +13,7 @@ DIGESTS = {"glyphs-500": "ffdea9a591851808", "glyphs-2k": "ea5b50d06d0197b1"}
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_protocols_are_frozen(name):
-    """A change here makes figures incomparable: give the protocol a new name instead."""
+    """A change here makes metrics incomparable: give the protocol a new name instead."""
     assert glyph_protocol(name).digest == DIGESTS[name]
 
 
