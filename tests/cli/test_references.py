@@ -186,7 +186,8 @@ def test_a_list_of_callbacks_still_works(capsys, file):
 
 def test_a_mistake_in_a_named_callback_is_refused(capsys, file):
     mine = file("mine.yaml", "trainer: {callbacks: {samples: {init_args: {promts: [a]}}}}")
-    assert "promts" in refused(capsys, "fit", *(word for name in [*DEMO, mine] for word in ("-c", name)))
+    line = refused(capsys, "fit", *(word for name in [*DEMO, mine] for word in ("-c", name)))
+    assert f"{mine}: trainer.callbacks.samples.init_args.promts" in line and len(line.splitlines()) == 1
 
 
 # ---- the record of a run ----
