@@ -5,16 +5,16 @@ VENV := .venv
 RUN := $(VENV)/bin/diffgan
 INSTALLED := $(VENV)/.installed
 LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
-PARTS := regression diffusion noise r1 multi_scale mix_and_match
+ROWS := regression diffusion noise r1 multi_scale mix_and_match
 SEEDS := 0 1 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo glyphs glyphs-regression test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
 
-help: ## this list
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## virtual environment with everything
+install: $(INSTALLED) ## create the virtual environment and install everything
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,38 +24,38 @@ $(INSTALLED): pyproject.toml
 
 # ---- the main job ----
 
-demo: $(INSTALLED) ## pairs, distillation, judging, export: the whole chain in minutes; again: resumes
+demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain in minutes; again: resumes
 	$(RUN) predict -c configs/glyphs/pairs.yaml -c configs/glyphs/demo-pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
-	@$(MAKE) --no-print-directory JUDGED=runs/demo PROTOCOL=glyphs-500 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" judged
+	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
 
 glyphs: $(INSTALLED) ## the full miniature experiment (hours)
 	$(RUN) predict -c configs/glyphs/pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml
-	@$(MAKE) --no-print-directory JUDGED=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml" judged
+	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml" compare
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
 	$(RUN) predict -c configs/glyphs/pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
 	$(RUN) test -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
 
-# Teacher and student under one protocol, the student exported, the table written.
-ifdef JUDGED
-.PHONY: judged $(JUDGED)/distill/metrics.json
-judged: $(JUDGED)/teacher-50.json $(JUDGED)/teacher-1.json $(JUDGED)/distill/metrics.json
-	$(RUN) export $(JUDGED)/distill $(JUDGED)/student
-	$(RUN) tables $^ --output $(JUDGED)/table.md
-	@echo "teacher and student side by side: $$(ls $(JUDGED)/distill/samples/*.png | tail -n 1)"
+# Evaluate teacher and student with one protocol, export the student, write the table.
+ifdef RUNS
+.PHONY: compare $(RUNS)/distill/metrics.json
+compare: $(RUNS)/teacher-50.json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
+	$(RUN) export $(RUNS)/distill $(RUNS)/student
+	$(RUN) tables $^ --output $(RUNS)/table.md
+	@echo "teacher and student side by side: $$(ls $(RUNS)/distill/samples/*.png | tail -n 1)"
 
 TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
-$(JUDGED)/teacher-50.json: $(TEACHER)
-	$(RUN) judge glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/judge
+$(RUNS)/teacher-50.json: $(TEACHER)
+	$(RUN) evaluate glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation
 
-$(JUDGED)/teacher-1.json: $(TEACHER)
-	$(RUN) judge glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/judge
+$(RUNS)/teacher-1.json: $(TEACHER)
+	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation
 
-$(JUDGED)/distill/metrics.json:
+$(RUNS)/distill/metrics.json:
 	$(RUN) test $(DISTILL)
 endif
 
@@ -70,17 +70,17 @@ table-losses: $(INSTALLED) ## regression losses after equal images on the same p
 	$(RUN) tables $(foreach loss,$(LOSSES),$(SEEDS:%=runs/tables/losses/$(loss)/seed-%/metrics.json)) \
 	  --output runs/tables/losses/table.md
 
-table-discriminator: $(INSTALLED) ## parts of the discriminator added one by one, after equal regression (hours)
+table-discriminator: $(INSTALLED) ## ablation: the discriminator built up step by step, after equal regression (hours)
 	$(RUN) predict -c configs/glyphs/pairs.yaml
-	@for part in $(PARTS); do for verb in fit test; do \
+	@for row in $(ROWS); do for verb in fit test; do \
 	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/discriminator.yaml \
-	    -c configs/tables/discriminator/$$part.yaml || exit 1; \
+	    -c configs/tables/discriminator/$$row.yaml || exit 1; \
 	done; done
-	$(RUN) tables $(PARTS:%=runs/tables/discriminator/%/metrics.json) --output runs/tables/discriminator/table.md
+	$(RUN) tables $(ROWS:%=runs/tables/discriminator/%/metrics.json) --output runs/tables/discriminator/table.md
 
 # ---- what the package ships ----
 
-# A finished stage leaves a mark, so an interrupted target goes on with the stage it stopped in.
+# A completed stage is marked by a file, so an interrupted target resumes with the stage it stopped in.
 runs/glyphs/%.done: configs/glyphs/%.yaml | $(INSTALLED)
 	$(RUN) fit -c $<
 	@touch $@
@@ -108,7 +108,7 @@ runs/glyphs/pixel_lpips.safetensors: configs/glyphs/latent_vgg.yaml configs/glyp
 figure-reconstruction: runs/glyphs/pixel_lpips.safetensors ## from noise to an image under each perceptual distance
 	$(RUN) reconstruct runs/figures/reconstruction --pixels $<
 
-# ---- the developer's desk ----
+# ---- development ----
 
 test: $(INSTALLED) ## the test suite (minutes)
 	$(VENV)/bin/python -m pytest -m "not slow" < /dev/null
@@ -126,5 +126,5 @@ bench: $(INSTALLED) ## speed as ratios: pair generation and training step agains
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
-clean: ## remove what the targets made, the virtual environment aside
+clean: ## remove the outputs of all targets except the virtual environment
 	rm -rf runs pairs

@@ -26,26 +26,25 @@ def merged(capsys, verb, files, *options):
 
 
 def arguments(config, name):
-    """init_args of the callback whose class has this name."""
-    (found,) = (c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("." + name))
-    return found["init_args"]
+    """init_args of the callback of this name."""
+    return config["trainer"]["callbacks"][name]["init_args"]
 
 
 @pytest.mark.parametrize(("pairs", "distill"), [(PAIRS, DISTILL), (DEMO_PAIRS, DEMO)])
 def test_stages_meet(capsys, pairs, distill):
     made, used = merged(capsys, "predict", pairs), merged(capsys, "fit", distill)
-    assert arguments(made, "PairWriter")["folder"] == used["data"]["init_args"]["folder"]
+    assert arguments(made, "pairs")["folder"] == used["data"]["init_args"]["folder"]
     assert made["model"]["init_args"]["teacher"] == used["model"]["init_args"]["teacher"] == "glyphs"
-    assert made["trainer"]["default_root_dir"] == arguments(made, "PairWriter")["folder"]
+    assert made["trainer"]["default_root_dir"] == arguments(made, "pairs")["folder"]
     budget = used["model"]["init_args"]
     assert budget["warmup_images"] + budget["cooldown_images"] < budget["images"]
 
 
-def test_demo_and_its_teacher_are_judged_by_one_protocol(capsys):
+def test_demo_and_its_teacher_are_evaluated_by_one_protocol(capsys):
     makefile = Path("Makefile").read_text()
     for folder, files in (("runs/demo", DEMO), ("runs/glyphs", DISTILL)):
-        protocol = re.search(rf"JUDGED={folder} PROTOCOL=(\S+)", makefile)[1]
-        assert arguments(merged(capsys, "test", files), "GlyphEvaluator")["protocol"] == protocol
+        protocol = re.search(rf"RUNS={folder} PROTOCOL=(\S+)", makefile)[1]
+        assert arguments(merged(capsys, "test", files), "evaluation")["protocol"] == protocol
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -60,27 +59,27 @@ def test_loss_table_differs_in_the_loss_alone(capsys, loss):
     assert row == base
 
 
-PARTS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
-ADDED = dict(zip(PARTS[1:], ("noise_conditioning", "r1_gamma", "multi_scale", "mismatch_share"), strict=True))
+ROWS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
+ADDED = dict(zip(ROWS[1:], ("noise_conditioning", "r1_gamma", "multi_scale", "mismatch_share"), strict=True))
 
 
-def test_discriminator_table_adds_one_part_a_row(capsys):
-    """From a discriminator that only begins as the teacher to everything; rows differ in that part alone."""
+def test_discriminator_table_adds_one_setting_a_row(capsys):
+    """From a discriminator that is only initialised as the teacher to the complete one, one setting a row."""
     common, rows = [*DISTILL, "configs/tables/discriminator.yaml"], {}
-    for row in PARTS:
+    for row in ROWS:
         config = merged(capsys, "fit", [*common, f"configs/tables/discriminator/{row}.yaml"])
         assert config["trainer"]["logger"]["init_args"].pop("name") == row
         rows[row] = config
-    for before, row in pairwise(PARTS):
+    for before, row in pairwise(ROWS):
         one, two = (copy.deepcopy(rows[name]) for name in (before, row))
         values = []
         for config in (one, two):
-            given = config["model"]["init_args"]["adversary"]["init_args"]
-            inside = given["discriminator"]["init_args"]
-            values.append((inside if ADDED[row] in inside else given).pop(ADDED[row]))
+            adversarial = config["model"]["init_args"]["adversarial"]["init_args"]
+            discriminator = adversarial["discriminator"]["init_args"]
+            values.append((discriminator if ADDED[row] in discriminator else adversarial).pop(ADDED[row]))
         assert not values[0] and values[1] and one == two
     alone = merged(capsys, "fit", [*common, "configs/tables/discriminator/regression.yaml"])
-    assert alone["model"]["init_args"]["adversary"] is None
+    assert alone["model"]["init_args"]["adversarial"] is None
 
 
 @pytest.mark.parametrize(
@@ -109,26 +108,26 @@ STAGES = {"pairs": "predict", "latent_vgg": "fit", "calibration": "fit", "distil
 
 @pytest.mark.parametrize("recipe", HUB)
 def test_recipes_for_stable_diffusion_meet(capsys, recipe):
-    """Every file is a stage; one takes up what another makes, of the same teacher."""
-    assert {file.stem for file in Path("configs", recipe).glob("*.yaml")} == set(STAGES)
+    """Every other file is a stage; one reads what another writes, of the same teacher."""
+    assert {file.stem for file in Path("configs", recipe).glob("*.yaml")} == {*STAGES, "recipe"}
     files = {stage: merged(capsys, verb, [f"configs/{recipe}/{stage}.yaml"]) for stage, verb in STAGES.items()}
     assert {config["trainer"]["accelerator"] for config in files.values()} == {"gpu"}
-    given = {stage: config["model"]["init_args"] for stage, config in files.items()}
-    assert given["pairs"]["teacher"] == given["distill"]["teacher"] == HUB[recipe]
-    autoencoders = [given["latent_vgg"], *(files[s]["data"]["init_args"] for s in ("latent_vgg", "calibration"))]
-    assert {given["vae"] for given in autoencoders} == {f"{HUB[recipe]}/vae"}
-    assert given["latent_vgg"]["target"] == given["calibration"]["weights"]
-    distance = given["distill"]["regression"]["init_args"]["distance"]["init_args"]
-    assert distance["weights"] == given["calibration"]["target"]
-    folder = arguments(files["pairs"], "PairWriter")["folder"]
+    models = {stage: config["model"]["init_args"] for stage, config in files.items()}
+    assert models["pairs"]["teacher"] == models["distill"]["teacher"] == HUB[recipe]
+    autoencoders = [models["latent_vgg"], *(files[s]["data"]["init_args"] for s in ("latent_vgg", "calibration"))]
+    assert {each["vae"] for each in autoencoders} == {f"{HUB[recipe]}/vae"}
+    assert models["latent_vgg"]["target"] == models["calibration"]["weights"]
+    distance = models["distill"]["regression"]["init_args"]["distance"]["init_args"]
+    assert distance["weights"] == models["calibration"]["target"]
+    folder = arguments(files["pairs"], "pairs")["folder"]
     assert folder == files["distill"]["data"]["init_args"]["folder"] == files["pairs"]["trainer"]["default_root_dir"]
     for stage in ("latent_vgg", "calibration"):
-        assert files[stage]["trainer"]["max_steps"] == given[stage]["steps"]
-    budget = given["distill"]
-    starts = budget["adversary"]["init_args"]["starts_at_images"]
-    assert starts + budget["adversary"]["init_args"]["warmup_images"] + budget["cooldown_images"] <= budget["images"]
-    protocol = read_protocol(Path(arguments(files["distill"], "COCOFID")["protocol"]))
-    assert protocol.seeds.start >= files["pairs"]["data"]["init_args"]["pairs"]  # judged with noises of no pair
+        assert files[stage]["trainer"]["max_steps"] == models[stage]["steps"]
+    budget = models["distill"]
+    starts = budget["adversarial"]["init_args"]["starts_at_images"]
+    assert starts + budget["adversarial"]["init_args"]["warmup_images"] + budget["cooldown_images"] <= budget["images"]
+    protocol = read_protocol(Path(arguments(files["distill"], "evaluation")["protocol"]))
+    assert protocol.seeds.start >= files["pairs"]["data"]["init_args"]["pairs"]  # evaluated with noises of no pair
 
 
 def test_pixels_and_latents_have_one_recipe(capsys):

@@ -27,10 +27,10 @@ CONFIGS = Path("configs").resolve()
 SMALLER = {
     "pairs": {"data.pairs": 80, "data.batch_size": 16},
     "distill": {
-        "model.images": 64,  # two batches: regression alone, then with the adversary
+        "model.images": 64,  # two batches: regression alone, then adversarial training
         "model.warmup_images": 16,
         "model.cooldown_images": 16,
-        "model.adversary.init_args.starts_at_images": 32,
+        "model.adversarial.init_args.starts_at_images": 32,
         "data.batch_size": 32,
         "data.validation_pairs": 16,
         "data.workers": 0,
@@ -41,7 +41,7 @@ SMALLER = {
 
 def words(verb, recipe, stage, devices=1, **changes):
     """The recipe's command on CPUs with less of everything; nothing else is changed."""
-    settings = {**SMALLER[stage], "model.teacher": "tiny", "trainer.accelerator": "cpu", "trainer.devices": devices}
+    settings = {**SMALLER[stage], "recipe.teacher": "tiny", "trainer.accelerator": "cpu", "trainer.devices": devices}
     settings |= changes
     given = [f"--{key}={value}".replace("model.", "model.init_args.", 1) for key, value in settings.items()]
     given = [word.replace("--data.", "--data.init_args.") for word in given]
@@ -49,7 +49,7 @@ def words(verb, recipe, stage, devices=1, **changes):
 
 
 def lay_out(recipe, folder):
-    """What a user puts into the places that the recipe names: teacher, captions, weights, pictures, all tiny."""
+    """What a user puts into the places that the recipe names: teacher, captions, weights, images, all tiny."""
     saved(FAMILIES[RECIPES[recipe]], folder / "tiny")
     captions = [f"digit {i % 10}" for i in range(40)]
     (folder / "data" / "laion").mkdir(parents=True)
@@ -63,7 +63,7 @@ def lay_out(recipe, folder):
 
 
 def lay_out_protocol(name, folder):
-    """The protocol with 7 images, without CLIP, whose captions and pictures lie where its file says."""
+    """The protocol with 7 images, without CLIP, whose captions and images lie where its file says."""
     protocol = yaml.safe_load((CONFIGS / "protocols" / f"{name}.yaml").read_text())
     protocol |= {"images": 7, "clip_model": None, "clip_weights": None}
     (folder / "configs" / "protocols").mkdir(parents=True)
@@ -85,17 +85,17 @@ def recipe(request, tmp_path, monkeypatch):
     return request.param
 
 
-def figures(run):
-    metrics = json.loads((run / "metrics.json").read_text())
-    (name,) = (name for name in metrics["metrics"] if name.startswith("evaluation/fd_inception"))
-    assert metrics["metrics"]["evaluation/images"] == 7 and len(metrics["protocol_digest"]) == 16
-    return metrics["metrics"][name], metrics["protocol_digest"]
+def metrics(run):
+    record = json.loads((run / "metrics.json").read_text())
+    (name,) = (name for name in record["metrics"] if name.startswith("evaluation/fd_inception"))
+    assert record["metrics"]["evaluation/images"] == 7 and len(record["protocol_digest"]) == 16
+    return record["metrics"][name], record["protocol_digest"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_recipe_from_pairs_to_figures(recipe, tmp_path):
-    """With the recipe's own strategy, precision, losses and callbacks, on two processes; judged on two and on one."""
+def test_recipe_from_pairs_to_metrics(recipe, tmp_path):
+    """With the recipe's strategy, precision, losses and callbacks on two processes; evaluated on two and on one."""
     main(words("predict", recipe, "pairs"))
     fit = words("fit", recipe, "distill", devices=2)
     assert run_on_two_processes(fit) == [0, 0]
@@ -105,15 +105,15 @@ def test_recipe_from_pairs_to_figures(recipe, tmp_path):
     assert len(list((run / "samples").glob("*.png"))) == 2
     test = words("test", recipe, "distill", devices=2)
     assert run_on_two_processes(test, TORCH_HOME=str(tmp_path / "torch")) == [0, 0]
-    shared, protocol = figures(run)
-    shutil.rmtree("runs/judge")
+    shared, protocol = metrics(run)
+    shutil.rmtree("runs/evaluation")
     main(words("test", recipe, "distill", **{"trainer.strategy": "auto"}))
-    assert figures(run) == (pytest.approx(shared, rel=1e-4), protocol)
+    assert metrics(run) == (pytest.approx(shared, rel=1e-4), protocol)
 
 
-def test_a_teacher_is_judged_by_the_same_protocol(recipe, tmp_path):
+def test_a_teacher_is_evaluated_by_the_same_protocol(recipe, tmp_path):
     protocol = f"configs/protocols/{PROTOCOLS[recipe]}.yaml"
-    main(["judge", "tiny", "teacher.json", "--protocol", protocol, "--steps", "2", "--guidance", "3"])
+    main(["evaluate", "tiny", "teacher.json", "--protocol", protocol, "--steps", "2", "--guidance", "3"])
     record = json.loads((tmp_path / "teacher.json").read_text())
     assert record["protocol_digest"] == read_protocol(Path(protocol)).digest
     assert record["network_calls"] == 2 and record["metrics"]["evaluation/images"] == 7

@@ -1,5 +1,8 @@
 """References between configuration files, the section `recipe`, and callbacks by name."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -186,7 +189,20 @@ def test_a_list_of_callbacks_still_works(capsys, file):
 
 def test_a_mistake_in_a_named_callback_is_refused(capsys, file):
     mine = file("mine.yaml", "trainer: {callbacks: {samples: {init_args: {promts: [a]}}}}")
-    assert "promts" in refused(capsys, "fit", *(word for name in [*DEMO, mine] for word in ("-c", name)))
+    line = refused(capsys, "fit", *(word for name in [*DEMO, mine] for word in ("-c", name)))
+    assert f"{mine}: trainer.callbacks.samples.init_args.promts" in line and len(line.splitlines()) == 1
+
+
+def test_examples_of_the_readme_are_configurations(capsys, file):
+    """Each adds to the stages of the miniature, in the combinations that the README shows."""
+    blocks = re.findall(r"```yaml\n(.*?)```", Path("configs/README.md").read_text(), re.DOTALL)
+    mine, distill, references, callbacks = (file(f"{number}.yaml", text) for number, text in enumerate(blocks))
+    made = parsed(capsys, ["configs/glyphs/pairs.yaml", mine], verb="predict")
+    assert made["trainer"]["default_root_dir"] == "pairs/mine"
+    config = parsed(capsys, [*DISTILL, mine, distill])
+    assert "evaluation" not in config["trainer"]["callbacks"] and arguments(config, "ema")["half_life_images"] == 10000
+    assert parsed(capsys, [*DISTILL, references])["model"]["init_args"]["teacher"] == "my/teacher"
+    assert arguments(parsed(capsys, [*DISTILL, callbacks]), "stop")["monitor"] == "validation/mse"
 
 
 # ---- the record of a run ----
