@@ -88,12 +88,12 @@ def prepare(words: Sequence[str]) -> Prepared:
         if source is not None:
             merged = _with_source(merged, source, sources)
             sources.append(source)
-    check_recipe(sources, merged)
+    check_recipe(sources)
     resolved = Resolver(merged, sources).resolved()
-    callbacks = at(merged, CALLBACKS) if is_named(at(merged, CALLBACKS)) else {}
-    names = tuple(name for name, value in callbacks.items() if value is not None)
+    callbacks, named = at(merged, CALLBACKS), is_named(at(merged, CALLBACKS))
+    names = tuple(name for name, value in callbacks.items() if value is not None) if named else ()
     texts = _texts(sources, merged, resolved, names)
-    kept = [word for option in options for word in _kept(option, resolved, bool(names))]
+    kept = [word for option in options for word in _kept(option, resolved, named)]
     return Prepared([*words[:start], *kept], texts, names)
 
 
@@ -102,7 +102,11 @@ def _with_source(merged: dict[str, Any], source: Source, before: Sequence[Source
     old, new = at(merged, CALLBACKS), at(source.config, CALLBACKS)
     if is_named(new) and isinstance(old, list):
         listing = [other.name for other in before if isinstance(at(other.config, CALLBACKS), list)][-1]
-        raise UserError(f"{source.name}: trainer.callbacks: names callbacks, {listing} lists them without names")
+        raise UserError(f"{source.place('trainer.callbacks')}: names callbacks, {listing} lists them without names")
+    if is_named(old) and at(source.config, ("trainer", "callbacks+")) is not None:
+        raise UserError(
+            f"{source.place('trainer.callbacks+')}: the callbacks have names: add one as trainer.callbacks.NAME"
+        )
     result = overlay(merged, source.config)
     if is_named(new) and is_named(old):
         result["trainer"]["callbacks"] = overlay(old, new, keep_arguments=False)
@@ -146,8 +150,6 @@ def _source(option: Word, merged: dict[str, Any]) -> Source | None:
     keys = tuple(option.name.split("."))
     if keys[:2] == CALLBACKS and len(keys) > 2 and not is_named(at(merged, CALLBACKS)):
         return None  # jsonargparse's way to change the last one of a list
-    if option.name.endswith("+"):
-        return None  # appends to a list
     return Source(f"--{option.name}", _nested(merged, keys, _value(option.value)))
 
 
@@ -172,7 +174,7 @@ def _nested(merged: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
 def _kept(option: Word, resolved: dict[str, Any], named: bool) -> tuple[str, ...]:
     """The words of an option as jsonargparse gets them: none if the option is dealt with here."""
     keys = option.name.split(".")
-    if keys[0] == RECIPE or (named and tuple(keys[:2]) == CALLBACKS and len(keys) > 2):
+    if keys[0] == RECIPE or (named and tuple(keys[:2]) == CALLBACKS):
         return ()
     if option.value is None or option.name == "config" or "${" not in option.value:
         return option.words
@@ -229,6 +231,8 @@ def _texts(
 ) -> dict[str, str]:
     """What jsonargparse parses of each file; the last one holds the named callbacks of all."""
     files = [source for source in sources if source.text is not None]
+    if callbacks and not files:
+        raise UserError("--trainer.callbacks: callbacks by name need a configuration file (-c FILE)")
     texts = {}
     for source in files:
         config = _substituted(source.config, merged, resolved)

@@ -22,6 +22,10 @@ class Source(NamedTuple):
     config: dict[str, Any]
     text: str | None = None
 
+    def place(self, key: str) -> str:
+        """Where a dotted key is set, for messages."""
+        return self.name if self.text is None else f"{self.name}: {key}"
+
 
 def overlay(below: Any, above: Any, keep_arguments: bool = True) -> Any:
     """Two nested dicts merged key by key; anything else is replaced.
@@ -29,6 +33,8 @@ def overlay(below: Any, above: Any, keep_arguments: bool = True) -> Any:
     keep_arguments: whether another class keeps the arguments of the one it replaces (jsonargparse drops those that
     the new class does not take).
     """
+    if isinstance(below, str) and isinstance(above, dict) and "init_args" in above:
+        below = {"class_path": below}  # a class may be given by its path alone
     if not isinstance(below, dict) or not isinstance(above, dict):
         return copy.deepcopy(above)
     if not keep_arguments and above.get("class_path") not in (None, below.get("class_path")):
@@ -61,8 +67,8 @@ class Resolver:
         self.references: DictConfig = OmegaConf.create(merged)
 
     def resolved(self) -> dict[str, Any]:
-        """The merged configuration with values in place of references."""
-        return self._resolve(self.merged, ())
+        """The merged configuration without `recipe`, with values in place of references."""
+        return self._resolve({key: value for key, value in self.merged.items() if key != RECIPE}, ())
 
     def _resolve(self, value: Any, keys: tuple[Any, ...]) -> Any:
         if isinstance(value, dict):
@@ -79,19 +85,23 @@ class Resolver:
             value = self.references[SLOT]
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except (OmegaConfBaseException, RecursionError) as error:
-            missing = isinstance(error, InterpolationKeyError)
-            reason = "no file or option of this command sets that key" if missing else first_line(error)
-            place = ".".join(map(str, keys))
-            raise UserError(f"{self._origin(keys)}: {place}: {text}: {reason}") from error
+            raise UserError(f"{self._origin(keys)}: {text}: {self._reason(error)}") from error
+
+    def _reason(self, error: Exception) -> str:
+        reason = first_line(error).partition("while resolving interpolation: ")[2].strip('"') or first_line(error)
+        if not isinstance(error, InterpolationKeyError):
+            return reason
+        names = ", ".join(f"recipe.{name}" for name in self.merged.get(RECIPE) or {})
+        return f"{reason} in the files and options of this command" + (f"; there is {names}" if names else "")
 
     def _origin(self, keys: tuple[Any, ...]) -> str:
-        """The last file or option that sets this key."""
-        names = [key for key in keys if not isinstance(key, int)]
-        setting = [source.name for source in self.sources if at(source.config, names) is not None]
-        return setting[-1] if setting else "configuration"
+        """The last file that sets this key, with the key; or the option."""
+        names = [key for key in keys if not isinstance(key, int)]  # without indices of lists
+        source = [source for source in self.sources if at(source.config, names) is not None][-1]
+        return source.place(".".join(map(str, keys)))
 
 
-def check_recipe(sources: Sequence[Source], merged: dict[str, Any]) -> None:
+def check_recipe(sources: Sequence[Source]) -> None:
     """Every change to `recipe` has an effect, or is one for another command of the recipe.
 
     A file may change any value of the first file with a recipe, as one file serves several commands; an option only
@@ -100,16 +110,17 @@ def check_recipe(sources: Sequence[Source], merged: dict[str, Any]) -> None:
     Raises:
         UserError: for any other name, such as a misspelt one.
     """
-    used = set(re.findall(rf"\$\{{{RECIPE}\.(\w+)", str(merged)))
+    used = set(re.findall(rf"\$\{{{RECIPE}\.(\w+)", str([source.config for source in sources])))
     allowed: set[str] = set()
     for source in sources:
         recipe = source.config.get(RECIPE) or {}
         if not isinstance(recipe, dict):
-            raise UserError(f"{source.name}: recipe: expected names with values, not {recipe!r}")
+            raise UserError(f"{source.place(RECIPE)}: expected names with values, not {recipe!r}")
         is_file = source.text is not None
         if is_file and not allowed and used & recipe.keys():
             allowed = set(recipe)
         for name in recipe:
             if name not in used and not (is_file and name in allowed):
                 known = f"; known: {', '.join(sorted(allowed | used))}" if allowed | used else ""
-                raise UserError(f"{source.name}: recipe.{name}: nothing here refers to ${{recipe.{name}}}{known}")
+                place = source.place(f"{RECIPE}.{name}")
+                raise UserError(f"{place}: nothing in this command refers to ${{recipe.{name}}}{known}")

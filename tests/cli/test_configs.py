@@ -16,10 +16,11 @@ PAIRS, DISTILL = ["configs/glyphs/pairs.yaml"], ["configs/glyphs/distill.yaml"]
 DEMO_PAIRS, DEMO = [*PAIRS, "configs/glyphs/demo-pairs.yaml"], [*DISTILL, "configs/glyphs/demo-distill.yaml"]
 
 
-def merged(capsys, verb, files):
+def merged(capsys, verb, files, *options):
+    """The configuration that a command with these files and options runs."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main([verb, *(word for file in files for word in ("-c", file)), "--print_config"])
+        main([verb, *(word for file in files for word in ("-c", file)), *options, "--print_config"])
     assert stop.value.code in (0, None)
     return yaml.safe_load(capsys.readouterr().out)
 
