@@ -49,6 +49,7 @@ def is_named(callbacks: Any) -> bool:
 
 
 def get(config: Any, key: Any) -> Any:
+    """The value of a key; None if `config` is no mapping or lacks it."""
     return config.get(key) if isinstance(config, dict) else None
 
 
