@@ -27,7 +27,7 @@ class Store(ABC):
 
     @abstractmethod
     def entries(self, folder: str = "") -> dict[str, Entry]:
-        """The files directly in the store's folder, or in its subfolder `folder`, by name; none if there is none."""
+        """The files directly in the store's folder, or in its subfolder, by name; empty if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
