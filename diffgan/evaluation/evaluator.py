@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Evaluator(ABC):
         UserError: a file of the protocol or the weights of a metric's network are missing.
     """
 
-    settings: dict[str, float] = {}
+    settings: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
@@ -140,9 +140,7 @@ class Evaluator(ABC):
                 metric.update(batch)
         return _computed(metrics, split)
 
-    def real_images(
-        self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS
-    ) -> RealImages:
+    def real_images(self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS) -> RealImages:
         """The real images; their features are computed once, on the device and processes of the first call."""
         if self._real is None:
             self._real = self.build_real_images(device, split)

@@ -2,7 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class GlyphEvaluator(Evaluator):
         batch_size: images of one process at once.
     """
 
-    settings = {"grain": GRAIN.grain}
+    settings: ClassVar[dict[str, float]] = {"grain": GRAIN.grain}
 
     def __init__(
         self,

@@ -16,7 +16,11 @@ def record(path, name, protocol="p", **metrics):
 
 
 def test_table_has_a_row_a_record_and_the_real_images(tmp_path, capsys):
-    metrics = {"evaluation/fd_efficientnet": 60.04, "evaluation/fd_efficientnet_floor": 50.0, "evaluation/kid_efficientnet": 0.0123}
+    metrics = {
+        "evaluation/fd_efficientnet": 60.04,
+        "evaluation/fd_efficientnet_floor": 50.0,
+        "evaluation/kid_efficientnet": 0.0123,
+    }
     metrics |= {"evaluation/reading": 0.8, "evaluation/reading_real": 0.9}
     records = [record(tmp_path / "a.json", "teacher", **metrics), record(tmp_path / "b.json", "student", **metrics)]
     tables(records, tmp_path / "deep" / "table.md")
@@ -30,7 +34,11 @@ def test_table_has_a_row_a_record_and_the_real_images(tmp_path, capsys):
 
 def test_records_from_before_a_metric_leave_its_cells_empty(tmp_path, capsys):
     old = {"evaluation/fd_efficientnet": 60.0}
-    new = old | {"evaluation/fd_efficientnet_grain": 40.0, "evaluation/fd_efficientnet_grain_floor": 20.0, "evaluation/grain": 8.0}
+    new = old | {
+        "evaluation/fd_efficientnet_grain": 40.0,
+        "evaluation/fd_efficientnet_grain_floor": 20.0,
+        "evaluation/grain": 8.0,
+    }
     tables([record(tmp_path / "a.json", "a", **old), record(tmp_path / "b.json", "b", **new)])
     assert capsys.readouterr().out.splitlines()[2:5] == [
         "| a | 1 | 60.0 |  |",
