@@ -33,7 +33,7 @@ class Evaluation(pl.Callback):
         """The evaluator; raises UserError if a file or weights are missing."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Build the evaluator before the run, so that missing files are found early."""
+        """Build the evaluator, so that a missing file is found now; a fit that never evaluates needs none."""
         if self._evaluator is None and (stage != "fit" or self.every_images is not None):
             self._evaluator = self.build_evaluator()
 

@@ -7,9 +7,7 @@ from diffgan.evaluation.protocols.glyphs import GLYPH_PROTOCOLS
 
 
 def metric_columns() -> list[Column]:
-    """The columns of every protocol's metrics, each once, in the order of the protocols' lists.
-
-    No network is loaded.
+    """The columns of every protocol's metrics, in the order of their lists and each once; no network is loaded.
 
     Metrics of other extractors than a protocol's default are in metrics.json only.
     """

@@ -1,4 +1,4 @@
-"""What the distances of an evaluation see, with and without grain: real images, slightly degraded, against others.
+"""What the distances see with and without grain: real images, slightly degraded, against other real ones.
 
 For each row FD and KID x 1000 of EfficientNet features, without and with grain, on the protocol glyphs-500.
 """
