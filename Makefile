@@ -119,7 +119,7 @@ test-all: $(INSTALLED) ## the test suite with the long checks
 bench: $(INSTALLED) ## speed as ratios: pair generation and training step against their bare network passes
 	$(VENV)/bin/python -m tests.bench.overhead
 	$(VENV)/bin/python -m tests.bench.factory
-	$(VENV)/bin/python -m tests.bench.game
+	$(VENV)/bin/python -m tests.bench.adversarial_step
 	$(VENV)/bin/python -m tests.bench.perceptual
 	$(VENV)/bin/python -m tests.bench.loader
 

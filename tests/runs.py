@@ -1,4 +1,4 @@
-"""Runs of the command in tests: their configurations, checkpoints and refusals."""
+"""Runs of the command in tests: configurations, checkpoints, curves and error messages."""
 
 import copy
 
@@ -11,6 +11,7 @@ from diffgan.__main__ import main
 
 
 def write(path, config):
+    """Write a configuration; returns its path as a string."""
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
@@ -66,11 +67,12 @@ def named(config, name):
 
 
 def checkpoint(run):
+    """The last checkpoint of a run."""
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def refused(capsys, *args):
-    """The one line on standard error that a command ends with."""
+    """The standard error of a command that fails, which has no traceback."""
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in args])
     assert stop.value.code not in (0, None)
@@ -80,10 +82,34 @@ def refused(capsys, *args):
 
 
 def curves(folder):
-    """Every logged value by curve and images; where a run did a stretch again, all values that were logged."""
+    """Logged values by (curve, images): a set, as a resumed run may have logged a value twice."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     values = {}
     for name in events.Tags()["scalars"]:
         for event in events.Scalars(name):
             values.setdefault((name, event.step), set()).add(event.value)
     return values
+
+
+def adversarial_settings(config):
+    """Arguments of `AdversarialTraining` in a configuration."""
+    return config["model"]["init_args"]["adversarial"]["init_args"]
+
+
+def use_large_adam_eps(config):
+    """Where two runs are equal but for rounding: with a small eps, Adam amplifies rounding errors of zero gradients."""
+    for optimizer in (config["model"]["init_args"]["generator_optimizer"], adversarial_settings(config)["optimizer"]):
+        optimizer["init_args"]["eps"] = 1e-3
+
+
+def assert_same_weights(run, other, exactly=True, **tolerance):
+    """The last checkpoints of two runs have the same weights after as many images."""
+    first, second = checkpoint(run), checkpoint(other)
+    assert first["images_seen"] == second["images_seen"]
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for name, weight in first["state_dict"].items():
+        if exactly:
+            assert torch.equal(weight, second["state_dict"][name]), name
+        else:
+            message = lambda m, n=name: f"{n}: {m}"  # noqa: E731
+            torch.testing.assert_close(second["state_dict"][name], weight, msg=message, **tolerance)

@@ -137,6 +137,6 @@ def test_pixels_and_latents_have_one_recipe(capsys):
         for config in (latent, pixel):
             config["trainer"]["logger"]["init_args"].pop("name")
             config["data"]["init_args"].pop("vae")
-            for name in ("vae", "left_out", "target", "weights"):
+            for name in ("vae", "omitted_pools", "target", "weights"):
                 config["model"]["init_args"].pop(name, None)
         assert latent == pixel

@@ -36,7 +36,10 @@ def shown(capsys, *words) -> str:
 
 
 def test_the_group_and_its_verbs_explain_themselves(capsys):
-    for words, said in {("pairs", "--help"): "progress of a pair set", ("pairs", "plan", "--help"): "-c CONFIG"}.items():
+    for words, said in {
+        ("pairs", "--help"): "progress of a pair set",
+        ("pairs", "plan", "--help"): "-c CONFIG",
+    }.items():
         with pytest.raises(SystemExit) as exit:
             main(words)
         assert exit.value.code == 0 and said in capsys.readouterr().out

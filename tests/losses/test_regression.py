@@ -1,3 +1,5 @@
+"""Regression losses against values computed by hand."""
+
 import math
 
 import torch

@@ -1,6 +1,6 @@
 """While Lightning calls `configure_model`, torch's default device is the GPU: what is built there must work.
 
-The default device of these tests is `meta`, whose tensors have no values: whatever is built on it by mistake fails.
+The default device of these tests is `meta`, whose tensors have no values: anything built on it by mistake fails.
 """
 
 import lightning.pytorch as pl
@@ -46,7 +46,7 @@ def test_callbacks_draw_with_a_model_built_under_another_default_device(tiny_pip
 
 
 def test_pairs_training_and_test_run_under_another_default_device(config, tmp_path):
-    """The discriminator too: fit, its callbacks and test end as they do with the CPU as default device."""
+    """Fit with the discriminator, its callbacks, and test run as they do with the CPU as default device."""
     config["trainer"]["strategy"] = META_AS_DEFAULT
     config["trainer"]["callbacks"].append(
         {
@@ -54,7 +54,7 @@ def test_pairs_training_and_test_run_under_another_default_device(config, tmp_pa
             "init_args": {"prompts": ["digit 7"], "noises": 2, "every_images": 16, "steps": 2},
         }
     )
-    config["model"]["init_args"]["adversary"] = {
+    config["model"]["init_args"]["adversarial"] = {
         "class_path": "diffgan.methods.adversarial.AdversarialTraining",
         "init_args": {
             "discriminator": {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"},

@@ -1,4 +1,4 @@
-"""The distillation through the command: training, resuming, checkpoints, export."""
+"""Distillation through the command: training, resuming, checkpoints, export."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from tests.processes import run_on_two_processes, start
 from tests.runs import checkpoint, curves, named, refused, write
 
 
-def test_fit_learns_reports_and_draws(config, tmp_path):
+def test_fit_trains_reports_and_draws(config, tmp_path):
     config["model"]["init_args"]["images"] = 160
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     run = tmp_path / "run"
@@ -40,20 +40,20 @@ def test_fit_learns_reports_and_draws(config, tmp_path):
 
 
 @pytest.mark.parametrize(("every", "points"), [(2, [16, 32, 48]), (0, [])])
-def test_curves_have_a_point_every_so_many_batches(config, tmp_path, every, points):
-    """At the images seen; the progress bar and the record know the newest loss all the same."""
+def test_curves_have_a_point_every_log_every_n_steps_batches(config, tmp_path, every, points):
+    """The axis counts images; the report has the newest loss at any interval."""
     config["trainer"]["log_every_n_steps"] = every
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
-    found = curves(tmp_path / "run")
+    logged = curves(tmp_path / "run")
     for name in ("g/regression", "g/gradient_norm"):
-        assert sorted(images for curve, images in found if curve == name) == points
+        assert sorted(images for curve, images in logged if curve == name) == points
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert report["metrics"]["g/regression"] > 0
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e9])
-def test_gradients_above_the_limit_are_scaled_down_to_it(config, tmp_path, tiny_pipeline, limit):
-    """One plain step downhill is as long as the gradient, or as the limit."""
+def test_gradients_above_the_limit_are_clipped_to_it(config, tmp_path, tiny_pipeline, limit):
+    """One step of SGD with rate 1 is as long as the gradient, or as the limit."""
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
     config["model"]["init_args"] |= {"images": 8, "warmup_images": 1, "clip_norm": limit, "generator_optimizer": plain}
     config["trainer"]["log_every_n_steps"] = 1
@@ -66,13 +66,13 @@ def test_gradients_above_the_limit_are_scaled_down_to_it(config, tmp_path, tiny_
 
 
 @pytest.mark.parametrize("stops", [[24], [32], [32, 64], [16, 32, 40]])
-def test_interrupted_fit_equals_the_unbroken_one(config, tmp_path, stops):
-    """Wherever it is broken and however often: an epoch has 32 pairs, and Lightning takes its end for a new start."""
+def test_interrupted_fit_equals_the_uninterrupted_one(config, tmp_path, stops):
+    """Within an epoch of 32 pairs and at its end, once or several times."""
     config["model"]["init_args"]["images"] = 72
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     whole = checkpoint(tmp_path / "run")
     broken = named(config, "broken")
-    for images in (*stops, 72):  # as if killed there: warm-up is over, so the schedule is the same
+    for images in (*stops, 72):  # warm-up is over, so the schedule is the same
         broken["model"]["init_args"]["images"] = images
         main(["fit", "-c", write(tmp_path / "broken.yaml", broken)])
     resumed = checkpoint(tmp_path / "broken")
@@ -96,7 +96,7 @@ def test_another_experiment_in_the_same_folder_is_refused(config, tmp_path, caps
 
 
 def test_two_processes_train_as_one(config, tmp_path):
-    """Shares of the same global batches, averaged gradients: the weights of one process, but for rounding."""
+    """The weights are those of one process within rounding: same global batches, averaged gradients."""
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     together = named(config, "together")
     together["trainer"] |= {"devices": 2, "strategy": "ddp"}
@@ -126,8 +126,8 @@ def test_checkpoint_holds_the_trained_networks_only(config, tmp_path):
 
 
 @pytest.mark.parametrize(("half_life", "kept"), [(0, 0.0), (5, 2 ** (-8 / 5)), (1000, 2 ** (-8 / 10))])
-def test_moving_average_follows_at_its_half_life(config, tmp_path, half_life, kept):
-    """From 40 images to 48; a half-life is at most a quarter of what was seen, here 10."""
+def test_moving_average_has_its_half_life(config, tmp_path, half_life, kept):
+    """From 40 images to 48; the half-life is at most a quarter of the images seen, here 10."""
     config["trainer"]["callbacks"][0]["init_args"]["half_life_images"] = half_life
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     now = checkpoint(tmp_path / "run")["state_dict"]
@@ -137,7 +137,7 @@ def test_moving_average_follows_at_its_half_life(config, tmp_path, half_life, ke
         torch.testing.assert_close(now[name], kept * before[name] + (1 - kept) * value, atol=1e-6, rtol=1e-5)
 
 
-def test_grid_and_record_say_what_the_run_holds(config, tmp_path, tiny_pipeline):
+def test_sample_grid_and_report_match_the_run(config, tmp_path, tiny_pipeline):
     path = write(tmp_path / "fit.yaml", config)
     main(["fit", "-c", path])
     main(["test", "-c", path])
@@ -146,10 +146,10 @@ def test_grid_and_record_say_what_the_run_holds(config, tmp_path, tiny_pipeline)
     noise = draw_noise(range(3_500_000_000, 3_500_000_002), teacher.latent_shape)
     generator = averaged(run, teacher)
     with torch.no_grad():
-        taught = teacher.decode(teacher.solve(noise, teacher.encode(prompts), 2, 3.0))
-        learnt = teacher.decode(generator(noise, teacher.encode(prompts)))
+        solved = teacher.decode(teacher.solve(noise, teacher.encode(prompts), 2, 3.0))
+        student = teacher.decode(generator(noise, teacher.encode(prompts)))
         untrained = teacher.decode(OneStepGenerator(teacher.unet, teacher.scheduler)(noise, teacher.encode(prompts)))
-    rows = {"teacher, 2 steps": taught, "student, 1 step": learnt, "teacher, 1 step": untrained}
+    rows = {"teacher, 2 steps": solved, "student, 1 step": student, "teacher, 1 step": untrained}
     rows = {name: to_uint8(images) for name, images in rows.items()}
     expected = save_image_grid(tmp_path / "expected.png", rows, prompts).astype(int)
     drawn = np.asarray(Image.open(run / "samples" / "images-00000048.png")).astype(int)
@@ -185,13 +185,13 @@ def test_export_opens_in_diffusers_and_equals_the_generator(config, tmp_path, ti
     assert (before - trained).abs().max() > 1e-3  # the average has moved away from the teacher
 
 
-def test_sample_writes_pictures(tiny_pipeline, tmp_path):
+def test_sample_writes_images(tiny_pipeline, tmp_path):
     main(["sample", "digit 7", "a / b", "--student", str(tiny_pipeline), "--output", str(tmp_path / "out")])
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["000-digit-7.png", "001-a-b.png"]
 
 
-def test_progress_may_be_drawn_after_the_first_batch(config, tmp_path, monkeypatch, capfd):
-    """Whose loss Lightning does not keep; later ones are shown."""
+def test_progress_is_drawn_from_the_first_batch_on(config, tmp_path, monkeypatch, capfd):
+    """Every line shows the images so far and the loss."""
     monkeypatch.setattr("callbacks.progress.LINE_SECONDS", 0)
     config["trainer"]["enable_progress_bar"] = True
     config["trainer"]["callbacks"].append({"class_path": "callbacks.progress.ImageProgress"})
@@ -231,8 +231,8 @@ def test_checkpoint_of_another_model_is_refused(config, tmp_path, capsys):
     assert torch.load(path, weights_only=True)["images_seen"] == 48
 
 
-def test_killed_fit_goes_on_from_its_last_checkpoint(config, tmp_path):
-    """kill -9 at a moment that nobody chose; the same command then ends where the unbroken run ends, to the bit."""
+def test_killed_fit_resumes_from_its_last_checkpoint(config, tmp_path):
+    """After SIGKILL at any moment the same command ends with the weights of the uninterrupted run, to the bit."""
     config["model"]["init_args"]["images"] = 240
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     whole = checkpoint(tmp_path / "run")

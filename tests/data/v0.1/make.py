@@ -1,7 +1,7 @@
 """Makes the files of this folder with version 0.1: `PYTHONPATH=CHECKOUT python make.py FOLDER` (see README.md)."""
 
-import hashlib
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -9,14 +9,16 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: bits depend on the number of threads
 
-import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from tests.pipelines import WITHOUT_CHECKER, autoencoder, saved, text_config, tokenizer, unet
 from transformers import CLIPTextModel
 
 from diffgan.__main__ import main
+from tests.pipelines import WITHOUT_CHECKER, autoencoder, saved, text_config, tokenizer, unet
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # `tests` is that of version 0.1
+
+from final_weights import final_weights  # noqa: E402
 
 
 def smallest() -> StableDiffusionPipeline:
@@ -35,17 +37,6 @@ def smallest() -> StableDiffusionPipeline:
     )
 
 
-def final_weights(checkpoint: Path) -> dict:
-    """Digest of a checkpoint's weights, the norms of some, and what their bits depend on."""
-    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
-    content = hashlib.sha256()
-    for name in sorted(weights):
-        content.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    norms = {name: weight.norm().item() for name, weight in weights.items() if name.endswith("conv_in.weight")}
-    machine = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
-    return {**machine, "digest": content.hexdigest(), "norms": norms}
-
-
 def make(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("pairs.yaml", "distill.yaml", "prompts.txt"):
@@ -56,7 +47,8 @@ def make(folder: Path) -> None:
     main(["fit", "-c", "distill.yaml"])
     checkpoints = Path("run/distill/checkpoints")
     Path("final.json").write_text(json.dumps(final_weights(checkpoints / "last.ckpt"), indent=1) + "\n")
-    (checkpoints / "previous.ckpt").replace(checkpoints / "last.ckpt")  # of half the images
+    with lzma.open(checkpoints / "last.ckpt.xz", "wb", preset=9 | lzma.PRESET_EXTREME) as compressed:
+        compressed.write((checkpoints / "previous.ckpt").read_bytes())  # of half the images
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole training step (D, G, gradient penalty) against the sum of its bare network passes: time and peak memory."""
+"""Time and peak memory of a training step with the discriminator, relative to its bare network passes."""
 
 import statistics
 from functools import partial
@@ -7,8 +7,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from diffgan.losses import gan as losses
-from diffgan.losses import gradient_penalty
+from diffgan.conditioning import Conditioning
+from diffgan.losses import gan
+from diffgan.losses.gradient_penalty import r1_loss, second_derivatives
 from diffgan.losses.regression import Perceptual
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.diffusion2gan import Diffusion2GAN
@@ -23,9 +24,10 @@ EVERY, ROUNDS = 16, 5
 
 def distillation(images: int, checkpointing: bool = False) -> Diffusion2GAN:
     optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
-    regression, adversary = Perceptual(ELatentLPIPS("glyphs")), AdversarialTraining(MultiScaleDiscriminator, optimizer)
+    regression = Perceptual(ELatentLPIPS("glyphs"))
+    adversarial = AdversarialTraining(MultiScaleDiscriminator, optimizer)
     return Diffusion2GAN(
-        "glyphs", regression, optimizer, images, adversary=adversary, gradient_checkpointing=checkpointing
+        "glyphs", regression, optimizer, images, adversarial=adversarial, gradient_checkpointing=checkpointing
     )
 
 
@@ -35,18 +37,18 @@ class Peak(pl.Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         step, self.calls = pl_module.training_step, 0
 
-        def watched(*given) -> None:
+        def measured(*arguments) -> None:
             self.calls += 1
             if self.calls == 3:
-                self.bytes = peak_bytes(lambda: step(*given))
+                self.bytes = peak_bytes(lambda: step(*arguments))
             else:
-                step(*given)
+                step(*arguments)
 
-        pl_module.training_step = watched
+        pl_module.training_step = measured
 
 
 class Passes:
-    """What the algorithm asks of the networks, without anything around it."""
+    """The network passes of a training step, without anything around them."""
 
     def __init__(self, folder: Path, checkpointing: bool = False):
         self.module = distillation(images=1, checkpointing=checkpointing)
@@ -63,20 +65,22 @@ class Passes:
         module, z, x = self.module, self.noise, self.latent
         c = module.teacher.encode(self.prompts)
         generated = module.generator(z, c)
-        real, fake = module.adversary.judge(module.discriminator, x, generated.detach(), z, c)
-        (losses.non_saturating(real, 1) + losses.non_saturating(fake, -1)).mean().backward()
-        at = generated.detach().requires_grad_(True)
+        read_outs = module.discriminator(
+            torch.cat([x, generated.detach()]), torch.cat([z, z]), Conditioning.cat([c, c])
+        )
+        gan.discriminator_loss(*gan.split(read_outs, len(x))).backward()
+        output = generated.detach().requires_grad_(True)
         module.discriminator.requires_grad_(False)
-        (slope,) = torch.autograd.grad(module.regression(at, x).mean(), at)
-        (push,) = torch.autograd.grad(losses.non_saturating(module.discriminator(at, z, c), 1).mean(), at)
-        generated.backward(slope + push)
+        (regression,) = torch.autograd.grad(module.regression(output, x).mean(), output)
+        (adversarial,) = torch.autograd.grad(gan.generator_loss(module.discriminator(output, z, c)), output)
+        generated.backward(regression + adversarial)
         module.discriminator.requires_grad_(True)
         module.zero_grad()
 
     def penalty(self) -> None:
         module, c = self.module, self.module.teacher.encode(self.prompts[:1])
-        with gradient_penalty.second_derivatives(self.latent.device):
-            module.adversary.r1_loss(module.discriminator, self.latent[:1], self.noise[:1], c).backward()
+        with second_derivatives(self.latent.device):
+            r1_loss(module.discriminator, self.latent[:1], self.noise[:1], c, gamma=16.0).backward()
         module.zero_grad()
 
 
@@ -91,8 +95,8 @@ def main() -> None:
             peak = Peak()
             fit(distillation(BATCH * 3, checkpointing), folder, peak)
             bare = peak_bytes(Passes(folder, checkpointing).main)
-            what = "gradient checkpointing" if checkpointing else "everything kept"
-            print(f"peak memory of the step, {what:22} {peak.bytes / 2**20:6.0f} MB, its passes {bare / 2**20:.0f} MB")
+            mode = "gradient checkpointing" if checkpointing else "everything kept"
+            print(f"peak memory of the step, {mode:22} {peak.bytes / 2**20:6.0f} MB, its passes {bare / 2**20:.0f} MB")
 
 
 if __name__ == "__main__":
