@@ -48,7 +48,10 @@ class Prepared(NamedTuple):
 
 
 class ConfigParser(LightningArgumentParser):
-    """Parser that reads the prepared text of configuration files, and writes callbacks by name if they were named."""
+    """Parser that reads the prepared text of configuration files, and writes callbacks by name if they were named.
+
+    To jsonargparse callbacks are a list all the while: a mapping of classes would not be merged by it.
+    """
 
     prepared = Prepared([], {}, ())
     given: Sequence[str] = ()  # the command line, whose options and files an error message names
@@ -142,7 +145,7 @@ def _is_number(word: str) -> bool:
 
 
 def _source(option: Word, merged: dict[str, Any]) -> Source | None:
-    """What a word sets: a whole file or one key; None if it sets nothing that a reference can name."""
+    """What an option sets: all of a file or one key; None if it sets nothing that a reference can name."""
     if option.value is None:
         return None
     if option.name == "config":
@@ -240,9 +243,8 @@ def _texts(
         if is_named(at(config, CALLBACKS)):
             del config["trainer"]["callbacks"]
         if callbacks and source is files[-1]:
-            config.setdefault("trainer", {})["callbacks"] = [
-                resolved["trainer"]["callbacks"][name] for name in callbacks
-            ]
+            listed = [resolved["trainer"]["callbacks"][name] for name in callbacks]
+            config["trainer"] = {**(config.get("trainer") or {}), "callbacks": listed}
         texts[source.text] = yaml.safe_dump(config, default_style='"', sort_keys=False)  # quoted: types stay
     return texts
 
