@@ -46,9 +46,7 @@ class RealPhotographs(RealImages):
         if file.suffix == ".npz":
             return read_statistics(file)
         cached = cache_file(self.cache, self.protocol.name, self.protocol.digest, self.extractor, view)
-        tensors = cached_tensors(
-            cached, lambda: FeatureStatistics.of(self.features(name, view))._asdict(), self.split
-        )
+        tensors = cached_tensors(cached, lambda: FeatureStatistics.of(self.features(name, view))._asdict(), self.split)
         return FeatureStatistics(**tensors)
 
     def features(self, name: str, view: View) -> Tensor:

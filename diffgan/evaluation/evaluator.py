@@ -140,9 +140,7 @@ class Evaluator(ABC):
                 metric.update(batch)
         return _computed(metrics, split)
 
-    def real_images(
-        self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS
-    ) -> RealImages:
+    def real_images(self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS) -> RealImages:
         """The real images; their features are computed once, on the device and processes of the first call."""
         if self._real is None:
             self._real = self.build_real_images(device, split)

@@ -47,9 +47,7 @@ def cache_file(folder: Path | None, protocol: str, digest: str, extractor: Featu
     return folder / f"real-{protocol}-{key.hexdigest()}.safetensors"
 
 
-def cached_tensors(
-    file: Path | None, compute: Callable[[], dict[str, Tensor]], split: WorkSplit
-) -> dict[str, Tensor]:
+def cached_tensors(file: Path | None, compute: Callable[[], dict[str, Tensor]], split: WorkSplit) -> dict[str, Tensor]:
     """The tensors of a file; if a process lacks it they are computed, and the first process writes it (collective)."""
     if split.agree(file is not None and file.is_file()):
         return load_file(file)
