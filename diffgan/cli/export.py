@@ -20,7 +20,7 @@ from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
 from diffgan.training.checkpoints import GOOD, find_damage
 
-RECORD = "diffgan.json"  # marks a folder as an export, and says of what
+RECORD = "diffgan.json"  # marks a folder as an export and names the run and checkpoint it was made from
 
 
 def export(run: Path, output: Path) -> None:
@@ -45,21 +45,22 @@ def export(run: Path, output: Path) -> None:
 
 
 def _save(teacher: Teacher, folder: Path) -> None:
-    """Write the teacher's parts as a pipeline directory.
+    """Write the teacher's components as a pipeline directory.
 
     Raises:
-        OSError: the system refuses (disk full, no permission).
+        OSError: the file system does not allow it (disk full, no permission).
     """
     try:
         save_pipeline(teacher.as_pipeline(), folder)
-    except Exception as error:  # safetensors and tokenizers say it in their own types, the number in the message
-        if isinstance(error, OSError) or (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+    except Exception as error:  # safetensors and tokenizers raise their own types, with the number in the message
+        if isinstance(error, OSError) or (match := re.search(r"\(os error (\d+)\)", str(error))) is None:
             raise
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number)) from error
 
 
 def _teacher_of(run: Path) -> str:
+    """The teacher's path as the run's configuration names it."""
     try:
         config = yaml.safe_load((run / "fit.yaml").read_text())
         return config["model"]["init_args"]["teacher"]
@@ -68,11 +69,11 @@ def _teacher_of(run: Path) -> str:
 
 
 def _load_student(teacher: Teacher, path: Path) -> str:
-    """Put the averaged generator of a checkpoint in the place of the teacher's network; the checkpoint's digest.
+    """Load the averaged generator of a checkpoint into the teacher's network; returns the checkpoint's digest.
 
     Raises:
         UserError: the checkpoint is missing, damaged, of another teacher or model, or not finite, or a running fit
-            replaced it meanwhile.
+            replaced it while it was read.
     """
     before = _version(path)
     if (reason := find_damage(path)) is not None:
@@ -86,7 +87,7 @@ def _load_student(teacher: Teacher, path: Path) -> str:
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """What tells a file from another one that takes its name."""
+    """Numbers that change when another file takes this one's name."""
     try:
         status = path.stat()
     except OSError as error:
@@ -124,6 +125,6 @@ def _offer(path: Path, *names: str) -> str:
     """How to resume from the first of these checkpoints that is there."""
     for earlier in (path.with_name(name) for name in names):
         if earlier.is_file():
-            asked = "previous" if earlier.name == "previous.ckpt" else earlier
-            return f"; resume from the earlier {earlier.name}: diffgan fit --ckpt_path {asked}"
+            argument = "previous" if earlier.name == "previous.ckpt" else earlier
+            return f"; resume from the earlier {earlier.name}: diffgan fit --ckpt_path {argument}"
     return "; train again in another folder"

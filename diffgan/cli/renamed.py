@@ -19,19 +19,19 @@ VERBS = {"judge": "evaluate", "watch": "plot"}
 CLASSES = {
     "callbacks.glyph_judge.GlyphJudge": "callbacks.glyph_evaluation.GlyphEvaluation",
     "datamodules.judgements.BAPPS": "datamodules.two_afc.BAPPS",
-    "datamodules.judgements.SyntheticGlyphJudgements": "datamodules.two_afc.SyntheticGlyphJudgements",
+    "datamodules.judgements.SyntheticGlyphJudgements": "datamodules.two_afc.SyntheticGlyphTwoAFC",
     "diffgan.adversary.Adversary": "diffgan.methods.adversarial.AdversarialTraining",
     "diffgan.distillation.Diffusion2GAN": "diffgan.methods.diffusion2gan.Diffusion2GAN",
     "diffgan.distributed.Shards": "diffgan.training.strategies.FSDP2Strategy",
     "diffgan.generation.PairGeneration": "diffgan.pairs.generation.PairGeneration",
-    "diffgan.perceptual.training.LatentVGGTraining": "diffgan.perceptual.classification.LatentVGGTraining",
+    "diffgan.perceptual.training.LatentVGGTraining": "diffgan.perceptual.classification.LatentClassificationTraining",
     "diffgan.regression.MSE": "diffgan.losses.regression.MSE",
     "diffgan.regression.Perceptual": "diffgan.losses.regression.Perceptual",
     "diffgan.regression.PseudoHuber": "diffgan.losses.regression.PseudoHuber",
 }
 
 # Arguments of the model: `model.init_args.KEY`.
-MODEL_ARGUMENTS = {"adversary": "adversarial"}
+MODEL_ARGUMENTS = {"adversary": "adversarial", "left_out": "omitted_pools"}
 
 # Curves of TensorBoard.
 CURVES = {

@@ -32,6 +32,9 @@ VERBS = {
     "reconstruct": Verb(
         "diffgan.cli.reconstruct:reconstruct", "evaluate", "optimize latents under each perceptual distance"
     ),
+    "coco-captions": Verb(
+        "diffgan.cli.coco_captions:write_captions", "evaluate", "draw the captions of a COCO protocol"
+    ),
     "pairs plan": Verb("diffgan.cli.pairs.plan:plan", "pairs", "what a pair set requires: disk, network calls, hours"),
     "pairs status": Verb(
         "diffgan.cli.pairs.status:status", "pairs", "progress of a pair set: done, claimed, rate, time left, disk"
