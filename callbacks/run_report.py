@@ -1,4 +1,4 @@
-"""The record of a run: what was measured, of which weights, under which configuration, where and how long."""
+"""The record of a run: metrics, weights, configuration, versions, device and time."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ from diffgan.storage.digests import digest
 class RunReport(pl.Callback):
     """Write `metrics.json` in the run's folder at the end of a validation and of a test.
 
-    It carries the metrics (in a fit those of the newest batch too), images seen, checkpoint and its digest,
+    It holds the metrics (in a fit those of the newest batch too), images seen, checkpoint and its digest,
     configuration, seed, versions, seconds and device.
 
     Args:
@@ -39,7 +39,7 @@ class RunReport(pl.Callback):
     on_test_end = on_validation_end
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the record of now, whole or not at all."""
+        """Write the record now, atomically."""
         newest = getattr(pl_module, "observed", {}) if trainer.state.fn == "fit" else {}
         metrics = {**newest, **trainer.callback_metrics}
         report = {
@@ -57,10 +57,10 @@ class RunReport(pl.Callback):
 
 
 def _protocol(trainer: pl.Trainer) -> dict[str, str]:
-    """Name and digest of the protocol that the figures belong to."""
-    judges = [callback for callback in trainer.callbacks if isinstance(callback, Evaluation)]
-    figures = judges[0].figures if judges else {}
-    return {name: figures[name] for name in ("protocol", "protocol_digest") if name in figures}
+    """Name and digest of the protocol that the metrics belong to."""
+    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, Evaluation)]
+    metrics = evaluations[0].metrics if evaluations else {}
+    return {name: metrics[name] for name in ("protocol", "protocol_digest") if name in metrics}
 
 
 def _checkpoint(trainer: pl.Trainer) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Captioned pictures of glyphs, drawn as they are asked for."""
+"""Captioned images of glyphs, drawn on demand, and their latents."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,9 +17,16 @@ from diffgan.storage.digests import digest
 from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
 
+ENCODED_BATCH = 64  # images encoded at once; part of the bits of the latents
+
 
 class CaptionedImages(NamedTuple):
-    """image: (N, 3, 64, 64) float32 in [-1, 1]; caption: N str; label: (N, 2) int64, character and category (or -1)."""
+    """A batch of images.
+
+    image: (N, 3, 64, 64) float32 in [-1, 1].
+    caption: N texts.
+    label: (N, 2) int64, character and category (-1 if unknown).
+    """
 
     image: Tensor
     caption: list[str]
@@ -27,7 +34,13 @@ class CaptionedImages(NamedTuple):
 
 
 class GlyphDataset(Dataset):
-    """Picture i of a split is a function of (split, seed, i): nothing is stored, every index is another picture."""
+    """Image i of a split is a function of (split, seed, i). Nothing is stored, and every index is another image.
+
+    Args:
+        split: "train", "validation" or "reference".
+        length: number of images.
+        seed: another seed draws other images.
+    """
 
     def __init__(self, split: str, length: int, seed: int):
         self.split, self.length, self.seed = split, length, seed
@@ -44,19 +57,20 @@ class GlyphDataset(Dataset):
         )
 
 
-def _whole(batch: CaptionedImages) -> CaptionedImages:
+def _identity(batch: CaptionedImages) -> CaptionedImages:
+    """Collate function of a data set that returns whole batches."""
     return batch
 
 
 class GlyphImages(pl.LightningDataModule):
-    """Glyph pictures for the stages that learn from images (autoencoder, denoiser, reader, LatentVGG).
+    """Glyph images for the stages trained on images (autoencoder, reader).
 
     Args:
-        batch_size: pictures a batch and process.
-        train_images: pictures of an epoch; each appears once.
-        validation_images: pictures of the validation families.
-        seed: another seed draws other pictures.
-        workers: processes that draw pictures ahead of the training.
+        batch_size: images per batch and process.
+        train_images: images of an epoch; each appears once.
+        validation_images: images of the validation families.
+        seed: another seed draws other images.
+        workers: processes that draw images ahead of the training.
     """
 
     def __init__(
@@ -82,13 +96,18 @@ class GlyphImages(pl.LightningDataModule):
             GlyphDataset(split, self.images[split], self.seed),
             batch_size=self.batch_size,
             drop_last=drop_last,
-            collate_fn=_whole,
+            collate_fn=_identity,
             num_workers=self.workers,
         )
 
 
 class LatentCaptions(NamedTuple):
-    """latent: (N, C, H, W) float32 of the diffusion model; caption: N str; label as in `CaptionedImages`."""
+    """A batch of latents.
+
+    latent: (N, C, H, W) float32, of the diffusion model.
+    caption: N texts.
+    label: as in `CaptionedImages`.
+    """
 
     latent: Tensor
     caption: list[str]
@@ -96,32 +115,38 @@ class LatentCaptions(NamedTuple):
 
 
 class LatentDataset(Dataset):
-    """Latents of the pictures of a `GlyphDataset`, encoded once."""
+    """Encoded images of a `GlyphDataset`.
 
-    def __init__(self, latents: Tensor, pictures: GlyphDataset):
-        self.latents, self.pictures = latents, pictures
+    Args:
+        latents: (length, C, H, W) float16.
+        images: the images that were encoded.
+    """
+
+    def __init__(self, latents: Tensor, images: GlyphDataset):
+        self.latents, self.images = latents, images
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitems__(self, indices: Sequence[int]) -> LatentCaptions:
-        glyphs = recipe.describe(self.pictures.split, self.pictures.seed, indices)
+        glyphs = recipe.describe(self.images.split, self.images.seed, indices)
         return LatentCaptions(
             latent=self.latents[torch.as_tensor(indices)].float(),
             caption=[glyph.caption for glyph in glyphs],
-            label=recipe.labels(self.pictures.split, glyphs),
+            label=recipe.labels(self.images.split, glyphs),
         )
 
 
 class GlyphLatents(pl.LightningDataModule):
-    """Latents of glyph pictures under an autoencoder, encoded once and kept in memory as float16.
+    """Latents of glyph images, encoded once and kept in memory as float16.
 
     Args:
         vae: directory of the `AutoencoderKL`; none for pixels.
-        cache: directory where the encoded latents are kept between runs.
-        batch_size: latents a batch and process.
-        train_images, validation_images: pictures encoded of each split.
-        seed: another seed draws other pictures.
+        cache: directory where the latents are kept between runs.
+        batch_size: latents per batch and process.
+        train_images: number of training images.
+        validation_images: number of validation images.
+        seed: another seed draws other images.
     """
 
     def __init__(
@@ -154,12 +179,10 @@ class GlyphLatents(pl.LightningDataModule):
         return self.cache / f"latents-{split}-{key.hexdigest()}.safetensors"
 
     def _encode(self, split: str) -> None:
-        encoder, pictures = Encoder(self.vae), GlyphDataset(split, self.images[split], self.seed)
-        loader = DataLoader(pictures, batch_size=64, collate_fn=_whole)
-        latents = [
-            encoder(batch.image).half()
-            for batch in tqdm(loader, desc=f"encoding {split} pictures", unit_scale=64, unit="image")
-        ]
+        encoder, images = Encoder(self.vae), GlyphDataset(split, self.images[split], self.seed)
+        loader = DataLoader(images, batch_size=ENCODED_BATCH, collate_fn=_identity)
+        batches = tqdm(loader, desc=f"encoding {split} images", unit_scale=ENCODED_BATCH, unit="image")
+        latents = [encoder(batch.image).half() for batch in batches]
         write_tensors(self._file(split), {"latent": torch.cat(latents)})
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
@@ -167,26 +190,28 @@ class GlyphLatents(pl.LightningDataModule):
         dataset = LatentDataset(latents, GlyphDataset(split, len(latents), self.seed))
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, drop_last=shuffle, collate_fn=_whole, generator=generator
+            dataset, self.batch_size, shuffle=shuffle, drop_last=shuffle, collate_fn=_identity, generator=generator
         )
 
 
 class CaptionDataset(Dataset):
-    """The captions of a `GlyphDataset`, without the pictures."""
+    """The captions of a `GlyphDataset`, without the images."""
 
-    def __init__(self, pictures: GlyphDataset):
-        self.pictures = pictures
+    def __init__(self, images: GlyphDataset):
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> list[str]:
-        return [glyph.caption for glyph in recipe.describe(self.pictures.split, self.pictures.seed, indices)]
+        return [glyph.caption for glyph in recipe.describe(self.images.split, self.images.seed, indices)]
 
 
 class GlyphCaptions(GlyphImages):
-    """The captions of `GlyphImages` alone."""
+    """The captions of `GlyphImages`, for the text encoder; same arguments."""
 
     def _loader(self, split: str, drop_last: bool) -> DataLoader:
         captions = CaptionDataset(GlyphDataset(split, self.images[split], self.seed))
-        return DataLoader(captions, self.batch_size, drop_last=drop_last, collate_fn=_whole, num_workers=self.workers)
+        return DataLoader(
+            captions, self.batch_size, drop_last=drop_last, collate_fn=_identity, num_workers=self.workers
+        )

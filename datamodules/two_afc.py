@@ -1,4 +1,4 @@
-"""Two-alternative forced-choice judgements as latents: BAPPS folders, and the miniature's synthetic ones."""
+"""Two-alternative forced choice (2AFC) on latents: the BAPPS data set, and synthetic triplets of glyphs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.glyphs import GlyphDataset
 from diffgan.errors import UserError
 from diffgan.glyphs.distortions import FAMILIES, distort
-from diffgan.perceptual.two_afc import Judgements
+from diffgan.perceptual.two_afc import TwoAFCBatch
 from diffgan.teachers.autoencoders import Encoder
 
 
-def _whole(batch: Judgements) -> Judgements:
+def _identity(batch: TwoAFCBatch) -> TwoAFCBatch:
+    """Collate function of a data set that returns whole batches."""
     return batch
 
 
-class _EncodedJudgements(pl.LightningDataModule):
-    """Judgements on images, encoded on the device that computes: what the two data sets share."""
+class _EncodedTwoAFC(pl.LightningDataModule):
+    """2AFC on images, encoded on the training device: the common base of both data modules."""
 
     def __init__(self, vae: str | None, batch_size: int, workers: int):
         super().__init__()
@@ -32,7 +33,7 @@ class _EncodedJudgements(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         self._encoder = self._encoder or Encoder(self.vae)
 
-    def on_after_batch_transfer(self, batch: Judgements, dataloader_idx: int) -> Judgements:
+    def on_after_batch_transfer(self, batch: TwoAFCBatch, dataloader_idx: int) -> TwoAFCBatch:
         encoder = self._encoder.to(batch.reference.device)
         images = torch.cat([batch.reference, batch.first, batch.second])
         reference, first, second = encoder(images).chunk(3)
@@ -40,17 +41,22 @@ class _EncodedJudgements(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset, shuffle: bool) -> DataLoader:
         return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=_whole, drop_last=shuffle
+            dataset, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=_identity, drop_last=shuffle
         )
 
 
-# ---- synthetic judgements on glyphs ----
+# ---- synthetic triplets of glyphs ----
 
 
-class SyntheticGlyphDataset(Dataset):
-    """Judgement i of a split is a function of (split, seed, i).
+class SyntheticGlyphTwoAFCDataset(Dataset):
+    """Triplet i of a split is a function of (split, seed, i).
 
-    One family distorts a glyph twice, with two strengths; the synthetic judge finds the weaker one closer.
+    One family of distortions is applied to a glyph twice, with two strengths; the preference is for the weaker one.
+
+    Args:
+        split: split of the typefaces.
+        length: number of triplets.
+        seed: another seed draws other glyphs and distortions.
     """
 
     def __init__(self, split: str, length: int, seed: int):
@@ -59,32 +65,34 @@ class SyntheticGlyphDataset(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitems__(self, indices: Sequence[int]) -> Judgements:
+    def __getitems__(self, indices: Sequence[int]) -> TwoAFCBatch:
         reference = GlyphDataset(self.split, self.length, self.seed).__getitems__(indices).image
         families = [list(FAMILIES)[index % len(FAMILIES)] for index in indices]
-        judged = [self._judged(*item) for item in zip(indices, reference, families, strict=True)]
-        first, second, judge = (torch.stack(column) for column in zip(*judged, strict=True))
-        return Judgements(reference, first, second, judge, families)
+        triplets = [self._alternatives(*sample) for sample in zip(indices, reference, families, strict=True)]
+        first, second, preference = (torch.stack(column) for column in zip(*triplets, strict=True))
+        return TwoAFCBatch(reference, first, second, preference, families)
 
-    def _judged(self, index: int, image: Tensor, family: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Two distortions of an image (3, H, W) and the synthetic judge's answer."""
+    def _alternatives(self, index: int, image: Tensor, family: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Two distortions of an image (3, H, W), and 1.0 if the second is the weaker one, else 0.0."""
         generator = torch.Generator().manual_seed(self.seed * 2**32 + index)
         strengths = torch.rand(2, 1, generator=generator)
         first, second = (distort(image[None], family, strength, generator)[0] for strength in strengths)
         return first, second, (strengths[0] > strengths[1])[0].float()
 
 
-class SyntheticGlyphJudgements(_EncodedJudgements):
-    """Synthetic judgements on distorted glyphs: the answer follows from the strengths, no person was asked.
+class SyntheticGlyphTwoAFC(_EncodedTwoAFC):
+    """Synthetic 2AFC on distorted glyphs. The preference follows from the strengths; it is no human answer.
 
     Training, validation and test use typefaces of different families.
 
     Args:
-        vae: autoencoder whose latents are compared; none for pixels.
-        batch_size: judgements a batch and process.
-        train, validation, test: judgements of each split.
-        seed: another seed draws other pictures and distortions.
-        workers: processes that draw pictures ahead.
+        vae: autoencoder of the latents (a directory, or "owner/model/vae" on the hub); none for pixels.
+        batch_size: triplets per batch and process.
+        train: number of training triplets.
+        validation: number of validation triplets.
+        test: number of test triplets.
+        seed: another seed draws other glyphs and distortions.
+        workers: processes that draw triplets ahead of the training.
     """
 
     def __init__(
@@ -110,15 +118,26 @@ class SyntheticGlyphJudgements(_EncodedJudgements):
         return self._split("reference")
 
     def _split(self, split: str) -> DataLoader:
-        dataset = SyntheticGlyphDataset(split, self.lengths[split], self.seed)
+        dataset = SyntheticGlyphTwoAFCDataset(split, self.lengths[split], self.seed)
         return self._loader(dataset, shuffle=split == "train")
 
 
 # ---- BAPPS ----
 
 
+IMAGE_FOLDERS = ("ref", "p0", "p1")
+
+
 class BAPPSDataset(Dataset):
-    """A folder of a family: `ref`, `p0`, `p1` with PNGs and `judge` with .npy files of the same names."""
+    """Triplets of family folders, each with PNGs in `ref`, `p0` and `p1` and .npy files of the same names in `judge`.
+
+    Args:
+        folders: the family folders; a folder's name is the family.
+        resolution: side in pixels to which images are resized; None keeps their size.
+
+    Raises:
+        UserError: no PNG in any folder `ref`; later, an image or a preference that cannot be read.
+    """
 
     def __init__(self, folders: Sequence[Path], resolution: int | None):
         self.items = [(folder, image.stem) for folder in folders for image in sorted((folder / "ref").glob("*.png"))]
@@ -129,13 +148,17 @@ class BAPPSDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitems__(self, indices: Sequence[int]) -> Judgements:
+    def __getitems__(self, indices: Sequence[int]) -> TwoAFCBatch:
         items = [self.items[index] for index in indices]
-        triple = [torch.stack([self._image(f / part / f"{name}.png") for f, name in items]) for part in _PARTS]
-        judge = torch.tensor([_judgement(folder / "judge" / f"{name}.npy") for folder, name in items])
-        return Judgements(*triple, judge, [folder.name for folder, _ in items])
+        images = [self._images(items, subfolder) for subfolder in IMAGE_FOLDERS]
+        preference = torch.tensor([_read_preference(folder / "judge" / f"{name}.npy") for folder, name in items])
+        return TwoAFCBatch(*images, preference, [folder.name for folder, _ in items])
+
+    def _images(self, items: list[tuple[Path, str]], subfolder: str) -> Tensor:
+        return torch.stack([self._image(folder / subfolder / f"{name}.png") for folder, name in items])
 
     def _image(self, path: Path) -> Tensor:
+        """(3, H, W) in [-1, 1]."""
         try:
             image = Image.open(path).convert("RGB")
         except OSError as error:
@@ -145,27 +168,24 @@ class BAPPSDataset(Dataset):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-_PARTS = ("ref", "p0", "p1")
-
-
-def _judgement(path: Path) -> float:
+def _read_preference(path: Path) -> float:
     try:
         return float(np.load(path, allow_pickle=False).item())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as one number ({error})") from error
 
 
-class BAPPS(_EncodedJudgements):
+class BAPPS(_EncodedTwoAFC):
     """The Berkeley-Adobe perceptual patch similarity data set in its published layout, encoded.
 
     `<folder>/train/<family>/{ref,p0,p1,judge}` trains, `<folder>/val/<family>/...` validates and tests.
 
     Args:
         folder: the data set's folder `2afc`.
-        vae: autoencoder whose latents are compared (a directory, or "owner/model/vae" on the hub); none for pixels.
-        families: names of the families to use; by default all that are there.
-        resolution: side in pixels to which patches are resized before they are encoded; by default as they are.
-        batch_size: judgements a batch and process.
+        vae: autoencoder of the latents (a directory, or "owner/model/vae" on the hub); none for pixels.
+        families: names of the families to use; by default all of the folder.
+        resolution: side in pixels to which patches are resized before encoding; by default they are not resized.
+        batch_size: triplets per batch and process.
         workers: processes that read images.
     """
 

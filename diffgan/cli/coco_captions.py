@@ -12,35 +12,35 @@ from diffgan.storage.atomic import write_atomic
 
 
 class Caption(NamedTuple):
-    """image_id: COCO's number of the picture.  caption: one line."""
+    """image_id: COCO's number of the image.  caption: one line."""
 
     image_id: int
     caption: str
 
 
-def drawn(annotations: list[dict], count: int) -> list[Caption]:
-    """One caption each of `count` pictures, pictures and captions drawn from a fixed seed; with all of them, all.
+def draw_captions(annotations: list[dict], count: int) -> list[Caption]:
+    """One caption each of `count` images; images and captions are drawn from a fixed seed.
 
     The paper does not say which 30,000 of COCO2014's it took; these are ours.
 
     Raises:
-        UserError: there are fewer pictures.
+        UserError: there are fewer images.
     """
     captions: dict[int, list[str]] = {}
     for annotation in sorted(annotations, key=lambda one: one["id"]):
         captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
     if count > len(captions):
-        raise UserError(f"{count} captions asked for, but the annotations are of {len(captions)} pictures")
+        raise UserError(f"{count} captions are required, but the annotations are of {len(captions)} images")
     random = np.random.Generator(np.random.Philox(0))
-    pictures = random.permutation(sorted(captions))[:count]
-    return [Caption(int(i), captions[i][int(random.random() * len(captions[i]))]) for i in pictures]
+    images = random.permutation(sorted(captions))[:count]
+    return [Caption(int(i), captions[i][int(random.random() * len(captions[i]))]) for i in images]
 
 
 def write_captions(source: Path, count: int, target: Path) -> None:
-    """Write the drawn captions as JSON lines; raises UserError if `source` holds none."""
+    """Draw captions and write them as JSON lines; raises UserError if `source` holds none."""
     try:
         annotations = json.loads(source.read_text())["annotations"]
-        lines = [json.dumps(caption._asdict()) for caption in drawn(annotations, count)]
+        lines = [json.dumps(caption._asdict()) for caption in draw_captions(annotations, count)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{source}: is no captions_*.json of COCO ({type(error).__name__}: {error})") from error
     write_atomic(target, ("\n".join(lines) + "\n").encode())

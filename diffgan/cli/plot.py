@@ -1,41 +1,43 @@
-"""The verb `watch`: the curves of a run that tell whether it is healthy, in one picture."""
+"""The verb `plot`: the curves that show whether a run is healthy, in one image."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffgan.cli import renamed
 from diffgan.errors import UserError
 from diffgan.plots import Curve, draw
 
 POINTS = 60  # of a curve: neighbouring values are averaged
+COLUMNS = 3  # of panels
+# Title of a panel -> its curves.
 PANELS = {
-    "share of right signs": ("d/right_about_real", "d/right_about_fake", "d/right_about_mismatched"),
-    "discriminator's loss (ln 4: it guesses)": ("d/loss",),
+    "discriminator accuracy": ("d/accuracy_real", "d/accuracy_fake", "d/accuracy_mismatched"),
+    "discriminator loss (ln 4: it guesses)": ("d/loss",),
     "regression loss": ("g/regression", "validation/regression"),
     "gradient norm": ("g/gradient_norm", "d/gradient_norm"),
     "gradient penalty": ("d/r1",),
-    "of the teacher's diversity": ("health/diversity",),
+    "diversity / the teacher's": ("health/diversity",),
 }
+LOGARITHMIC = ("gradient norm", "gradient penalty")
 
 
-def watch(run: Path, output: Path) -> None:
-    """Draw the health of a training run from its TensorBoard files.
+def plot(run: Path, output: Path) -> None:
+    """Plot the health of a training run from its TensorBoard files.
 
     Args:
         run: the run's folder.
         output: the PNG.
     """
-    curves = _read(run)
-    panels = {title: [name for name in names if name in curves] for title, names in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
+    panels = _panels(_read(run))
     if not panels:
         raise UserError(f"{run}: holds no TensorBoard curves of a distillation")
-    figure = Figure(figsize=(12, 3.2 * -(-len(panels) // 3)), layout="constrained")
-    grid = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
-    for axes, (title, names) in zip(grid, panels.items(), strict=False):
-        shown = {name: smoothed(curves[name]) for name in names}
-        draw(axes, shown, "images", title, logarithmic=title in ("gradient norm", "gradient penalty"))
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(12, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+        draw(axes, curves, "images", title, logarithmic=title in LOGARITHMIC)
     for axes in grid[len(panels) :]:
         axes.remove()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,17 +45,35 @@ def watch(run: Path, output: Path) -> None:
     print(f"{output}: {sum(map(len, panels.values()))} curves")
 
 
+def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
+    """The smoothed curves of every panel that has any."""
+    panels = {}
+    for title, names in PANELS.items():
+        shown = {name: smoothed(curves[name]) for name in names if name in curves}
+        if shown:
+            panels[title] = shown
+    return panels
+
+
 def _read(run: Path) -> dict[str, Curve]:
-    """Curves by name: (images, value), a stretch that was done again counted once."""
+    """Curves by their names of today: points (images, value), where a repeated stretch of a run counts once."""
     if not run.is_dir():
         return {}
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    names = events.Tags()["scalars"]
-    return {name: sorted({event.step: event.value for event in events.Scalars(name)}.items()) for name in names}
+    values: dict[str, dict[int, float]] = {}
+    for name in sorted(events.Tags()["scalars"], key=lambda name: name not in renamed.CURVES):  # old names first
+        points = {event.step: event.value for event in events.Scalars(name)}
+        values.setdefault(renamed.CURVES.get(name, name), {}).update(points)
+    return {name: sorted(points.items()) for name, points in values.items()}
 
 
 def smoothed(curve: Curve) -> Curve:
     """At most `POINTS` means of neighbouring points."""
     size = -(-len(curve) // POINTS)
-    groups = (curve[i : i + size] for i in range(0, len(curve), size))
-    return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]
+    groups = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [_mean(group) for group in groups]
+
+
+def _mean(points: Curve) -> tuple[float, float]:
+    xs, ys = zip(*points, strict=True)
+    return sum(xs) / len(points), sum(ys) / len(points)

@@ -1,157 +1,97 @@
-"""The judge of generators of photographs: Fréchet distance to real ones, and CLIP score, on a COCO protocol."""
+"""Evaluate generators of photographs: Fréchet distance to real ones and CLIP score, on a COCO protocol."""
 
-import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from diffgan.errors import UserError
-from diffgan.evaluation.features import inception
-from diffgan.evaluation.metrics.clip_score import CLIPScore
-from diffgan.evaluation.metrics.distances import FeatureStatistics, frechet_distance
-from diffgan.evaluation.preprocessing import read_pictures, resized
+from diffgan.evaluation.evaluator import Evaluator
+from diffgan.evaluation.features.base import FeatureExtractor
+from diffgan.evaluation.features.inception import InceptionFeatures
+from diffgan.evaluation.grain import REAL_SEED, View, with_grain
+from diffgan.evaluation.metrics.statistics import FeatureStatistics, read_statistics
+from diffgan.evaluation.preprocessing import read_images, resize_images
 from diffgan.evaluation.protocols.coco import CocoProtocol
-from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
-from diffgan.images import finite_uint8
-from diffgan.noise import draw_noise
-from diffgan.storage.tensor_files import write_tensors
-
-# (noise (N, C, H, W), N prompts) -> images (N, 3, H, W) in [-1, 1], on any device
-Generate = Callable[[Tensor, list[str]], Tensor]
+from diffgan.evaluation.real_images import RealImages, cache_file, cached_tensors
+from diffgan.evaluation.work_split import WorkSplit, batches
 
 
-class Seen(NamedTuple):
-    """features: (n, D).  scores: (n,), or None without CLIP.  seconds: of generation."""
+class RealPhotographs(RealImages):
+    """The real images of a protocol; only the statistics of their features are kept.
 
-    features: Tensor
-    scores: Tensor | None
-    seconds: float
-
-
-class CocoEvaluator:
-    """Judge generators by a protocol; every process makes and looks at its own share of the images.
-
-    Args:
-        protocol: what is generated and compared with.
-        extractor: features of the distance (a `FeatureExtractor`); FID's Inception by default. Of any other the
-            distance is called `fd_<name>`.
-        cache: folder where the statistics of the reference are kept between runs.
-        batch_size: images of one process at once.
-
-    Raises:
-        UserError: captions, reference or a network's weights are not there.
+    Args: as those of `CocoEvaluator`; device, split: where features are computed, and by which processes.
     """
 
     def __init__(
         self,
         protocol: CocoProtocol,
-        extractor: nn.Module | None = None,
+        extractor: FeatureExtractor,
+        cache: Path | None,
+        batch_size: int,
+        device: torch.device | str,
+        split: WorkSplit,
+    ):
+        self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
+        self.device, self.split = device, split
+        self._statistics: dict[View, FeatureStatistics] = {}
+
+    def statistics(self, name: str, view: View) -> FeatureStatistics:
+        if view not in self._statistics:
+            self._statistics[view] = self._read_or_compute(name, view)
+        return self._statistics[view]
+
+    def _read_or_compute(self, name: str, view: View) -> FeatureStatistics:
+        file = self.protocol.reference_files[0]
+        if file.suffix == ".npz":
+            return read_statistics(file)
+        cached = cache_file(self.cache, self.protocol.name, self.protocol.digest, self.extractor, view)
+        tensors = cached_tensors(
+            cached, lambda: FeatureStatistics.of(self.features(name, view))._asdict(), self.split
+        )
+        return FeatureStatistics(**tensors)
+
+    def features(self, name: str, view: View) -> Tensor:
+        files, features = self.protocol.reference_files, []
+        if files[0].suffix == ".npz":
+            raise UserError(
+                f"{files[0]}: holds statistics, but a metric of protocol {self.protocol.name} needs the features of "
+                "every image; name a folder of images"
+            )
+        for rows in batches(self.split.rows(len(files)), self.batch_size, "evaluate: features of real images"):
+            images = read_images([files[row] for row in rows], self.protocol.side)
+            grained = with_grain(images, view.grain, [REAL_SEED + row for row in rows])
+            features.append(self.extractor(grained.to(self.device)).cpu())
+        return self.split.in_order(torch.cat(features), len(files))
+
+
+class CocoEvaluator(Evaluator):
+    """Evaluate generators of photographs by a protocol.
+
+    Args:
+        protocol: what is generated and measured.
+        extractor: features of the distance; FID's Inception by default. Of any other the distance is called
+            `fd_<name>`.
+        cache: folder where the statistics of the real images are kept between runs.
+        batch_size: images of one process at once.
+
+    Raises:
+        UserError: captions, reference or a network's weights are missing.
+    """
+
+    def __init__(
+        self,
+        protocol: CocoProtocol,
+        extractor: FeatureExtractor | None = None,
         cache: Path | None = None,
         batch_size: int = 16,
     ):
-        self.protocol, self.cache, self.batch_size = protocol, cache, batch_size
-        self.digest = protocol.digest  # reads captions and reference: they are missed now, not after hours
-        self.extractor = inception.InceptionFeatures() if extractor is None else extractor
-        self.clip = None if protocol.clip_model is None else CLIPScore(protocol.clip_model, protocol.clip_weights)
-        self._reference: FeatureStatistics | None = None
+        protocol.digest  # noqa: B018 (reads captions and reference: they are checked before weights are downloaded)
+        extractor = InceptionFeatures() if extractor is None else extractor
+        super().__init__(protocol, extractor, cache=cache, batch_size=batch_size)
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        generate: Generate,
-        latent_shape: Sequence[int],
-        device: torch.device | str,
-        place: WorkSplit = SINGLE_PROCESS,
-    ) -> dict[str, float | str]:
-        """Figures of a generator, called with noise (n, *latent_shape) and n prompts at a time (collective).
+    def build_real_images(self, device: torch.device | str, split: WorkSplit) -> RealPhotographs:
+        return RealPhotographs(self.protocol, self.extractor, self.cache, self.batch_size, device, split)
 
-        Returns:
-            fid (or fd_X of extractor X); clip_score, if the protocol has one; images; seconds_per_image of generation
-            on one process; protocol and its digest.
-        """
-        networks = [network for network in (self.extractor, self.clip) if network is not None]
-        for network in networks:
-            network.to(device)
-        seen = self._look_at_generated(generate, tuple(latent_shape), device, place)
-        reference = self.reference(device, place)
-        for network in networks:
-            network.cpu()
-        count, name = self.protocol.images, self.extractor.name
-        features = place.joined(seen.features, count)
-        figures = {"protocol": self.protocol.name, "protocol_digest": self.digest, "images": float(len(features))}
-        figures["seconds_per_image"] = seen.seconds / len(seen.features)
-        distance = frechet_distance(FeatureStatistics.of(features.cpu()), reference)
-        figures["fid" if name == inception.NAME else f"fd_{name}"] = distance
-        if seen.scores is not None:
-            figures["clip_score"] = place.joined(seen.scores, count).double().mean().item()
-        return figures
-
-    def _look_at_generated(
-        self, generate: Generate, latent_shape: tuple[int, ...], device: torch.device | str, place: WorkSplit
-    ) -> Seen:
-        features, scores, seconds = [], [], 0.0
-        for rows in self._batches(place.rows(self.protocol.images), "judge: generating"):
-            prompts = [self.protocol.prompts[row] for row in rows]
-            seeds = [self.protocol.seeds[row] for row in rows]
-            noise = draw_noise(seeds, latent_shape)
-            start = time.perf_counter()
-            made = finite_uint8(generate(noise, prompts), prompts, seeds).cpu()
-            seconds += time.perf_counter() - start
-            images = resized(made, self.protocol.side).to(device)
-            features.append(self.extractor(images).cpu())
-            if self.clip is not None:
-                scores.append(self.clip(images, prompts).cpu())
-        return Seen(torch.cat(features), torch.cat(scores) if scores else None, seconds)
-
-    def _batches(self, rows: list[int], what: str) -> Iterator[list[int]]:
-        """At most `batch_size` rows at a time under a progress bar that appears after five seconds."""
-        with tqdm(total=len(rows), desc=what, unit="image", delay=5, leave=False) as bar:
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
-                yield batch
-                bar.update(len(batch))
-
-    # ---- the real pictures ----
-
-    def reference(self, device: torch.device | str, place: WorkSplit = SINGLE_PROCESS) -> FeatureStatistics:
-        """Statistics of the real pictures, computed once and kept (collective)."""
-        if self._reference is None:
-            file, files = self._cache_file(), self.protocol.reference_files
-            kept = file is not None and file.is_file()
-            if files[0].suffix == ".npz":
-                self._reference = read_statistics(files[0])
-            elif place.gather(torch.tensor([kept])).all():
-                self._reference = FeatureStatistics(**load_file(file))
-            else:
-                self._reference = self._look_at_real(files, device, place)
-                if file is not None and place.rank == 0:
-                    write_tensors(file, self._reference._asdict())
-        return self._reference
-
-    def _look_at_real(self, files: list[Path], device: torch.device | str, place: WorkSplit) -> FeatureStatistics:
-        features = []
-        for rows in self._batches(place.rows(len(files)), "judge: looking at real pictures"):
-            pictures = read_pictures([files[row] for row in rows], self.protocol.side)
-            features.append(self.extractor(pictures.to(device)).cpu())
-        return FeatureStatistics.of(place.joined(torch.cat(features), len(files)).cpu())
-
-    def _cache_file(self) -> Path | None:
-        key = hashlib.blake2b(f"{self.digest} {self.extractor.identity}".encode(), digest_size=6)
-        return self.cache and self.cache / f"real-{self.protocol.name}-{key.hexdigest()}.safetensors"
-
-
-def read_statistics(file: Path) -> FeatureStatistics:
-    """Statistics that other tools keep: an .npz of `mu` (D,) and `sigma` (D, D); raises UserError if it is none."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
-        return FeatureStatistics.of_moments(mean, covariance)
-    except Exception as error:  # numpy raises whatever the bytes lead it to
-        raise UserError(f"{file}: is no .npz of mu (D,) and sigma (D, D) ({error})") from error
+    def prepare(self, images: Tensor) -> Tensor:
+        return resize_images(images, self.protocol.side)

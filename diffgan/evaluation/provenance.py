@@ -1,4 +1,4 @@
-"""Records of what was measured: of which weights, with which versions, where."""
+"""Provenance of results: library versions, device, seed; records as JSON files."""
 
 import json
 import platform
@@ -24,5 +24,5 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:
-    """Write a record, whole or not at all."""
+    """Write a record as JSON, atomically."""
     write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -1,1 +1,1 @@
-"""The miniature: a small Stable Diffusion trained on real, captioned glyphs, its data and its shipped weights."""
+"""The miniature: a small Stable Diffusion trained on captioned images of real glyphs, with its data and weights."""

@@ -1,4 +1,4 @@
-"""Stage 3 of the glyph teacher: the denoiser in the latents of the autoencoder; writes the whole pipeline."""
+"""Stage 3 of the glyph teacher: the denoiser in the latent space of the autoencoder; it writes the pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,22 @@ from diffgan.training.lr_schedules import warmup_cooldown
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
-    """(count,) int64 in [0, total): one uniform draw in each of `count` strata, so a batch covers all noise levels."""
+    """One uniform draw in each of `count` equal strata, so that a batch covers all noise levels.
+
+    Args:
+        count: size of the batch.
+        total: number of timesteps.
+        device: of the draws.
+
+    Returns:
+        (count,) int64 in [0, total), ascending.
+    """
     strata = torch.arange(count, device=device) + torch.rand(count, device=device)
     return (strata * (total / count)).long().clamp_max(total - 1)
 
 
 def _check_channels(unet: dict[str, Any], vae: Path) -> None:
-    """Raises UserError if the denoiser is not made for the autoencoder's latents."""
+    """Raises UserError if the channels of the denoiser differ from those of the autoencoder's latents."""
     channels = AutoencoderKL.load_config(vae)["latent_channels"]
     for name in ("in_channels", "out_channels"):
         if unet.get(name, 4) != channels:
@@ -35,15 +44,17 @@ def _check_channels(unet: dict[str, Any], vae: Path) -> None:
 
 
 class DenoiserTraining(pl.LightningModule):
-    """Train a UNet by denoising; save its moving average with the other parts as a `StableDiffusionPipeline`.
+    """Train a UNet by denoising; save its moving average with the other networks as a `StableDiffusionPipeline`.
 
     Args:
-        pipeline: directory of the pipeline; holds `vae`, `text_encoder` and `tokenizer` already.
+        pipeline: directory of the pipeline, which holds `vae`, `text_encoder` and `tokenizer` of stages 1 and 2.
         unet: arguments of `UNet2DConditionModel`.
         scheduler: arguments of `DDIMScheduler` (the noise schedule and the prediction type).
         optimizer: called with the parameters.
-        steps, warmup, cooldown: length of the learning-rate schedule, of its rise and of its fall to zero, in steps.
-        caption_dropout: share of the captions replaced by "", for classifier-free guidance.
+        steps: length of the learning-rate schedule.
+        warmup: length of its linear warm-up, in steps.
+        cooldown: length of its linear decay to zero, in steps.
+        caption_dropout: probability that a caption is replaced by "", for classifier-free guidance.
         ema_half_life_images: half-life of the moving average of the weights, in images.
     """
 
@@ -72,8 +83,8 @@ class DenoiserTraining(pl.LightningModule):
         self.average = ema.frozen_copy(self.unet)
 
     def on_train_start(self) -> None:
-        torch.manual_seed(torch.initial_seed() + self.global_rank)  # or every process draws the same noise
-        self._following = ema.following(self.average, self.unet)
+        torch.manual_seed(torch.initial_seed() + self.global_rank)  # otherwise all processes would draw the same noise
+        self._ema_pairs = ema.following(self.average, self.unet)
 
     def train(self, mode: bool = True) -> "DenoiserTraining":
         super().train(mode)
@@ -87,15 +98,25 @@ class DenoiserTraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch, _) -> Tensor:
-        spoken = torch.rand(len(batch.caption)) >= self.caption_dropout
-        captions = [caption if keep else "" for caption, keep in zip(batch.caption, spoken, strict=True)]
+        kept = torch.rand(len(batch.caption)) >= self.caption_dropout
+        captions = [caption if keep else "" for caption, keep in zip(batch.caption, kept, strict=True)]
         t = stratified_timesteps(len(captions), self.scheduler.config.num_train_timesteps, self.device)
         loss = self.denoising_loss(self.unet, batch.latent, captions, t)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def denoising_loss(self, unet, latent: Tensor, captions: list[str], t: Tensor) -> Tensor:
-        """Mean squared error of the predicted velocity v = alpha_t eps - sigma_t x at x_t = alpha_t x + sigma_t eps."""
+        """Mean squared error of the predicted velocity v = alpha_t eps - sigma_t x (Salimans and Ho 2022).
+
+        Args:
+            unet: the network, or its moving average.
+            latent: (N, C, H, W), the x; the network sees x_t = alpha_t x + sigma_t eps with eps ~ N(0, 1).
+            captions: N texts.
+            t: (N,) int64 timesteps.
+
+        Returns:
+            () loss.
+        """
         noise = torch.randn_like(latent)
         noisy = self.scheduler.add_noise(latent, noise, t).to(memory_format=torch.channels_last)
         prediction = unet(noisy, t, encoder_hidden_states=self._encode(captions), return_dict=False)[0]
@@ -103,6 +124,7 @@ class DenoiserTraining(pl.LightningModule):
 
     @torch.no_grad()
     def _encode(self, captions: list[str]) -> Tensor:
+        """N captions -> (N, tokens, features)."""
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.device))[0]
 
@@ -110,7 +132,7 @@ class DenoiserTraining(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         images = self.trainer.datamodule.batch_size * self.trainer.world_size
         half_life = ema.ramped(self.ema_half_life_images, images * self.trainer.global_step)
-        ema.update(self._following, ema.decay(images, half_life))
+        ema.update(self._ema_pairs, ema.decay(images, half_life))
 
     def validation_step(self, batch, _) -> None:
         t = stratified_timesteps(len(batch.caption), self.scheduler.config.num_train_timesteps, self.device)
@@ -122,7 +144,7 @@ class DenoiserTraining(pl.LightningModule):
             self.save_pipeline()
 
     def save_pipeline(self) -> None:
-        """Write the moving average, the autoencoder and the tokenizer as one pipeline directory."""
+        """Write the moving average, the autoencoder, the text encoder and the tokenizer as a pipeline directory."""
         vae = AutoencoderKL.from_pretrained(self.pipeline / "vae")
-        parts = StableDiffusion(vae, self.text_encoder, self.tokenizer, self.average, self.scheduler)
-        parts.as_pipeline().save_pretrained(self.pipeline)
+        teacher = StableDiffusion(vae, self.text_encoder, self.tokenizer, self.average, self.scheduler)
+        teacher.as_pipeline().save_pretrained(self.pipeline)

@@ -1,4 +1,7 @@
-"""The reader: a small network that names the character of a glyph picture. It judges, so it never meets the teacher."""
+"""The reader: a small network that classifies the character of a glyph image.
+
+It evaluates generators, so it is trained on real glyphs alone, never on images of a teacher.
+"""
 
 import copy
 from pathlib import Path
@@ -21,13 +24,13 @@ from diffgan.training.lr_schedules import warmup_cosine
 HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}
 
 
-def _stage(channels: int, out: int, kernel: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+def _stage(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class GlyphReader(nn.Module):
-    """Pictures (N, 3, 64, 64) in [-1, 1] -> logits (N, 62) over CHARACTERS; sees coverage only, no colours."""
+    """Classifier of characters. Its input is the coverage of the image, which does not depend on colours."""
 
     def __init__(self):
         super().__init__()
@@ -42,48 +45,52 @@ class GlyphReader(nn.Module):
         self.classify = nn.Sequential(nn.Dropout(0.2), nn.Linear(128 * 16, len(CHARACTERS)))
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = coverage(images).to(memory_format=torch.channels_last)
-        return self.classify(self.features(seen).flatten(1))
+        """images: (N, 3, 64, 64) in [-1, 1] -> logits (N, 62) over CHARACTERS."""
+        maps = coverage(images).to(memory_format=torch.channels_last)
+        return self.classify(self.features(maps).flatten(1))
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """The most likely character of each picture: (N,) int64 indices into CHARACTERS."""
+        """The most likely character of each image: (N,) int64 indices into CHARACTERS."""
         return self(images).argmax(1)
 
     def save(self, path: Path) -> None:
-        """Write the weights as float16, whole or not at all."""
+        """Write the weights as float16, atomically."""
         write_tensors(path, copy.deepcopy(self).half().state_dict(), HEADER)
 
 
 def load_reader(path: Path | None = None) -> GlyphReader:
-    """A frozen reader in eval mode; by default the one that ships with the package.
+    """Load a frozen reader in eval mode.
+
+    Args:
+        path: safetensors file; by default that of the package.
 
     Raises:
-        UserError: `path` does not hold the weights of a reader.
+        UserError: the file is missing, damaged, or holds no weights of a reader.
     """
     source = embedded("reader.safetensors") if path is None else path
     try:
         with safe_open(str(source), "pt") as weights:
-            known = (weights.metadata() or {}).get("format") == HEADER["format"]
+            is_reader = (weights.metadata() or {}).get("format") == HEADER["format"]
             state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be read as a glyph reader: {error}") from error
-    if not known:
-        raise UserError(f"{source}: no weights of a glyph reader")
+    if not is_reader:
+        raise UserError(f"{source}: holds no weights of a glyph reader")
     reader = GlyphReader()
     reader.load_state_dict(state)
     return reader.requires_grad_(False).eval()
 
 
 class ReaderTraining(pl.LightningModule):
-    """Train a `GlyphReader` on pictures of `GlyphImages`; write its weights to `output`.
+    """Train a `GlyphReader` on the images of `GlyphImages`; write its weights to `output`.
 
     Args:
-        output: the safetensors file.
+        output: safetensors file to write.
         optimizer: called with the parameters.
-        steps: length of the schedule.
-        warmup: steps of rising learning rate.
-        noise: standard deviation of the noise added to training pictures, so that small artefacts do not decide.
+        steps: length of the cosine schedule.
+        warmup: length of its linear warm-up, in steps.
+        noise: standard deviation of the noise added to training images, so that small artefacts do not decide.
     """
 
     def __init__(self, output: Path, optimizer: OptimizerCallable, steps: int, warmup: int = 50, noise: float = 0.05):

@@ -1,6 +1,6 @@
-"""How a captioned picture is made of a glyph: what is drawn, how it is said, how it is painted.
+"""Captioned images of glyphs: the draw of their attributes, the wording of the caption, the painting of the image.
 
-Every picture is a function of (split, seed, index): nothing here keeps state.
+Every image is a function of (split, seed, index); there is no other state.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffgan.glyphs.typefaces import CATEGORIES, CHARACTERS, SIDE, typefaces
+from diffgan.glyphs.typefaces import CATEGORIES, CHARACTERS, SIDE, Typefaces, typefaces
 
-# Dark and light names: ink and ground are always one of each, so the shape stands out whatever the colours.
+# Ink and ground are always one dark and one light colour, so that the shape is visible.
 DARK = {
     "black": (16, 16, 16),
     "dark red": (140, 16, 28),
@@ -33,18 +33,19 @@ LIGHT = {
 COLOURS = {**DARK, **LIGHT}
 PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 127.5 - 1  # (12, 3) in [-1, 1]
 
-SCALE = 1.3  # of the archive's glyphs, whose capital H is 34 pixels high
-LOG2_SCALE = 0.12
-REACH_PIXELS = 29.0  # wide glyphs are scaled less, so that they stay in the picture
-SHIFT_PIXELS = 3.0
-TURN_DEGREES = 6.0
+SCALE = 1.3  # mean scale of the archive's glyphs, whose capital H is 34 pixels high
+LOG2_SCALE = 0.12  # largest deviation of the binary logarithm of the scale
+REACH_PIXELS = 29.0  # wide glyphs are scaled less, so that no ink is farther from the centre than this
+SHIFT_PIXELS = 3.0  # largest shift along each axis
+TURN_DEGREES = 6.0  # largest rotation
+# Probability that a caption mentions an attribute.
 MENTIONED = {"character": 0.9, "weight": 0.5, "slant": 0.5, "category": 0.6, "ink": 0.65, "ground": 0.65}
-DRAWS = 24
+DRAWS = 24  # uniform numbers per image; some are not used
 
 
 @dataclass(frozen=True)
 class Glyph:
-    """One picture before it is painted: indices into the split's typefaces, CHARACTERS and COLOURS, and its place."""
+    """Description of one image: indices into the split's typefaces, CHARACTERS and COLOURS, placement and caption."""
 
     typeface: int
     character: int
@@ -57,17 +58,30 @@ class Glyph:
 
 
 def uniforms(seed: int, indices: Sequence[int]) -> np.ndarray:
-    """(N, DRAWS) numbers in [0, 1), row i a function of (seed, indices[i]) alone."""
+    """(N, DRAWS) float64 in [0, 1); row i is a function of (seed, indices[i]) alone."""
     return np.stack([np.random.Generator(np.random.Philox(key=[seed, index])).random(DRAWS) for index in indices])
 
 
 def describe(split: str, seed: int, indices: Sequence[int]) -> list[Glyph]:
-    """Draw the pictures of a split that (seed, index) stands for."""
+    """Draw the glyphs of a split.
+
+    Args:
+        split: "train", "validation" or "reference".
+        seed: another seed gives other glyphs.
+        indices: a glyph is a function of (split, seed, index).
+
+    Returns:
+        One `Glyph` for each index.
+
+    Raises:
+        ValueError: an unknown split.
+    """
     faces = typefaces(split)
     return [_glyph(faces, row) for row in uniforms(seed, indices)]
 
 
-def _glyph(faces, u: np.ndarray) -> Glyph:
+def _glyph(faces: Typefaces, u: np.ndarray) -> Glyph:
+    """The glyph of DRAWS uniform numbers; the position of a number decides what it draws."""
     typeface, character = int(u[0] * len(faces)), int(u[1] * len(CHARACTERS))
     dark, light = int(u[2] * len(DARK)), len(DARK) + int(u[3] * len(LIGHT))
     ink, ground = (dark, light) if u[4] < 0.5 else (light, dark)
@@ -79,77 +93,104 @@ def _glyph(faces, u: np.ndarray) -> Glyph:
         "ink": list(COLOURS)[ink],
         "ground": list(COLOURS)[ground],
     }
-    fitting = REACH_PIXELS / float(faces.reach[typeface, character])
-    said = {name: value for (name, value), v in zip(attributes.items(), u[5:11], strict=True) if v < MENTIONED[name]}
+    largest_scale = REACH_PIXELS / float(faces.reach[typeface, character])
     return Glyph(
         typeface=typeface,
         character=character,
         ink=ink,
         ground=ground,
         shift=(SHIFT_PIXELS * (2 * u[11] - 1), SHIFT_PIXELS * (2 * u[12] - 1)),
-        scale=min(SCALE * 2.0 ** (LOG2_SCALE * (2 * u[13] - 1)), fitting),
+        scale=min(SCALE * 2.0 ** (LOG2_SCALE * (2 * u[13] - 1)), largest_scale),
         turn=np.deg2rad(TURN_DEGREES) * (2 * u[14] - 1),
-        caption=phrase(said, u[15:20]),
+        caption=compose_caption(_mentioned(attributes, u[5:11]), u[15:20]),
     )
 
 
-def _pick(options: Sequence[str], u: float) -> str:
+def _mentioned(attributes: dict[str, str], u: np.ndarray) -> dict[str, str]:
+    """The attributes that the caption mentions, with the probabilities of MENTIONED; u: one number for each."""
+    draws = zip(attributes.items(), u, strict=True)
+    return {name: value for (name, value), number in draws if number < MENTIONED[name]}
+
+
+def _choose(options: Sequence[str], u: float) -> str:
     return options[int(u * len(options))]
 
 
-def phrase(said: dict[str, str], u: Sequence[float]) -> str:
-    """Word a caption that mentions exactly `said`; u: five numbers in [0, 1) choose among the wordings."""
-    adjectives = [said.get("weight", ""), said.get("slant", ""), said.get("category", "")]
-    noun = _character(said["character"], u[0]) if "character" in said else ""
-    if not noun and any(adjectives) and u[1] < 0.5:
-        noun = _pick(("letter", "character", "glyph"), 2 * u[1])
-    if not noun and not any(adjectives) and ("ink" in said or "ground" in said):
-        noun = "glyph"
+def compose_caption(attributes: dict[str, str], u: Sequence[float]) -> str:
+    """A caption that mentions exactly the given attributes; the inverse of `attributes.parse_caption`.
+
+    Args:
+        attributes: values of some of character, weight, slant, category, ink and ground; an empty value is unknown.
+        u: five numbers in [0, 1) that choose the wording.
+
+    Returns:
+        For example "a bold serif capital A in dark red on cream"; "" for no attribute.
+    """
+    adjectives = [attributes.get(name, "") for name in ("weight", "slant", "category")]
+    noun = _noun(attributes, any(adjectives), u)
     words = [word for word in (*adjectives, noun) if word]
-    ink_first = "ink" in said and bool(words) and u[2] < 0.3
+    ink_first = "ink" in attributes and bool(words) and u[2] < 0.3
     if ink_first:
-        words.insert(0, said["ink"])
+        words.insert(0, attributes["ink"])
     if noun and u[3] < 0.5:
         words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    if "ink" in said and not ink_first:
-        words += ["in", said["ink"]]
-    if "ground" in said:
-        words += [_pick(("on", "over"), u[4]), said["ground"]]
+    if "ink" in attributes and not ink_first:
+        words += ["in", attributes["ink"]]
+    if "ground" in attributes:
+        words += [_choose(("on", "over"), u[4]), attributes["ground"]]
     return " ".join(words)
 
 
+def _noun(attributes: dict[str, str], has_adjective: bool, u: Sequence[float]) -> str:
+    """The character, or a word for it; "" where adjectives stand alone or nothing is mentioned."""
+    if "character" in attributes:
+        return _character(attributes["character"], u[0])
+    if has_adjective:
+        return _choose(("letter", "character", "glyph"), 2 * u[1]) if u[1] < 0.5 else ""
+    return "glyph" if "ink" in attributes or "ground" in attributes else ""
+
+
 def _character(character: str, u: float) -> str:
+    """A character with its kind, e.g. "digit 7" or "small g"."""
     if character.isdigit():
-        return f"{_pick(('digit', 'number', 'numeral'), u)} {character}"
+        return f"{_choose(('digit', 'number', 'numeral'), u)} {character}"
     if character.isupper():
-        return f"{_pick(('capital', 'uppercase', 'capital letter'), u)} {character}"
-    return f"{_pick(('small', 'lowercase', 'small letter'), u)} {character}"
+        return f"{_choose(('capital', 'uppercase', 'capital letter'), u)} {character}"
+    return f"{_choose(('small', 'lowercase', 'small letter'), u)} {character}"
 
 
 def paint(split: str, glyphs: Sequence[Glyph]) -> Tensor:
-    """Pictures (N, 3, 64, 64) float32 in [-1, 1]: coverage placed, then ink mixed over ground."""
+    """Images of glyphs: their coverage is placed, then ink is mixed over ground.
+
+    Args:
+        split: the split that the glyphs were drawn from.
+        glyphs: N descriptions.
+
+    Returns:
+        (N, 3, 64, 64) float32 in [-1, 1].
+    """
     coverage = typefaces(split).coverage(
-        np.array([g.typeface for g in glyphs]), np.array([g.character for g in glyphs])
+        np.array([glyph.typeface for glyph in glyphs]), np.array([glyph.character for glyph in glyphs])
     )
     grid = F.affine_grid(_placements(glyphs), [len(glyphs), 1, SIDE, SIDE], align_corners=False)
     mask = F.grid_sample(torch.from_numpy(coverage)[:, None], grid, align_corners=False).clamp(0, 1)  # (N, 1, 64, 64)
-    ink = PALETTE[[g.ink for g in glyphs]][:, :, None, None]
-    ground = PALETTE[[g.ground for g in glyphs]][:, :, None, None]
+    ink = PALETTE[[glyph.ink for glyph in glyphs]][:, :, None, None]
+    ground = PALETTE[[glyph.ground for glyph in glyphs]][:, :, None, None]
     return ground + mask * (ink - ground)
 
 
 def _placements(glyphs: Sequence[Glyph]) -> Tensor:
     """(N, 2, 3) maps from output to input coordinates: the inverse of scale, then turn, then shift."""
-    turn = torch.tensor([g.turn for g in glyphs], dtype=torch.float32)
-    scale = torch.tensor([g.scale for g in glyphs], dtype=torch.float32)
-    shift = torch.tensor([g.shift for g in glyphs], dtype=torch.float32) * (2 / SIDE)
+    turn = torch.tensor([glyph.turn for glyph in glyphs], dtype=torch.float32)
+    scale = torch.tensor([glyph.scale for glyph in glyphs], dtype=torch.float32)
+    shift = torch.tensor([glyph.shift for glyph in glyphs], dtype=torch.float32) * (2 / SIDE)
     cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
     linear = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # (N, 2, 2)
     return torch.cat([linear, -linear @ shift[:, :, None]], dim=-1)
 
 
 def labels(split: str, glyphs: Sequence[Glyph]) -> Tensor:
-    """(N, 2) int64: the character (0..61) and the typeface's category (0..4, or -1 where it is unknown)."""
+    """Labels for classification: (N, 2) int64, the character (0..61) and the category (0..4, or -1 if unknown)."""
     category = typefaces(split).category
     index = {name: i for i, name in enumerate(CATEGORIES)}
-    return torch.tensor([[g.character, index.get(str(category[g.typeface]), -1)] for g in glyphs])
+    return torch.tensor([[glyph.character, index.get(str(category[glyph.typeface]), -1)] for glyph in glyphs])

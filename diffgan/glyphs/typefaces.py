@@ -1,4 +1,4 @@
-"""The 88,102 glyphs of 1,421 typefaces that ship with the package, and their split by family."""
+"""The data of the package: 88,102 glyphs of 1,421 typefaces, split by family."""
 
 import hashlib
 import zipfile
@@ -20,10 +20,10 @@ ARCHIVE = "data/glyphs_4bit.npz"
 
 @dataclass(frozen=True)
 class Typefaces:
-    """Coverage maps and attributes of some typefaces.
+    """Coverage maps and attributes of T typefaces.
 
-    packed: (typefaces, 62, 64, 32) uint8, two 4-bit coverages a byte, the left pixel in the high half.
-    family, style, category, weight, slant, source: (typefaces,) str; an unknown category is "".
+    packed: (T, 62, 64, 32) uint8, two 4-bit coverages per byte, the left pixel in the high half.
+    family, style, category, weight, slant, source: (T,) str; an unknown category is "".
     """
 
     packed: np.ndarray
@@ -38,46 +38,65 @@ class Typefaces:
         return len(self.family)
 
     def coverage(self, typeface: np.ndarray, character: np.ndarray) -> np.ndarray:
-        """Coverage maps (N, 64, 64) float32 in [0, 1] of the N glyphs named by two integer arrays."""
+        """Coverage maps of N glyphs.
+
+        Args:
+            typeface: (N,) indices of the typefaces.
+            character: (N,) indices into CHARACTERS.
+
+        Returns:
+            (N, 64, 64) float32 in [0, 1].
+        """
         packed = self.packed[typeface, character]
         pixels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), SIDE, SIDE)
         return pixels.astype(np.float32) / 15
 
     @cached_property
     def reach(self) -> np.ndarray:
-        """(typefaces, 62) float: pixels from the centre of the map to the ink farthest from it, across or down."""
-        rows, columns = (self.packed > 0x11).any(3), (self.packed > 0x11).any(2).repeat(2, axis=2)  # (T, 62, 64) each
+        """(T, 62) float: distance in pixels from the centre of the map to the ink farthest from it along an axis."""
+        ink = self.packed > 0x11
+        rows, columns = ink.any(3), ink.any(2).repeat(2, axis=2)  # (T, 62, 64) each
         distance = np.abs(np.arange(SIDE) - (SIDE - 1) / 2) + 0.5
         return np.maximum((rows * distance).max(-1), (columns * distance).max(-1))
 
     def subset(self, keep: np.ndarray) -> "Typefaces":
+        """The typefaces that a boolean array (T,) selects."""
         return Typefaces(self.packed[keep], *(getattr(self, name)[keep] for name in ATTRIBUTES))
 
 
 def split_of(family: str) -> str:
-    """Split of a family: families whose name starts with the same word (Noto Sans, Noto Serif) stay together."""
+    """Split of a family; families whose names start with the same word (Noto Sans, Noto Serif) have the same one."""
     digest = hashlib.blake2b(family.split()[0].encode(), digest_size=4).hexdigest()
     return {0: "validation", 1: "reference"}.get(int(digest, 16) % 10, "train")
 
 
 @lru_cache(maxsize=1)
 def all_typefaces() -> Typefaces:
-    """Every typeface of the package, unpacked once a process (180 MB)."""
+    """All typefaces of the package, loaded once per process (180 MB)."""
     with np.load(BytesIO(files("diffgan.glyphs").joinpath(ARCHIVE).read_bytes()), allow_pickle=False) as arrays:
         return Typefaces(**{name: arrays[name] for name in ("packed", *ATTRIBUTES)})
 
 
 @lru_cache(maxsize=3)
 def typefaces(split: str) -> Typefaces:
-    """The typefaces of one split: "train", "validation" or "reference" (8 : 1 : 1, disjoint in families)."""
+    """The typefaces of one split: "train", "validation" or "reference" (8 : 1 : 1), with no family in common.
+
+    Raises:
+        ValueError: another split.
+    """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    everything = all_typefaces()
-    return everything.subset(np.array([split_of(family) == split for family in everything.family]))
+    faces = all_typefaces()
+    return faces.subset(np.array([split_of(family) == split for family in faces.family]))
 
 
 def pack(source: Path, target: Path) -> None:
-    """Write the 4-bit archive of the package from the 8-bit `glyphs_64.npz` of the data's release."""
+    """Write the 4-bit archive of the package.
+
+    Args:
+        source: the 8-bit archive `glyphs_64.npz` of the data's release.
+        target: .npz to write.
+    """
     with np.load(source, allow_pickle=False) as arrays:
         levels = ((arrays["glyphs"].astype(np.uint16) * 15 + 127) // 255).astype(np.uint8)
         fields = {name: arrays[name] for name in ATTRIBUTES}

@@ -59,7 +59,7 @@ class Distillation(AlternatingOptimization, ABC):
         super().__init__(optimizers)
         self.strict_loading = False  # frozen networks are not in checkpoints; `check_checkpoint` checks the rest
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
-        self.images, self.micro_batches = images, accumulate
+        self.images, self.micro_batch_count = images, accumulate
         self.gradient_checkpointing, self.compile_networks = gradient_checkpointing, compile
         self.channels_last = channels_last
         self.teacher: Teacher | None = None
@@ -126,7 +126,7 @@ class Distillation(AlternatingOptimization, ABC):
         check_strategy(self.trainer.strategy, len(self.settings))
         check_precision(self.trainer.precision)
         if stage == "fit":
-            check_monitors(self.trainer.callbacks)
+            check_monitors(self.trainer.callbacks, self.settings)
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
     def check_data(self) -> None:
@@ -135,7 +135,7 @@ class Distillation(AlternatingOptimization, ABC):
 
     def check_batch(self, pairs_per_process: int) -> None:
         """Raises UserError if the method cannot train on that many pairs per process."""
-        check_micro_batches(pairs_per_process, self.micro_batches)
+        check_micro_batches(pairs_per_process, self.micro_batch_count)
 
     # ---- course of the training ----
 

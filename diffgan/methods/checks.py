@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from diffgan.errors import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed")
-CURVES = ("g", "d", "health")  # groups of curves that `log_curves` writes
+CURVES = ("g", "d", "health")  # groups of curves of every method
 
 
 def check_precision(precision: str) -> None:
@@ -16,11 +16,17 @@ def check_precision(precision: str) -> None:
         raise UserError(f"precision {precision} is not supported; use one of {', '.join(PRECISIONS)}")
 
 
-def check_monitors(callbacks: Iterable[pl.Callback]) -> None:
-    """Refuse a callback (EarlyStopping, ModelCheckpoint) that monitors a curve: Lightning is given validation only."""
+def check_monitors(callbacks: Iterable[pl.Callback], networks: Iterable[str]) -> None:
+    """Refuse a callback (EarlyStopping, ModelCheckpoint) that monitors a curve, which Lightning does not know.
+
+    Args:
+        callbacks: of the trainer.
+        networks: names of the networks, which are groups of curves.
+    """
+    groups = {*CURVES, *networks}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor and monitor.split("/")[0] in CURVES:
+        if monitor and monitor.split("/")[0] in groups:
             raise UserError(
                 f"{type(callback).__name__}: monitor {monitor} is a curve of the training; use a metric of validation, "
                 "such as validation/mse"

@@ -111,7 +111,9 @@ class Diffusion2GAN(Distillation):
     def split_batch(self, batch: PairBatch) -> list[MicroBatch]:
         """The process's share of the batch, with its mismatched rows, as micro-batches."""
         mismatch_share = self.adversarial.mismatch_share if self.uses_discriminator else 0.0
-        return split(with_mismatches(batch.noise, batch.latent, self.encode(batch), mismatch_share), self.micro_batches)
+        return split(
+            with_mismatches(batch.noise, batch.latent, self.encode(batch), mismatch_share), self.micro_batch_count
+        )
 
     def generate(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
         """x^ = G(z, c), (N, C, H, W) each; with its graph for `generator_step` if there is one micro-batch."""

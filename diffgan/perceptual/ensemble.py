@@ -1,4 +1,8 @@
-"""The ensemble of E-LatentLPIPS: one random transform a sample, the same for both inputs (paper, section 3.2)."""
+"""The ensemble of E-LatentLPIPS: one random transform per sample, the same for both inputs (paper, section 3.2).
+
+The transforms of the groups b, g, n and o and their ranges are those of ADA (Karras et al. 2020, appendix B), those of
+group c are DiffAugment's (Zhao et al. 2020), as in the authors' package E-LatentLPIPS.
+"""
 
 import math
 
@@ -13,19 +17,23 @@ DEFAULT = "bgo"
 
 
 class Ensemble(nn.Module):
-    """Random differentiable transforms of pairs of latents; every transform of a chosen group is drawn every time.
+    """Random differentiable transforms of pairs of latents. All transforms of the chosen groups are drawn every time.
 
     b: horizontal flip, quarter turns, integer shift up to 1/8 of the side.
-    g: isotropic scale 2^N(0, 0.2), rotation on the whole circle before and after the anisotropic scale 2^N(0, 0.2),
+    g: isotropic scale 2^N(0, 0.2), rotation by any angle before and after the anisotropic scale 2^N(0, 0.2),
        fractional shift N(0, 1/8) of the side.
     c: brightness + U(-0.5, 0.5), contrast x U(0.5, 1.5) about the mean, saturation x U(0, 2) about the channels' mean.
-    n: the same Gaussian noise on both, its deviation |N(0, 0.1)|.
+    n: Gaussian noise of standard deviation |N(0, 0.1)|, the same on both inputs.
     o: cutout of a square of half the side.
-    The geometric ones compose to one affine map and one bilinear resampling, with reflection at the border.
-    (Ranges of b, g, n and o: ADA, Karras et al. 2020; of c: DiffAugment, Zhao et al. 2020; as E-LatentLPIPS has them.)
+
+    The geometric transforms (b and g) compose to one affine map and one bilinear resampling with reflection at the
+    border.
 
     Args:
         groups: letters of the groups in use, e.g. "bgo"; "" changes nothing.
+
+    Raises:
+        UserError: a letter is not the name of a group.
     """
 
     def __init__(self, groups: str = DEFAULT):
@@ -35,20 +43,27 @@ class Ensemble(nn.Module):
         self.groups = groups
 
     def forward(self, first: Tensor, second: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Two inputs (N, C, H, W) -> the same transform of both, another one for each of the N samples.
+        """Apply the same transform to both inputs, another one for each sample.
 
-        Positions do not bear bfloat16, so autocast ends here.
+        Autocast is disabled, since positions need more precision than bfloat16 has.
+
+        Args:
+            first, second: (N, C, H, W).
+            generator: on the CPU; makes the transforms repeatable.
+
+        Returns:
+            Both inputs transformed, (N, C, H, W) each.
         """
         with torch.autocast(first.device.type, enabled=False):
-            return self._transformed(first, second, generator)
+            return self._transform(first, second, generator)
 
-    def _transformed(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _transform(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         both = torch.cat([first, second], dim=1)  # (N, 2C, H, W)
         if set(self.groups) & set("bg"):
-            both = resample(both, self._affine(len(both), both.shape[-1], generator).to(both.device))
+            both = resample(both, self.draw_affine(len(both), both.shape[-1], generator).to(both.device))
         if "c" in self.groups:
             changes = colour_changes(len(both), generator).to(both)
-            both = torch.cat([change_colours(one, changes) for one in both.chunk(2, dim=1)], dim=1)
+            both = torch.cat([change_colours(images, changes) for images in both.chunk(2, dim=1)], dim=1)
         if "n" in self.groups:
             noise = shared_noise(first.shape, generator).to(both)
             both = both + torch.cat([noise, noise], dim=1)
@@ -56,21 +71,32 @@ class Ensemble(nn.Module):
             both = both * cutout_mask(len(both), both.shape[-2:], generator).to(both)
         return both.chunk(2, dim=1)
 
-    def _affine(self, count: int, side: int, generator: torch.Generator | None) -> Tensor:
-        """(N, 2, 3) maps in the coordinates of `affine_grid`, where the side is 2 long."""
+    def draw_affine(self, count: int, side: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the affine maps of the groups b and g.
+
+        Args:
+            count: number of maps N.
+            side: side of the images in pixels.
+            generator: on the CPU; makes the maps repeatable.
+
+        Returns:
+            (N, 2, 3) maps of output to input positions in the coordinates of `affine_grid`, in which a side is 2 long.
+        """
         matrix = torch.eye(3).expand(count, 3, 3)
         if "b" in self.groups:
-            matrix = matrix @ _blit(count, side, generator)
+            matrix = matrix @ _pixel_blitting(count, side, generator)
         if "g" in self.groups:
-            matrix = matrix @ _geometry(count, generator)
+            matrix = matrix @ _general_geometry(count, generator)
         return matrix[:, :2]
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+    """(N,) draws in [low, high)."""
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
 def _normal(count: int, deviation: float, generator: torch.Generator | None) -> Tensor:
+    """(N,) draws of N(0, deviation^2)."""
     return deviation * torch.randn(count, generator=generator)
 
 
@@ -81,46 +107,55 @@ def _linear(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def _rotation(angle: Tensor) -> Tensor:
+    """(N,) radians -> (N, 3, 3)."""
     return _linear(angle.cos(), -angle.sin(), angle.sin(), angle.cos())
 
 
-def _shift(x: Tensor, y: Tensor) -> Tensor:
+def _translation(x: Tensor, y: Tensor) -> Tensor:
+    """(N,) shifts along both axes -> (N, 3, 3)."""
     matrix = torch.eye(3).repeat(len(x), 1, 1)
     matrix[:, 0, 2], matrix[:, 1, 2] = x, y
     return matrix
 
 
-def _blit(count: int, side: int, generator: torch.Generator | None) -> Tensor:
-    """Flip, quarter turn and integer shift: these move samples onto samples, without resampling loss."""
+def _pixel_blitting(count: int, side: int, generator: torch.Generator | None) -> Tensor:
+    """Flip, quarter turn and integer shift (N, 3, 3): they map samples onto samples, so resampling loses nothing."""
     flip = _uniform(count, 0, 1, generator).round() * 2 - 1
     quarters = _uniform(count, 0, 4, generator).floor()
-    turn = torch.stack([torch.cos(quarters * math.pi / 2), torch.sin(quarters * math.pi / 2)]).round()
-    reach = side // 8
-    shift = [_uniform(count, -reach, reach + 1, generator).floor() * (2 / side) for _ in range(2)]
+    cos, sin = torch.cos(quarters * math.pi / 2).round(), torch.sin(quarters * math.pi / 2).round()
+    max_shift = side // 8
+    x, y = (_uniform(count, -max_shift, max_shift + 1, generator).floor() * (2 / side) for _ in range(2))
     one, zero = torch.ones(count), torch.zeros(count)
-    return _linear(flip, zero, zero, one) @ _linear(turn[0], -turn[1], turn[1], turn[0]) @ _shift(*shift)
+    return _linear(flip, zero, zero, one) @ _linear(cos, -sin, sin, cos) @ _translation(x, y)
 
 
-def _geometry(count: int, generator: torch.Generator | None) -> Tensor:
-    """Scale, rotation, anisotropic scale, rotation, fractional shift."""
+def _general_geometry(count: int, generator: torch.Generator | None) -> Tensor:
+    """Scale, rotation, anisotropic scale, rotation and fractional shift (N, 3, 3)."""
     zero = torch.zeros(count)
     scale = torch.exp2(_normal(count, 0.2, generator))
     stretch = torch.exp2(_normal(count, 0.2, generator))
-    before, after = (_rotation(_uniform(count, -math.pi, math.pi, generator)) for _ in range(2))
-    shift = [2 * _normal(count, 1 / 8, generator) for _ in range(2)]
-    return (
-        _linear(scale, zero, zero, scale) @ before @ _linear(stretch, zero, zero, 1 / stretch) @ after @ _shift(*shift)
-    )
+    first, second = (_rotation(_uniform(count, -math.pi, math.pi, generator)) for _ in range(2))
+    x, y = (2 * _normal(count, 1 / 8, generator) for _ in range(2))
+    isotropic, anisotropic = _linear(scale, zero, zero, scale), _linear(stretch, zero, zero, 1 / stretch)
+    return isotropic @ first @ anisotropic @ second @ _translation(x, y)
 
 
 def colour_changes(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """(N, 3) brightness that is added, factors of contrast and of saturation."""
+    """Draw the transforms of group c: (N, 3) brightness to add, factor of contrast, factor of saturation."""
     ranges = ((-0.5, 0.5), (0.5, 1.5), (0.0, 2.0))
     return torch.stack([_uniform(count, low, high, generator) for low, high in ranges], dim=1)
 
 
 def change_colours(images: Tensor, changes: Tensor) -> Tensor:
-    """images: (N, C, H, W), changes: (N, 3) as `colour_changes` draws them -> (N, C, H, W)."""
+    """Apply brightness, then saturation about the channels' mean, then contrast about the mean of all values.
+
+    Args:
+        images: (N, C, H, W).
+        changes: (N, 3), as drawn by `colour_changes`.
+
+    Returns:
+        (N, C, H, W).
+    """
     brightness, contrast, saturation = changes[:, :, None, None, None].unbind(1)
     images = images + brightness
     grey = images.mean(1, keepdim=True)
@@ -130,13 +165,13 @@ def change_colours(images: Tensor, changes: Tensor) -> Tensor:
 
 
 def shared_noise(shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-    """(N, C, H, W) Gaussian noise, its deviation |N(0, 0.1)| for each sample."""
+    """Draw the noise of group n: (N, C, H, W) Gaussian, of standard deviation |N(0, 0.1)| for each sample."""
     deviation = _normal(shape[0], 0.1, generator).abs()[:, None, None, None]
     return deviation * torch.randn(shape, generator=generator)
 
 
 def cutout_mask(count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
-    """(N, 1, H, W) of 1, with 0 in a square of half the side around a uniform centre."""
+    """Draw the mask of group o: (N, 1, H, W), 0 in a square of half the side around a uniform centre, 1 elsewhere."""
     centre = torch.rand(2, count, 1, 1, 1, generator=generator)
     y = (torch.arange(size[0]).view(1, 1, -1, 1) + 0.5) / size[0]
     x = (torch.arange(size[1]).view(1, 1, 1, -1) + 0.5) / size[1]

@@ -1,4 +1,4 @@
-"""VGG16 on latents: the features that the latent perceptual distance compares."""
+"""VGG16 on latents: the feature maps that the latent perceptual distance compares."""
 
 from itertools import pairwise
 
@@ -9,87 +9,115 @@ from torch.utils.checkpoint import checkpoint
 
 from diffgan.errors import UserError
 
-# Width and number of convolutions of VGG16's five stages (Simonyan and Zisserman 2015, configuration D).
+# Channels and number of convolutions of VGG16's five stages (Simonyan and Zisserman 2015, configuration D).
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-LEFT_OUT = 3  # max-pools: a latent is already 8 times smaller than its image (paper, section 3.2)
+OMITTED_POOLS = 3  # the latent of an autoencoder is 8 times smaller than its image already (paper, section 3.2)
 NORMS = ("batch", "group", "none")
 TAPS = ("relu", "pool")
-GROUPS = 8
+NORM_GROUPS = 8  # of GroupNorm
 
 
 class LatentVGG16(nn.Module):
-    """VGG16 on latents, its first max-pools left out; five taps, one at the end of each stage.
+    """VGG16 on latents without its first max-pools. It has five taps (feature maps it returns), one per stage.
 
     Args:
         channels: channels of the latent.
         width: factor on VGG16's channel counts.
-        norm: "batch" (VGG16-BN), "group" (for small batches and many processes), or "none": what batch norm folded
-            into the convolutions leaves, see `folded`.
-        taps: "relu", as LPIPS taps VGG; or "pool": after the max-pools that are left, as the authors' package does.
-        left_out: how many of the five max-pools are left out, from the first; 0 for pixels.
+        norm: "batch" (VGG16-BN), "group" (for small batches and many processes), or "none" (batch norm folded into the
+            convolutions, see `fold_batch_norm`).
+        taps: "relu" for the output of a stage's last ReLU, as in LPIPS; "pool" for the output of the max-pool after
+            it, where there is one, as in the authors' package.
+        omitted_pools: how many of the five max-pools are omitted, from the first; 0 for pixels.
+
+    Raises:
+        UserError: `norm` or `taps` is none of the names above.
     """
 
     def __init__(
-        self, channels: int, width: float = 1.0, norm: str = "batch", taps: str = "relu", left_out: int = LEFT_OUT
+        self,
+        channels: int,
+        width: float = 1.0,
+        norm: str = "batch",
+        taps: str = "relu",
+        omitted_pools: int = OMITTED_POOLS,
     ):
         super().__init__()
         if norm not in NORMS or taps not in TAPS:
             raise UserError(f"LatentVGG16: norm {norm!r} is none of {NORMS} or taps {taps!r} none of {TAPS}")
-        self.channels, self.width, self.norm, self.taps, self.left_out = channels, width, norm, taps, left_out
-        self.recompute = False  # activations of a stage are computed again in the backward pass instead of kept
+        self.channels, self.width, self.norm, self.taps, self.omitted_pools = channels, width, norm, taps, omitted_pools
+        self.recompute = False  # compute the activations inside a stage again in the backward pass, do not keep them
         self.pool = nn.MaxPool2d(2)
         self.stages = nn.ModuleList()
-        for full, convolutions in STAGES:
-            after = self._channels(full)
-            before = [channels, *[after] * (convolutions - 1)]
-            self.stages.append(nn.Sequential(*(layer for n in before for layer in self._convolution(n, after))))
-            channels = after
+        for (_, depth), out_channels in zip(STAGES, self.tap_channels, strict=True):
+            self.stages.append(self._stage(channels, out_channels, depth))
+            channels = out_channels
 
     @property
     def tap_channels(self) -> list[int]:
         """Channels of the five taps."""
-        return [self._channels(full) for full, _ in STAGES]
+        return [self._scaled(channels) for channels, _ in STAGES]
 
-    def _channels(self, full: int) -> int:
-        unit = GROUPS if self.norm == "group" else 1
-        return max(1, round(full * self.width / unit)) * unit
+    def _scaled(self, channels: int) -> int:
+        """`width` times the channels, rounded to a multiple that the norm can divide."""
+        multiple = NORM_GROUPS if self.norm == "group" else 1
+        return max(1, round(channels * self.width / multiple)) * multiple
 
-    def _convolution(self, before: int, after: int) -> list[nn.Module]:
-        norms = {"batch": lambda: [nn.BatchNorm2d(after)], "group": lambda: [nn.GroupNorm(GROUPS, after)]}
-        normalise = norms.get(self.norm, list)()
-        return [nn.Conv2d(before, after, 3, padding=1, bias=not normalise), *normalise, nn.ReLU(inplace=True)]
+    def _stage(self, in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
+        layers = self._convolution(in_channels, out_channels)
+        for _ in range(depth - 1):
+            layers += self._convolution(out_channels, out_channels)
+        return nn.Sequential(*layers)
+
+    def _convolution(self, in_channels: int, out_channels: int) -> list[nn.Module]:
+        """A convolution, its norm if there is one, and a ReLU."""
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=self.norm == "none")
+        if self.norm == "batch":
+            return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+        if self.norm == "group":
+            return [convolution, nn.GroupNorm(NORM_GROUPS, out_channels), nn.ReLU(inplace=True)]
+        return [convolution, nn.ReLU(inplace=True)]
 
     def forward(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> five feature maps; with three pools left out only the last is smaller, half."""
+        """latent: (N, C, H, W) -> five feature maps (N, tap_channels[k], H_k, W_k).
+
+        With three pools omitted and ReLU taps the first four have the size of the latent, the last has half of it.
+        """
         taps = []
         for index, stage in enumerate(self.stages):
-            latent = tap = checkpoint(stage, latent, use_reentrant=False) if self.recompute else stage(latent)
-            if index >= self.left_out and (self.taps == "pool" or index + 1 < len(self.stages)):
-                latent = self.pool(latent)
-            taps.append(latent if self.taps == "pool" else tap)
+            features = checkpoint(stage, latent, use_reentrant=False) if self.recompute else stage(latent)
+            latent = self.pool(features) if self._has_pool(index) else features
+            taps.append(latent if self.taps == "pool" else features)
         return taps
+
+    def _has_pool(self, index: int) -> bool:
+        """Whether a max-pool follows stage `index`; the last one matters only to pool taps."""
+        is_last = index + 1 == len(self.stages)
+        return index >= self.omitted_pools and (self.taps == "pool" or not is_last)
 
 
 @torch.no_grad()
-def folded(network: LatentVGG16) -> LatentVGG16:
-    """The same function in eval mode with batch norm folded into the convolutions; others are returned as they are."""
+def fold_batch_norm(network: LatentVGG16) -> LatentVGG16:
+    """The same function in eval mode, batch norm folded into the convolutions.
+
+    A network with another norm is returned unchanged.
+    """
     if network.norm != "batch":
         return network
-    plain = LatentVGG16(network.channels, network.width, "none", network.taps, network.left_out)
+    plain = LatentVGG16(network.channels, network.width, "none", network.taps, network.omitted_pools)
     for source, target in zip(network.stages, plain.stages, strict=True):
         convolutions = [layer for layer in target if isinstance(layer, nn.Conv2d)]
-        for convolution, (conv, norm) in zip(convolutions, normed_convolutions(source), strict=True):
+        for convolution, (conv, norm) in zip(convolutions, conv_norm_pairs(source), strict=True):
             _fold(conv, norm, convolution)
     return plain.eval()
 
 
-def normed_convolutions(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def conv_norm_pairs(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """The convolutions of a stage, each with the batch norm that follows it."""
-    return [(a, b) for a, b in pairwise(stage) if isinstance(b, nn.BatchNorm2d)]
+    return [(layer, following) for layer, following in pairwise(stage) if isinstance(following, nn.BatchNorm2d)]
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, target: nn.Conv2d) -> None:
-    """Writes into `target` the convolution that equals `norm` after `conv`, computed in float64."""
+    """Write into `target` the convolution that equals `norm` after `conv`, computed in float64."""
     bias = None if conv.bias is None else conv.bias.double()
     statistics = (norm.running_mean.double(), norm.running_var.double(), norm.eps)
     weight, bias = fuse_conv_bn_weights(

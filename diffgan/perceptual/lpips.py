@@ -1,4 +1,4 @@
-"""LPIPS on latents: LatentLPIPS, and E-LatentLPIPS with the ensemble (paper, section 3.2)."""
+"""LPIPS on latents: LatentLPIPS, and E-LatentLPIPS with its ensemble of transforms (paper, section 3.2)."""
 
 from pathlib import Path
 
@@ -15,12 +15,17 @@ from diffgan.perceptual.weights import PerceptualWeights, load_weights
 class LatentLPIPS(nn.Module):
     """Perceptual distance of latents: squared differences of channel-normalised VGG features (paper, eq. 6).
 
-    d(x, y) = sum over the five taps k of mean over positions of sum_c h_kc (unit(f_k(x)) - unit(f_k(y)))_c^2
-    (Zhang et al. 2018, eq. 1), with heads h >= 0; a file without heads has h = 1.
+    d(x, y) = sum over the five taps k of mean over positions of sum_c h_kc (f^_k(x) - f^_k(y))_c^2
+    (Zhang et al. 2018, eq. 1), where f^_k is the feature map k with unit length at every position and h >= 0 are the
+    heads; a file without heads has h = 1. The module always stays in eval mode and its weights are frozen.
 
     Args:
-        weights: a file written by the stages `latent_vgg` or `calibration`, or "glyphs"; it carries its latent space.
+        weights: file written by `diffgan.perceptual.classification`, `diffgan.perceptual.calibration` or
+            `diffgan convert`, or "glyphs" for the weights of the package. The file names its latent space.
         checkpointing: keep the activations of the taps alone and compute the others again in the backward pass.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another kind.
     """
 
     def __init__(self, weights: Path, checkpointing: bool = False):
@@ -41,31 +46,42 @@ class LatentLPIPS(nn.Module):
             raise UserError(f"{self.weights}: trained on {self.space}, but these latents are {space}")
 
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """generated, target: (N, C, H, W) latents -> distances (N,) >= 0, 0 for equal inputs; no gradient to target."""
+        """Distances of pairs of latents.
+
+        Args:
+            generated, target: (N, C, H, W) latents of the diffusion model; no gradient goes to `target`.
+            generator: ignored here; see `ELatentLPIPS`.
+
+        Returns:
+            (N,) distances >= 0, 0 for equal inputs.
+        """
         with torch.no_grad():
-            goals = self.taps(target.detach())
-        maps = zip(self.taps(generated), goals, self.heads, strict=True)
-        return sum(tap_distance(features, goal, head, self.eps) for features, goal, head in maps)
+            target_taps = self.taps(target.detach())
+        pairs = zip(self.taps(generated), target_taps, self.heads, strict=True)
+        return sum(tap_distance(features, target_features, head, self.eps) for features, target_features, head in pairs)
 
     def taps(self, latent: Tensor) -> list[Tensor]:
         """latent: (N, C, H, W) -> the five feature maps."""
         return self.network(latent.contiguous(memory_format=torch.channels_last))
 
     def as_weights(self) -> PerceptualWeights:
-        """What `save_weights` writes: this network and these heads."""
+        """This network and these heads, as `save_weights` writes them."""
         return PerceptualWeights(self.network, self.space, list(self.heads), self.eps)
 
 
 class ELatentLPIPS(LatentLPIPS):
-    """LatentLPIPS under a random transform of both latents, another one for each sample and call (paper, eq. 7).
+    """LatentLPIPS under a random transform of both latents, drawn anew for each sample and call (paper, eq. 7).
 
     Args:
         weights: as `LatentLPIPS`.
         ensemble: letters of the transform groups of `Ensemble`.
-        transforms: draws that are averaged in one call; more make a steadier metric.
-        l1_weight: weight of the mean absolute difference of the latents themselves, which the authors' package adds
-            with weight 1 unless told otherwise.
+        transforms: number of transforms averaged in one call; more give a metric of less variance.
+        l1_weight: weight of the mean absolute difference of the latents, added to the distance. The default of the
+            authors' package is 1.
         checkpointing: as `LatentLPIPS`.
+
+    Raises:
+        UserError: as `LatentLPIPS`; an unknown group, `transforms` below 1 or `l1_weight` below 0.
     """
 
     def __init__(
@@ -82,10 +98,10 @@ class ELatentLPIPS(LatentLPIPS):
         self.ensemble, self.transforms, self.l1_weight = Ensemble(ensemble), transforms, l1_weight
 
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """As `LatentLPIPS`; `generator` (on the CPU) makes the draws of a call repeatable."""
+        """As `LatentLPIPS.forward`; a `generator` (on the CPU) makes the transforms of a call repeatable."""
         target = target.detach()
-        draws = [self.ensemble(generated, target, generator) for _ in range(self.transforms)]
-        distance = sum(super(ELatentLPIPS, self).forward(*draw) for draw in draws) / self.transforms
+        transformed = [self.ensemble(generated, target, generator) for _ in range(self.transforms)]
+        distance = sum(super(ELatentLPIPS, self).forward(*pair) for pair in transformed) / self.transforms
         if self.l1_weight:
             distance = distance + self.l1_weight * (generated - target).abs().flatten(1).mean(1)
         return distance

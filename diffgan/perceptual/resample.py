@@ -1,7 +1,8 @@
 """Bilinear resampling of images under affine maps, differentiable any number of times in the images.
 
-`torch.nn.functional.grid_sample` has no second derivative. Under fixed maps resampling is linear, so its derivative
-is its adjoint and the derivative of that is the resampling again: two functions that name each other.
+`torch.nn.functional.grid_sample` has no second derivative. For fixed maps resampling is linear in the images: its
+derivative is its adjoint, and the derivative of the adjoint is the resampling. Two autograd functions refer to each
+other accordingly.
 """
 
 import torch
@@ -9,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-BILINEAR, REFLECTION = 0, 2  # as ATen numbers its modes and paddings
+BILINEAR, REFLECTION = 0, 2  # numbers of ATen's interpolation and padding modes
 
 
 def resample(images: Tensor, theta: Tensor) -> Tensor:
-    """Images under affine maps, read between samples bilinearly and beyond the border by reflection.
+    """Images under affine maps, with bilinear interpolation and reflection at the border.
 
     Args:
-        images: (N, C, H, W); bf16 and fp16 are resampled in fp32, which positions need.
-        theta: (N, 2, 3) maps of output to input positions in the coordinates of `affine_grid` (a side is 2 long); they
-            get no gradient.
+        images: (N, C, H, W); bf16 and fp16 are resampled in fp32, since positions need its precision.
+        theta: (N, 2, 3) maps of output to input positions in the coordinates of `affine_grid`, in which a side is 2
+            long; no gradient goes to them.
 
     Returns:
         (N, C, H, W), fp32 or fp64.
@@ -29,6 +30,8 @@ def resample(images: Tensor, theta: Tensor) -> Tensor:
 
 
 class _Resample(Function):
+    """(N, C, H, W) images and an (N, H, W, 2) grid -> (N, C, H, W)."""
+
     @staticmethod
     def forward(ctx, images: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(grid)
@@ -36,20 +39,22 @@ class _Resample(Function):
         return torch.grid_sampler_2d(images, grid, BILINEAR, REFLECTION, False)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, grad_output: Tensor):
         (grid,) = ctx.saved_tensors
-        return _Adjoint.apply(gradient, grid, ctx.shape), None
+        return _Adjoint.apply(grad_output, grid, ctx.shape), None
 
 
 class _Adjoint(Function):
-    @staticmethod
-    def forward(ctx, gradient: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
-        ctx.save_for_backward(grid)
-        images = gradient.new_empty(1).expand(shape)  # only its shape is read
-        backward = torch.ops.aten.grid_sampler_2d_backward
-        return backward(gradient, images, grid, BILINEAR, REFLECTION, False, [True, False])[0]
+    """The adjoint of `_Resample` for the same grid: the gradient of its output -> the gradient of its images."""
 
     @staticmethod
-    def backward(ctx, second: Tensor):
+    def forward(ctx, grad_output: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(grid)
+        images = grad_output.new_empty(1).expand(shape)  # only its shape is read
+        backward = torch.ops.aten.grid_sampler_2d_backward
+        return backward(grad_output, images, grid, BILINEAR, REFLECTION, False, [True, False])[0]
+
+    @staticmethod
+    def backward(ctx, grad_images: Tensor):
         (grid,) = ctx.saved_tensors
-        return _Resample.apply(second, grid), None, None
+        return _Resample.apply(grad_images, grid), None, None

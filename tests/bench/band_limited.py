@@ -1,15 +1,18 @@
-"""What resampling between low-pass filters at twice the resolution (ADA) buys over one bilinear resampling.
+"""Resampling between low-pass filters at twice the resolution (ADA) against one bilinear resampling.
 
-Reconstruction of glyph latents from noise under both, same seeds: final error of the latent, seconds.
+Both reconstruct glyph latents from the same noise; reported are the final error of the latent and the seconds.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffgan import ELatentLPIPS
-from diffgan.cli.reconstruct import GLYPH_SEED, descend
-from diffgan.glyphs.recipe import describe, paint
+from diffgan.cli.reconstruct import load_images
 from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.reconstruction import reconstruct_latent
+from diffgan.plots import Curve
 from diffgan.storage.embedded import embedded
 from diffgan.teachers.autoencoders import Encoder
 from tests.bench.overhead import seconds
@@ -22,19 +25,23 @@ class BandLimited(ELatentLPIPS):
     """The same transforms, resampled as ADA does."""
 
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        theta = self.ensemble._affine(len(generated), generated.shape[-1], generator)
+        theta = self.ensemble.draw_affine(len(generated), generated.shape[-1], generator)
         return LatentLPIPS.forward(self, up_warp_down(generated, theta), up_warp_down(target.detach(), theta))
 
 
+def reconstruct(distance: ELatentLPIPS, start: Tensor, target: Tensor, curve: Curve) -> None:
+    """Append to `curve` the points (step, error of the latent) of one reconstruction."""
+    curve.extend(reconstruct_latent(distance, start, target, STEPS, RATE, "")[1])
+
+
 def main() -> None:
-    target = Encoder(str(embedded("teacher/vae")))(paint("reference", describe("reference", GLYPH_SEED, range(COUNT))))
+    target = Encoder(str(embedded("teacher/vae")))(load_images(None, COUNT))
     for groups in ("b", "bg"):
         for kind in (ELatentLPIPS, BandLimited):
             torch.manual_seed(0)
             start, curve = torch.randn(target.shape), []
             distance = kind("glyphs", groups)
-            run = lambda: curve.extend(descend(distance, start, target, STEPS, RATE, "")[1])  # noqa: B023, E731
-            duration = seconds(run)
+            duration = seconds(partial(reconstruct, distance, start, target, curve))
             print(f"{groups:3} {kind.__name__:14} latent MSE {curve[-1][1]:.4f}   {duration:.1f} s", flush=True)
 
 

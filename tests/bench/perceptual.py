@@ -1,9 +1,9 @@
-"""E-LatentLPIPS against a plain transcription of it, in turn in one process: time and peak memory of both passes.
+"""E-LatentLPIPS against a plain transcription of its formula: time and peak memory of forward and backward pass.
 
-Both run VGG16-BN's full width with seeded weights on batches of 4 latents of 64x64, 4 and 16 channels. The
-transcription does what the formula says and no more: each input is augmented on its own (upsampled, warped,
-downsampled), goes through the network on its own with its batch norms, and is normalised on its own. The floor is the
-network's convolutions alone: forward for the target, forward and backward for the generated latents.
+Both take turns in one process, with VGG16-BN of full width and seeded weights on batches of 4 latents of 64x64, with 4
+and 16 channels. The transcription follows the formula step by step: each input is augmented separately (upsampled,
+warped, downsampled), passes the network separately with its batch norms, and is normalised separately. The lower bound
+is the time of the convolutions alone: forward for the target, forward and backward for the generated latents.
 """
 
 import statistics
@@ -36,7 +36,7 @@ class Transcription(nn.Module):
         self.ensemble = Ensemble("bg")
 
     def forward(self, generated: Tensor, target: Tensor) -> Tensor:
-        theta = self.ensemble._affine(len(generated), generated.shape[-1], None)
+        theta = self.ensemble.draw_affine(len(generated), generated.shape[-1])
         x, y = (up_warp_down(latent, theta) for latent in (generated, target))
         distance = torch.zeros(len(x))
         for f, g in zip(self.network(x), self.network(y), strict=True):
@@ -46,9 +46,9 @@ class Transcription(nn.Module):
 
 
 def up_warp_down(images: Tensor, theta: Tensor) -> Tensor:
-    """Resampling at twice the resolution between two low-pass filters of 12 taps."""
-    channels, taps = images.shape[1], torch.arange(-5.5, 6)
-    kernel = torch.sinc(taps / 2) * torch.hann_window(14, periodic=False)[1:-1]
+    """Resampling at twice the resolution between two low-pass filters of 12 coefficients."""
+    channels, positions = images.shape[1], torch.arange(-5.5, 6)
+    kernel = torch.sinc(positions / 2) * torch.hann_window(14, periodic=False)[1:-1]
     kernel = kernel / kernel.sum()
     filters = (kernel[:, None] * kernel[None, :]).expand(channels, 1, 12, 12).contiguous()
     images = F.pad(images, [8] * 4, mode="reflect")
@@ -58,7 +58,7 @@ def up_warp_down(images: Tensor, theta: Tensor) -> Tensor:
 
 
 def peak_bytes(run: Callable[[], None]) -> int:
-    """Largest sum of live allocations made by `run`."""
+    """Largest sum of the live allocations of `run`, in bytes."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -75,52 +75,64 @@ def peak_bytes(run: Callable[[], None]) -> int:
 
 
 def step(distance: nn.Module, generated: Tensor, target: Tensor) -> None:
+    """Forward and backward pass of a distance."""
     torch.autograd.grad(distance(generated, target).sum(), generated)
 
 
 def convolutions(network: LatentVGG16, generated: Tensor, target: Tensor) -> None:
+    """The passes of the network alone."""
     with torch.no_grad():
         network(target)
     last = network(generated)[-1]
     torch.autograd.grad(last.sum(), generated)
 
 
-def compare(channels: int, device: str) -> None:
-    torch.manual_seed(0)
-    network = LatentVGG16(channels)
+def seeded_distance(network: LatentVGG16) -> ELatentLPIPS:
+    """ELatentLPIPS of a network, through its weight file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
-        save_weights(file, PerceptualWeights(network, LatentSpace(channels, 8, 1.0)))
-        ours = ELatentLPIPS(file, "bg").to(device)
-    plain = Transcription(network).to(device)
+        save_weights(file, PerceptualWeights(network, LatentSpace(network.channels, 8, 1.0)))
+        return ELatentLPIPS(file, "bg")
+
+
+def compare(channels: int, device: str) -> None:
+    """Measure the three and print their ratios."""
+    torch.manual_seed(0)
+    network = LatentVGG16(channels)
+    distance, plain = seeded_distance(network).to(device), Transcription(network).to(device)
     generated = torch.randn(BATCH, channels, SIDE, SIDE, device=device, requires_grad=True)
     target = torch.randn(BATCH, channels, SIDE, SIDE, device=device)
-    last = {"memory_format": torch.channels_last}
-    fast = generated.detach().to(**last).requires_grad_(True)
+    channels_last = {"memory_format": torch.channels_last}
+    fast_generated = generated.detach().to(**channels_last).requires_grad_(True)
     runs = {
         "plain transcription": partial(step, plain, generated, target),
-        "ELatentLPIPS": partial(step, ours, generated, target),
-        "its convolutions alone": partial(
-            convolutions, ours.network, fast, target.to(memory_format=torch.channels_last)
-        ),
+        "ELatentLPIPS": partial(step, distance, generated, target),
+        "its convolutions alone": partial(convolutions, distance.network, fast_generated, target.to(**channels_last)),
     }
+    times = alternate(runs)
+    report(channels, {name: (statistics.median(times[name]), peak_bytes(run)) for name, run in runs.items()})
+
+
+def alternate(runs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Seconds of each run in ROUNDS rounds, after one round that warms up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(ROUNDS + 1):
         for name, run in runs.items():
             duration = seconds(run)
-            if round_:  # the first round warms up
+            if round_:
                 times[name].append(duration)
-    report(channels, {name: (statistics.median(times[name]), peak_bytes(run)) for name, run in runs.items()})
+    return times
 
 
-def report(channels: int, measured: dict[str, tuple[float, int]]) -> None:
+def report(channels: int, results: dict[str, tuple[float, int]]) -> None:
+    """Print seconds and bytes of each, and the ratios of the plain transcription's to them."""
     print(
         f"{channels}x{SIDE}x{SIDE}, batch {BATCH}, forward + backward   seconds      peak MB   plain/this time   memory"
     )
-    time, memory = next(iter(measured.values()))
-    for name, (its_time, its_memory) in measured.items():
-        ratios = f"{time / its_time:17.2f} {memory / its_memory:8.2f}"
-        print(f"  {name:36} {its_time:8.3f} {its_memory / 2**20:12.0f} {ratios}", flush=True)
+    plain_time, plain_memory = results["plain transcription"]
+    for name, (time, memory) in results.items():
+        ratios = f"{plain_time / time:17.2f} {plain_memory / memory:8.2f}"
+        print(f"  {name:36} {time:8.3f} {memory / 2**20:12.0f} {ratios}", flush=True)
 
 
 def main() -> None:

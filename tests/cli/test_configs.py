@@ -16,10 +16,11 @@ PAIRS, DISTILL = ["configs/glyphs/pairs.yaml"], ["configs/glyphs/distill.yaml"]
 DEMO_PAIRS, DEMO = [*PAIRS, "configs/glyphs/demo-pairs.yaml"], [*DISTILL, "configs/glyphs/demo-distill.yaml"]
 
 
-def merged(capsys, verb, files):
+def merged(capsys, verb, files, *options):
+    """The configuration that a command with these files and options runs."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main([verb, *(word for file in files for word in ("-c", file)), "--print_config"])
+        main([verb, *(word for file in files for word in ("-c", file)), *options, "--print_config"])
     assert stop.value.code in (0, None)
     return yaml.safe_load(capsys.readouterr().out)
 
@@ -137,6 +138,6 @@ def test_pixels_and_latents_have_one_recipe(capsys):
         for config in (latent, pixel):
             config["trainer"]["logger"]["init_args"].pop("name")
             config["data"]["init_args"].pop("vae")
-            for name in ("vae", "left_out", "target", "weights"):
+            for name in ("vae", "omitted_pools", "target", "weights"):
                 config["model"]["init_args"].pop(name, None)
         assert latent == pixel

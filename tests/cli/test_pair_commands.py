@@ -38,7 +38,10 @@ def shown(capsys, *words) -> str:
 
 
 def test_pairs_and_its_verbs_have_help(capsys):
-    for words, expected in {("pairs", "--help"): "how far a set is", ("pairs", "plan", "--help"): "-c CONFIG"}.items():
+    for words, expected in {
+        ("pairs", "--help"): "progress of a pair set",
+        ("pairs", "plan", "--help"): "-c CONFIG",
+    }.items():
         with pytest.raises(SystemExit) as exit:
             main(words)
         assert exit.value.code == 0 and expected in capsys.readouterr().out

@@ -8,24 +8,24 @@ import torch
 from PIL import Image
 
 from diffgan.__main__ import main
-from diffgan.cli.reconstruct import descend
 from diffgan.latent_space import PIXELS
 from diffgan.losses.regression import MSE
 from diffgan.perceptual.latent_vgg import LatentVGG16
+from diffgan.perceptual.reconstruction import reconstruct_latent
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
 
 
 @pytest.fixture
 def pixels(tmp_path):
     torch.manual_seed(0)
-    network = LatentVGG16(3, width=0.125, left_out=0)
+    network = LatentVGG16(3, width=0.125, omitted_pools=0)
     save_weights(tmp_path / "pixels.safetensors", PerceptualWeights(network, PIXELS))
     return str(tmp_path / "pixels.safetensors")
 
 
 def test_descent_reaches_a_target_under_a_plain_distance():
     start, target = torch.randn(2, 2, 3, 8, 8)
-    latent, curve = descend(MSE(), start, target, steps=300, learning_rate=0.1, name="mse")
+    latent, curve = reconstruct_latent(MSE(), start, target, steps=300, learning_rate=0.1, name="mse")
     torch.testing.assert_close(latent, target, atol=0.02, rtol=0)
     assert curve[0] == (0, pytest.approx(float((start - target).square().mean())))
     assert curve[-1][0] == 300 and curve[-1][1] < 1e-3

@@ -43,7 +43,7 @@ def config(folder, tmp_path, **data):
             "callbacks": [{"class_path": "callbacks.run_report.RunReport"}],
         },
         "model": {
-            "class_path": "diffgan.perceptual.classification.LatentVGGTraining",
+            "class_path": "diffgan.perceptual.classification.LatentClassificationTraining",
             "init_args": {
                 "vae": VAE,
                 "target": str(tmp_path / "vgg.safetensors"),

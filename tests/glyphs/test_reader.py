@@ -1,4 +1,4 @@
-"""The shipped reader on real glyphs of families it has not seen; its training stage; its file."""
+"""The reader of the package on real glyphs of held-out families; its training stage; its file."""
 
 import pytest
 import torch
@@ -14,10 +14,11 @@ from diffgan.storage.embedded import embedded
 def test_real_glyphs_of_other_families():
     """Measured on 4,000: 0.871, without typefaces of the category display 0.956."""
     glyphs = recipe.describe("reference", 21, range(500))
-    right = load_reader().read(recipe.paint("reference", glyphs)) == torch.tensor([g.character for g in glyphs])
-    plain = torch.from_numpy(typefaces("reference").category[[g.typeface for g in glyphs]] != "display")
-    assert right.float().mean() > 0.83
-    assert right[plain].float().mean() > 0.92
+    characters = torch.tensor([glyph.character for glyph in glyphs])
+    correct = load_reader().read(recipe.paint("reference", glyphs)) == characters
+    categories = typefaces("reference").category[[glyph.typeface for glyph in glyphs]]
+    assert correct.float().mean() > 0.83
+    assert correct[torch.from_numpy(categories != "display")].float().mean() > 0.92
 
 
 def test_colours_do_not_matter():
@@ -27,15 +28,15 @@ def test_colours_do_not_matter():
     assert len(set(reader.read(torch.cat(painted)).tolist())) == 1
 
 
-def test_the_shipped_file_is_small():
+def test_the_file_of_the_package_is_small():
     assert embedded("reader.safetensors").stat().st_size <= 1_500_000
 
 
 def test_weights_survive_the_file(tmp_path):
     reader = GlyphReader().eval()
     reader.save(tmp_path / "reader.safetensors")
-    pictures = recipe.paint("train", recipe.describe("train", 0, range(4)))
-    assert torch.allclose(load_reader(tmp_path / "reader.safetensors")(pictures), reader(pictures), atol=2e-2)
+    images = recipe.paint("train", recipe.describe("train", 0, range(4)))
+    assert torch.allclose(load_reader(tmp_path / "reader.safetensors")(images), reader(images), atol=2e-2)
     assert [path.name for path in tmp_path.iterdir()] == ["reader.safetensors"]
 
 
@@ -51,11 +52,11 @@ def test_a_training_step_learns(tmp_path):
     torch.manual_seed(0)
     stage = ReaderTraining(tmp_path / "r.safetensors", lambda p: torch.optim.AdamW(p, lr=3e-3), steps=10)
     glyphs = recipe.describe("train", 0, range(16))
-    pictures, wanted = recipe.paint("train", glyphs), torch.tensor([g.character for g in glyphs])
+    images, characters = recipe.paint("train", glyphs), torch.tensor([glyph.character for glyph in glyphs])
     optimizer = stage.configure_optimizers()["optimizer"]
     losses = []
     for _ in range(10):
-        loss = torch.nn.functional.cross_entropy(stage.reader(pictures), wanted)
+        loss = torch.nn.functional.cross_entropy(stage.reader(images), characters)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""The stages that make the glyph teacher and its perceptual network, small, through the command, from their configs."""
+"""The training stages of the glyph teacher and of its perceptual network, scaled down, through the command line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from datamodules.glyphs import GlyphDataset, GlyphLatents
 from diffgan.__main__ import main
-from diffgan.glyphs.autoencoder import carry_colours, psnr, whiten
+from diffgan.glyphs.autoencoder import initialise_colour_path, psnr, whiten
 from diffgan.glyphs.denoiser import stratified_timesteps
 from diffgan.glyphs.tokenizer import train_tokenizer
 from diffgan.perceptual.weights import load_weights
@@ -32,17 +32,17 @@ def reconstruct(autoencoder, images):
     return autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample
 
 
-def test_colours_pass_from_the_first_step(images):
-    random, carrying = small_autoencoder(), small_autoencoder()
-    carry_colours(carrying)
-    assert psnr(reconstruct(carrying, images), images) > psnr(reconstruct(random, images), images) + 3
+def test_initialised_autoencoders_reconstruct_colours(images):
+    random, initialised = small_autoencoder(), small_autoencoder()
+    initialise_colour_path(initialised)
+    assert psnr(reconstruct(initialised, images), images) > psnr(reconstruct(random, images), images) + 3
 
 
-def test_whitening_keeps_reconstructions_and_drops_dead_channels(images):
+def test_whitening_keeps_reconstructions_and_omits_unused_channels(images):
     autoencoder = small_autoencoder()
-    carry_colours(autoencoder, log_variance=-8.0)  # little noise ...
+    initialise_colour_path(autoencoder, log_variance=-8.0)  # little noise ...
     with torch.no_grad():
-        autoencoder.quant_conv.bias[6] = 15  # ... but one channel drowns in it
+        autoencoder.quant_conv.bias[6] = 15  # ... but much more than signal in one channel
         autoencoder.post_quant_conv.weight[:, 2] = 0  # and the decoder ignores that one
     white = whiten(autoencoder, images)
     latent = white.encode(images).latent_dist.mode()
@@ -68,10 +68,10 @@ def test_words_of_captions_are_single_tokens():
 
 
 def stage(name, folder, steps, **changes):
-    """The words of a short run of a committed stage."""
+    """Arguments of the command line for a short run of a stage of configs/glyphs."""
     config = yaml.safe_load(Path(f"configs/glyphs/{name}.yaml").read_text())
-    one = {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
-    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps, **one}
+    one_process = {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
+    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps, **one_process}
     config["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
     for section, values in changes.items():
@@ -81,7 +81,7 @@ def stage(name, folder, steps, **changes):
     return ["fit", "-c", str(file)]
 
 
-def test_the_stages_make_a_stock_pipeline_and_its_perceptual_network(tmp_path):
+def test_the_stages_write_a_pipeline_of_diffusers_and_its_perceptual_network(tmp_path):
     pipeline = tmp_path / "teacher"
     few = {"batch_size": 4, "train_images": 16, "validation_images": 8}
     main(stage("autoencoder", tmp_path, 2, model={"pipeline": str(pipeline)}, data=few))

@@ -154,7 +154,7 @@ def test_control_c_ends_with_one_line_and_releases_the_claim(command, tmp_path):
     os.kill(worker.pid, signal.SIGINT)
     worker.join(60)
     assert worker.exitcode == 128 + signal.SIGINT and partial_shards(folder) and not claims(folder)
-    assert shown.read_text().splitlines()[-1] == "diffgan: interrupted; the same command goes on"
+    assert shown.read_text().splitlines()[-1] == "diffgan: interrupted; the same command resumes"
     assert "Traceback" not in shown.read_text()
 
 

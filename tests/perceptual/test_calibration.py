@@ -1,4 +1,4 @@
-"""Judgements, 2AFC score, and the calibration stage through the command."""
+"""2AFC score, distortions, and the calibration stage through the command line."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,18 @@ import torch
 import yaml
 from PIL import Image
 
-from datamodules.two_afc import SyntheticGlyphDataset
+from datamodules.two_afc import SyntheticGlyphTwoAFCDataset
 from diffgan.__main__ import main
 from diffgan.glyphs.distortions import FAMILIES, distort
 from diffgan.perceptual.lpips import LatentLPIPS
-from diffgan.perceptual.two_afc import RankingLoss, two_afc
+from diffgan.perceptual.two_afc import RankingLoss, two_afc_score
 from diffgan.perceptual.weights import load_weights
 
 
 def test_two_afc_by_hand():
     first, second = torch.tensor([1.0, 2.0, 2.0, 1.0]), torch.tensor([2.0, 1.0, 1.0, 1.0])
-    judge = torch.tensor([0.25, 0.25, 1.0, 0.9])
-    torch.testing.assert_close(two_afc(first, second, judge), torch.tensor([0.75, 0.25, 1.0, 0.5]))
+    preference = torch.tensor([0.25, 0.25, 1.0, 0.9])
+    torch.testing.assert_close(two_afc_score(first, second, preference), torch.tensor([0.75, 0.25, 1.0, 0.5]))
 
 
 def test_ranking_loss_learns_which_is_smaller():
@@ -38,7 +38,7 @@ def test_ranking_loss_learns_which_is_smaller():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_distortions_grow_with_their_strength(family):
-    images = SyntheticGlyphDataset("train", 100, 3).__getitems__(range(24)).reference
+    images = SyntheticGlyphTwoAFCDataset("train", 100, 3).__getitems__(range(24)).reference
     generator = torch.Generator().manual_seed(0)
     distances = [
         (distort(images, family, torch.full((24,), strength), generator) - images).square().mean()
@@ -47,13 +47,13 @@ def test_distortions_grow_with_their_strength(family):
     assert 0 < 1.5 * distances[0] < distances[1] < distances[2] / 1.5
 
 
-def test_a_judgement_is_a_function_of_its_index():
-    dataset = SyntheticGlyphDataset("train", 100, 7)
+def test_a_triplet_is_a_function_of_its_index():
+    dataset = SyntheticGlyphTwoAFCDataset("train", 100, 7)
     many, few = dataset.__getitems__(range(12)), dataset.__getitems__([11, 4])
-    for column in ("reference", "first", "second", "judge"):
+    for column in ("reference", "first", "second", "preference"):
         assert torch.equal(getattr(few, column), getattr(many, column)[[11, 4]])
     assert few.family == [many.family[11], many.family[4]] and set(many.family) == set(FAMILIES)
-    assert set(many.judge.tolist()) == {0.0, 1.0}
+    assert set(many.preference.tolist()) == {0.0, 1.0}
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def write(path, config):
     return str(path)
 
 
-def test_calibration_writes_heads_that_are_not_negative(config, tmp_path):
+def test_calibration_writes_non_negative_heads(config, tmp_path):
     main(["fit", "-c", write(tmp_path / "fit.yaml", config)])
     before, after = load_weights("glyphs"), load_weights(tmp_path / "out.safetensors")
     assert after.space == before.space
@@ -90,22 +90,22 @@ def test_calibration_writes_heads_that_are_not_negative(config, tmp_path):
 
 @pytest.fixture
 def bapps(tmp_path):
-    """Two families in the published layout: p1 is the reference itself, p0 is not; judges say so."""
+    """Two families in the published layout: p1 equals the reference, p0 does not, 90% of the answers chose p1."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for family in ("cnn", "traditional"):
             folder = tmp_path / "2afc" / split / family
-            for part in ("ref", "p0", "p1", "judge"):
-                (folder / part).mkdir(parents=True)
+            for subfolder in ("ref", "p0", "p1", "judge"):
+                (folder / subfolder).mkdir(parents=True)
             for i in range(4):
                 reference, other = rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
-                for part, pixels in (("ref", reference), ("p0", other), ("p1", reference)):
-                    Image.fromarray(pixels).save(folder / part / f"{i:06}.png")
+                for subfolder, pixels in (("ref", reference), ("p0", other), ("p1", reference)):
+                    Image.fromarray(pixels).save(folder / subfolder / f"{i:06}.png")
                 np.save(folder / "judge" / f"{i:06}.npy", np.array([0.9], dtype=np.float32))
     return tmp_path / "2afc"
 
 
-def test_bapps_folders_are_scored(bapps, config, tmp_path):
+def test_bapps_folders_are_evaluated(bapps, config, tmp_path):
     vae = "diffgan/glyphs/weights/teacher/vae"
     options = {"folder": str(bapps), "vae": vae, "resolution": 64, "batch_size": 3, "workers": 0}
     config["data"] = {"class_path": "datamodules.two_afc.BAPPS", "init_args": options}
@@ -114,19 +114,19 @@ def test_bapps_folders_are_scored(bapps, config, tmp_path):
     assert metrics["test/2afc"] == metrics["test/2afc_cnn"] == metrics["test/2afc_traditional"] == pytest.approx(0.9)
 
 
-def test_broken_bapps_folders_are_one_line(bapps, config, tmp_path, capsys):
+def test_broken_bapps_folders_fail_with_one_line(bapps, config, tmp_path, capsys):
     options = {"folder": str(bapps), "vae": None, "batch_size": 3, "workers": 0, "families": ["cnn"]}
     config["data"] = {"class_path": "datamodules.two_afc.BAPPS", "init_args": options}
 
-    def refusal(**changes):
+    def error_of(**changes):
         options.update(changes)
         with pytest.raises(SystemExit):
             main(["test", "-c", write(tmp_path / "test.yaml", config)])
         return capsys.readouterr().err
 
-    assert "missing" in refusal(folder=str(tmp_path / "missing"))
-    assert "'video'" in refusal(folder=str(bapps), families=["video"])
+    assert "missing" in error_of(folder=str(tmp_path / "missing"))
+    assert "'video'" in error_of(folder=str(bapps), families=["video"])
     (bapps / "val" / "cnn" / "judge" / "000001.npy").write_bytes(b"no")
-    assert "000001.npy" in refusal(families=["cnn"])
+    assert "000001.npy" in error_of(families=["cnn"])
     (bapps / "val" / "cnn" / "p0" / "000001.png").write_bytes(b"no")
-    assert "000001.png" in refusal(families=["cnn"])
+    assert "000001.png" in error_of(families=["cnn"])

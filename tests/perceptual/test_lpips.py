@@ -1,4 +1,4 @@
-"""LatentLPIPS and ELatentLPIPS as anyone would use them: values, derivatives, files."""
+"""LatentLPIPS and ELatentLPIPS through their public interface: values, derivatives, files."""
 
 import subprocess
 import sys
@@ -9,15 +9,15 @@ import torch
 from diffgan import ELatentLPIPS, LatentLPIPS
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
-from diffgan.perceptual.latent_vgg import LatentVGG16, folded
+from diffgan.perceptual.latent_vgg import LatentVGG16, fold_batch_norm
 from diffgan.perceptual.weights import PerceptualWeights, load_weights, save_weights
 from diffgan.teachers.registry import load_teacher
 
 SPACE = LatentSpace(channels=3, factor=4, scale=1.0)
 
 
-def lived_in(network):
-    """Batch norms with the statistics and factors of a trained network."""
+def with_trained_norms(network):
+    """Give the batch norms statistics and factors like those of a trained network."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -30,11 +30,12 @@ def lived_in(network):
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    save_weights(tmp_path / "vgg.safetensors", PerceptualWeights(lived_in(LatentVGG16(3, width=0.125)), SPACE))
+    network = with_trained_norms(LatentVGG16(3, width=0.125))
+    save_weights(tmp_path / "vgg.safetensors", PerceptualWeights(network, SPACE))
     return tmp_path / "vgg.safetensors"
 
 
-def test_three_max_pools_are_gone():
+def test_three_max_pools_are_omitted():
     taps = LatentVGG16(4, width=0.25)(torch.randn(1, 4, 16, 16))
     assert [tuple(t.shape[1:]) for t in taps] == [
         (16, 16, 16), (32, 16, 16), (64, 16, 16), (128, 16, 16), (128, 8, 8)
@@ -45,16 +46,16 @@ def test_three_max_pools_are_gone():
 
 def test_folding_keeps_the_function():
     torch.manual_seed(1)
-    network = lived_in(LatentVGG16(3, width=0.125)).eval()
+    network = with_trained_norms(LatentVGG16(3, width=0.125)).eval()
     x = torch.randn(2, 3, 16, 16)
-    for expected, tap in zip(network(x), folded(network)(x), strict=True):
+    for expected, tap in zip(network(x), fold_batch_norm(network)(x), strict=True):
         torch.testing.assert_close(tap, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_the_file_keeps_the_function(norm, tmp_path):
     torch.manual_seed(2)
-    network = lived_in(LatentVGG16(3, width=0.125, norm=norm, taps="pool")).eval()
+    network = with_trained_norms(LatentVGG16(3, width=0.125, norm=norm, taps="pool")).eval()
     heads = [torch.rand(channels) for channels in network.tap_channels]
     save_weights(tmp_path / "file.safetensors", PerceptualWeights(network, SPACE, heads, 1e-8))
     loaded = load_weights(tmp_path / "file.safetensors")
@@ -129,7 +130,7 @@ def test_transforms_averages_as_many_draws(weights):
     torch.testing.assert_close(three(x, y, generator=seeded()), mean)
 
 
-def test_l1_is_added_only_when_asked_for(weights):
+def test_l1_is_added_only_on_request(weights):
     x, y = torch.randn(2, 2, 3, 16, 16)
     plain, mixed = ELatentLPIPS(weights), ELatentLPIPS(weights, l1_weight=0.5)
     difference = mixed(x, y, generator=seeded()) - plain(x, y, generator=seeded())
@@ -144,7 +145,7 @@ def test_symmetric(kind, weights):
 
 
 def test_descent_never_gets_below_zero(weights):
-    """200 steps down from random starts: a distance that can be fooled into negative values would be found out."""
+    """200 steps of descent from random starts; a distance that can become negative would do so."""
     loss = LatentLPIPS(weights)
     x, y = torch.randn(4, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 8, 8)
     optimizer, start = torch.optim.Adam([x], lr=0.05), loss(x, y).detach()
@@ -213,8 +214,24 @@ def test_checkpointing_keeps_less_and_has_the_same_gradient(weights):
     assert kept[1] < 0.7 * kept[0]
 
 
-def test_it_needs_no_lightning():
+def test_it_requires_torch_and_safetensors_alone():
+    """Using the distance imports no other package than these two import themselves."""
+    program = """
+import sys, torch, safetensors.torch
+x = torch.randn(1, 3, 16, 16, requires_grad=True)
+packages = lambda: {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+before = packages()
+from diffgan import ELatentLPIPS
+ELatentLPIPS("glyphs", "bgcno")(x, torch.zeros_like(x)).sum().backward()
+assert x.grad.abs().sum() > 0
+print(*packages() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["diffgan"]
+
+
+def test_it_works_where_lightning_and_diffusers_are_missing():
     blocked = "import sys; sys.modules['lightning'] = sys.modules['diffusers'] = None; "
     use = "from diffgan import ELatentLPIPS; print(ELatentLPIPS('glyphs').space.channels)"
-    done = subprocess.run([sys.executable, "-c", blocked + use], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "3"
+    result = subprocess.run([sys.executable, "-c", blocked + use], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "3"

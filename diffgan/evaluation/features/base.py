@@ -1,15 +1,24 @@
 """What a feature extractor is."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+FID_FEATURES = "inception"  # name of the only features whose Fréchet distance is called FID
 
 
 class FeatureExtractor(Protocol):
-    """name: what the metrics are called after.  identity: weights, resize and side, for digests and caches."""
+    """A frozen network whose features distances are computed of.
+
+    name: part of the metrics' keys.  identity: weights, resizing and side, for digests and caches.
+    """
 
     name: str
     identity: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) uint8 -> features (N, D) float32."""
+        """Images (N, 3, H, W) uint8 -> features (N, D) float32."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move the network to a device."""

@@ -1,4 +1,4 @@
-"""Feature extractors of the distances between sets of images: uint8 pictures in, one vector a picture out."""
+"""Feature extractors of the distances between sets of images: uint8 images in, one vector an image out."""
 
 import timm
 import torch
@@ -14,7 +14,7 @@ SIDE = 128
 class EfficientNetFeatures(nn.Module):
     """Pooled features (N, 1280) of EfficientNet-Lite0, trained on ImageNet; weights of a registry package.
 
-    Pictures are resized to 128 pixels a side (antialiased bicubic), then mapped to (x - 127) / 128, as the network's
+    Images are resized to 128 pixels a side (antialiased bicubic), then mapped to (x - 127) / 128, as the network's
     TensorFlow original was trained (tensorflow/tpu, models/official/efficientnet/lite).
     """
 
@@ -31,7 +31,7 @@ class EfficientNetFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
-            raise UserError(f"features are taken of uint8 pictures (see to_uint8), not of {images.dtype}")
+            raise UserError(f"features are computed of uint8 images (see to_uint8), not of {images.dtype}")
         resized = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
         inputs = (resized.clamp(0, 255) - 127) / 128
         maps = self.network.forward_features(inputs.to(memory_format=torch.channels_last))  # (N, 1280, 4, 4)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from diffgan.errors import UserError, first_line
+from diffgan.evaluation.features.base import FID_FEATURES as NAME
 
-NAME = "inception"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of the weights of 2015-12-05
 SIDE = 299
 
@@ -19,12 +19,12 @@ SIDE = 299
 class InceptionFeatures(nn.Module):
     """Pooled features (N, 2048) of the Inception v3 that FID is defined with, in torch-fidelity's conversion.
 
-    Pictures are resized to 299 pixels a side by antialiased bicubic interpolation, as clean-fid does (Parmar et al.,
+    Images are resized to 299 pixels a side by antialiased bicubic interpolation, as clean-fid does (Parmar et al.,
     arXiv 2104.11222; mingukkang/GigaGAN evaluates with it), and rounded to bytes again.
 
     Args:
         weights: `weights-inception-2015-12-05-6726825d.pth`; by default the file of that name in torch hub's folder,
-            where it is downloaded to. Another network's weights are taken too, but the features then have another name.
+            where it is downloaded to. Weights with other values are accepted, but the features then have another name.
 
     Raises:
         UserError: the weights are missing and cannot be downloaded, or are no weights of this network.
@@ -36,9 +36,9 @@ class InceptionFeatures(nn.Module):
         if weights is None and not file.is_file():
             _download(file)
         data = _read(file)
-        found = hashlib.sha256(data).hexdigest()
-        self.name = NAME if found == SHA256 else f"{NAME}_{found[:8]}"
-        self.identity = f"{NAME} {found[:16]} bicubic {SIDE}"
+        digest = hashlib.sha256(data).hexdigest()
+        self.name = NAME if digest == SHA256 else f"{NAME}_{digest[:8]}"
+        self.identity = f"{NAME} {digest[:16]} bicubic {SIDE}"
         self.network = _network(file, data)
 
     def train(self, mode: bool = True) -> "InceptionFeatures":
@@ -46,7 +46,7 @@ class InceptionFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) uint8 -> (N, 2048) float32."""
+        """Images (N, 3, H, W) uint8 -> (N, 2048) float32."""
         resized = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
         return self.network(resized.round().clamp(0, 255).to(torch.uint8))[0]
 
@@ -63,7 +63,7 @@ def _download(file: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = first_line(error)
         raise UserError(
-            f"{file}: the weights of FID's Inception are not there and cannot be downloaded ({reason}); "
+            f"{file}: the weights of FID's Inception are missing and cannot be downloaded ({reason}); "
             f"fetch {URL_INCEPTION_V3} elsewhere and put it there"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Metrics."""
+"""Metrics of generated images: one file each, listed by the protocols."""

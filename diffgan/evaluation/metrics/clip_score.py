@@ -1,52 +1,36 @@
-"""CLIP score: how far a picture shows what its caption says."""
+"""CLIP score: how far an image shows what its caption says."""
 
-import open_clip
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffgan.errors import UserError, first_line
-
-PREFIX = "A photo depicts "
+from diffgan.evaluation.image_batch import ImageBatch
+from diffgan.evaluation.metrics.base import Column, ImageMetric
 
 
-class CLIPScore(nn.Module):
-    """Cosine of the embeddings of a picture and of "A photo depicts <caption>" (Hessel et al., arXiv 2104.08718).
+class CLIPScore(ImageMetric):
+    """Mean of `CLIPSimilarity` over images and their captions. Key: clip_score.
 
-    It is not scaled by 2.5 or 100, as in the paper's tables. Captions that are too long are cut.
+    It is not scaled by 2.5 or 100, as in the paper's tables.
 
     Args:
-        model: name of a model of open_clip, e.g. "ViT-g-14".
-        weights: its weights by open_clip's name, e.g. "laion2b_s12b_b42k" (downloaded), or a file.
-
-    Raises:
-        UserError: there is no such model, or its weights cannot be loaded.
+        model, weights: names of open_clip, as of `CLIPSimilarity`.
     """
+
+    columns = (Column("clip_score", "CLIP score", 3),)
 
     def __init__(self, model: str, weights: str):
         super().__init__()
-        try:
-            self.network = open_clip.create_model(model, pretrained=weights).requires_grad_(False).eval()
-            self.tokenizer = open_clip.get_tokenizer(model)
-        except Exception as error:  # hub, file and model errors of many kinds
-            reason = first_line(error)
-            raise UserError(
-                f"clip_model {model}, clip_weights {weights}: cannot be loaded ({reason}); where there is no network, "
-                "name a file of the weights"
-            ) from error
-        size = self.network.visual.image_size
-        self.size = size if isinstance(size, tuple) else (size, size)
-        colours = (self.network.visual.image_mean, self.network.visual.image_std)
-        for name, values in zip(("mean", "deviation"), colours, strict=True):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.model, self.weights = model, weights
+        self.network = None
 
-    def train(self, mode: bool = True) -> "CLIPScore":
-        return super().train(False)
+    def load(self) -> None:
+        """Load the network; raises UserError if there is no such model, or its weights cannot be loaded."""
+        from diffgan.evaluation.features.clip import CLIPSimilarity  # open_clip is slow to import: tables need none
 
-    @torch.no_grad()
-    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Square pictures (N, 3, H, H) uint8 and N captions -> (N,) float32 in [-1, 1]."""
-        pictures = F.interpolate(images.float(), self.size, mode="bicubic", antialias=True, align_corners=False)
-        pictures = (pictures.clamp(0, 255) / 255 - self.mean) / self.deviation
-        tokens = self.tokenizer([PREFIX + prompt for prompt in prompts]).to(images.device)
-        return F.cosine_similarity(self.network.encode_image(pictures), self.network.encode_text(tokens)).float()
+        if self.network is None:
+            self.network = CLIPSimilarity(self.model, self.weights)
+
+    def measure(self, batch: ImageBatch) -> Tensor:
+        return self.network(batch.images.to(batch.device), batch.prompts).cpu()
+
+    def summarize(self, measured: Tensor) -> dict[str, float]:
+        return {"clip_score": measured.double().mean().item()}

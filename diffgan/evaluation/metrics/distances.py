@@ -1,40 +1,113 @@
 """Distances between two sets of images, given as features: Fréchet and kernel, in float64."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.evaluation.features.base import FID_FEATURES
+from diffgan.evaluation.grain import PLAIN, View
+from diffgan.evaluation.image_batch import ImageBatch
+from diffgan.evaluation.metrics.base import ALL, Column, ImageMetric
+from diffgan.evaluation.metrics.statistics import FeatureStatistics
+from diffgan.evaluation.real_images import RealImages
 
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 50, 250, 0
+EXTRACTOR_TITLES = {"efficientnet": "EfficientNet"}
 
 
-class FeatureStatistics(NamedTuple):
-    """The Gaussian that stands for a set of features, in float64.
+class FeatureDistance(ImageMetric):
+    """A distance between the features of generated and of real images.
 
-    mean: (D,).  root: (D, r), root @ root.T is the unbiased covariance; r is the smaller of images and features.
+    Args:
+        extractor: name of the features; the metric's key carries it.
+        view: how the extractor gets the images.
+        selected: the protocol's rows that count.
+        reference: name of the set of real images.
+        floor: another set of real images, whose distance from the reference is what a perfect generator would reach
+            with as many images; None: without that value.
     """
 
-    mean: Tensor
-    root: Tensor
+    prefix: str
 
-    @classmethod
-    def of(cls, features: Tensor) -> "FeatureStatistics":
-        """Features (N, D), N >= 2."""
-        if len(features) < 2:
-            raise UserError(f"a covariance needs two or more images, there are {len(features)}")
-        features = features.double()
-        mean = features.mean(0)
-        triangle = torch.linalg.qr(features - mean, mode="r").R  # (r, D), triangle.T @ triangle = (N - 1) covariance
-        return cls(mean, triangle.T / (len(features) - 1) ** 0.5)
+    def __init__(
+        self,
+        extractor: str,
+        view: View = PLAIN,
+        selected: slice = ALL,
+        reference: str = "reference",
+        floor: str | None = None,
+    ):
+        super().__init__(selected)
+        self.extractor, self.view = extractor, view
+        self.reference_name, self.floor_name = reference, floor
+        self.floor: dict[str, float] = {}
 
-    @classmethod
-    def of_moments(cls, mean: Tensor, covariance: Tensor) -> "FeatureStatistics":
-        """mean: (D,).  covariance: (D, D), symmetric; what rounding made negative of its eigenvalues counts as 0."""
-        values, vectors = torch.linalg.eigh(covariance.double())
-        return cls(mean.double(), vectors * values.clamp_min(0).sqrt())
+    @property
+    def name(self) -> str:
+        """The key of the distance, e.g. "kid_efficientnet_grain"."""
+        return f"{self.prefix}_{self.extractor}{self.view.suffix}"
+
+    @property
+    def floor_key(self) -> str:
+        """The key of the floor."""
+        return f"{self.name}_floor"
+
+    def measure(self, batch: ImageBatch) -> Tensor:
+        return batch.features(self.view)
+
+    def titled(self, title: str) -> str:
+        """A heading with the view's name."""
+        return f"{title}, {self.view.name}" if self.view.name else title
+
+
+class FrechetDistance(FeatureDistance):
+    """`frechet_distance` of the features; with the features of FID's Inception it is FID.
+
+    Keys: fid, or fd_<extractor> of any other extractor, and `..._floor`.
+    """
+
+    prefix = "fd"
+
+    @property
+    def name(self) -> str:
+        """The key of the distance: only that of FID's own features is called "fid"."""
+        return f"fid{self.view.suffix}" if self.extractor == FID_FEATURES else super().name
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        if self.extractor == FID_FEATURES:
+            return (Column(self.name, self.titled("FID"), 2, real_key=self.floor_key),)
+        title = "FD" if self.view.name else f"FD ({EXTRACTOR_TITLES.get(self.extractor, self.extractor)})"
+        return (Column(self.name, self.titled(title), 1, real_key=self.floor_key),)
+
+    def setup(self, real: RealImages) -> None:
+        self.reference = real.statistics(self.reference_name, self.view)
+        if self.floor_name is not None:
+            floor = real.statistics(self.floor_name, self.view)
+            self.floor = {self.floor_key: frechet_distance(floor, self.reference)}
+
+    def summarize(self, measured: Tensor) -> dict[str, float]:
+        return {self.name: frechet_distance(FeatureStatistics.of(measured), self.reference)} | self.floor
+
+
+class KernelDistance(FeatureDistance):
+    """`kernel_distance` (KID) of the features. Keys: kid_<extractor> and `..._floor`."""
+
+    prefix = "kid"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (Column(self.name, self.titled("KID x 1000"), 1, scale=1000, real_key=self.floor_key),)
+
+    def setup(self, real: RealImages) -> None:
+        self.reference = real.features(self.reference_name, self.view)
+        if self.floor_name is not None:
+            floor = real.features(self.floor_name, self.view)
+            self.floor = {self.floor_key: kernel_distance(floor, self.reference)}
+
+    def summarize(self, measured: Tensor) -> dict[str, float]:
+        return {self.name: kernel_distance(measured, self.reference)} | self.floor
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -69,5 +142,8 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     size, draw = min(KID_SUBSET_SIZE, len(x), len(y)), np.random.Generator(np.random.Philox(KID_SEED))
     if size < 2:
         raise UserError(f"a kernel distance needs two or more images a set, there are {len(x)} and {len(y)}")
-    subsets = [[draw.choice(len(features), size, replace=False) for features in (x, y)] for _ in range(KID_SUBSETS)]
-    return torch.stack([polynomial_mmd(x[i], y[j]) for i, j in subsets]).mean().item()
+    distances = []
+    for _ in range(KID_SUBSETS):
+        i, j = (draw.choice(len(features), size, replace=False) for features in (x, y))
+        distances.append(polynomial_mmd(x[i], y[j]))
+    return torch.stack(distances).mean().item()

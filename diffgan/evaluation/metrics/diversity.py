@@ -4,6 +4,44 @@ import torch
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.evaluation.grain import PLAIN, View
+from diffgan.evaluation.image_batch import ImageBatch
+from diffgan.evaluation.metrics.base import ALL, Column, ImageMetric
+from diffgan.evaluation.real_images import RealImages
+
+
+class Diversity(ImageMetric):
+    """`mean_pairwise_distance` of the images of one prompt, and its ratio to that of real images of the prompt.
+
+    Keys: diversity, diversity_real, diversity_ratio, each with the view's suffix.
+
+    Args:
+        view: how the extractor gets the images.
+        selected: the protocol's rows that count: k images of each of P prompts, in the order of the real ones.
+        population: name of the set of real images, k of each prompt.
+    """
+
+    def __init__(self, view: View = PLAIN, selected: slice = ALL, population: str = "population"):
+        super().__init__(selected)
+        self.view, self.population_name = view, population
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        heading = f"diversity / real, {self.view.name}" if self.view.name else "diversity / real"
+        return (Column(f"diversity_ratio{self.view.suffix}", heading, 3, real_text="1"),)
+
+    def setup(self, real: RealImages) -> None:
+        population = real.features(self.population_name, self.view)  # (P, k, D)
+        self.shape = population.shape[:2]
+        self.real = mean_pairwise_distance(population)
+
+    def measure(self, batch: ImageBatch) -> Tensor:
+        return batch.features(self.view)
+
+    def summarize(self, measured: Tensor) -> dict[str, float]:
+        diversity = mean_pairwise_distance(measured.unflatten(0, self.shape))
+        values = {"diversity": diversity, "diversity_real": self.real, "diversity_ratio": diversity / self.real}
+        return {f"{name}{self.view.suffix}": value for name, value in values.items()}
 
 
 def mean_pairwise_distance(features: Tensor) -> float:

@@ -1,1 +1,1 @@
-"""What is generated, and what it is compared with."""
+"""What is generated, what it is compared with, and by which metrics."""

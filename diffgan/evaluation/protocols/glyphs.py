@@ -1,4 +1,4 @@
-"""Frozen protocols of judging: what is asked for, from which noises, and the real pictures it is compared with."""
+"""Protocols of glyphs: captions, noise seeds, the real images they are compared with, and the metrics."""
 
 import hashlib
 import json
@@ -9,23 +9,29 @@ from itertools import chain, islice
 import numpy as np
 
 from diffgan.errors import UserError
+from diffgan.evaluation.grain import GRAIN, PLAIN
+from diffgan.evaluation.metrics.base import ImageMetric
+from diffgan.evaluation.metrics.distances import FrechetDistance, KernelDistance
+from diffgan.evaluation.metrics.diversity import Diversity
+from diffgan.evaluation.metrics.glyph_alignment import GlyphAlignment
 from diffgan.glyphs import recipe
 from diffgan.glyphs.attributes import Asked, asked
+from diffgan.glyphs.reader import GlyphReader
 from diffgan.glyphs.recipe import COLOURS, DARK, LIGHT, Glyph
 from diffgan.glyphs.typefaces import CHARACTERS, typefaces
 
-SPLIT = "reference"  # captions and real pictures: families that no training sees
-POPULATION = "train"  # real pictures of one caption, for diversity: what a teacher can have learnt
-PICTURE_SEED, POPULATION_SEED, NOISE_SEED = 7001, 7002, 3_000_000_000
-FEWEST_TYPEFACES = 16  # a prompt of the diversity measure is met by so many typefaces of POPULATION
+SPLIT = "reference"  # captions and real images: families that no training sees
+POPULATION = "train"  # real images of one caption, for diversity: what a teacher can have learnt
+IMAGE_SEED, POPULATION_SEED, NOISE_SEED = 7001, 7002, 3_000_000_000
+MIN_TYPEFACES = 16  # a prompt of the diversity metric is satisfied by at least so many typefaces of POPULATION
 
 
 @dataclass(frozen=True)
 class GlyphProtocol:
     """Evaluation on glyphs.
 
-    images: captions of the reference families; one image is made of each, and its own picture is in the real set.
-    diversity_prompts, images_per_prompt: prompts of the diversity measure and images made of each.
+    images: captions of the reference families; one image is generated of each, and its own image is in the real set.
+    diversity_prompts, images_per_prompt: prompts of the diversity metric and images generated of each.
     """
 
     name: str
@@ -36,18 +42,18 @@ class GlyphProtocol:
     @cached_property
     def reference(self) -> list[Glyph]:
         """The real set: `images` glyphs with the captions."""
-        return recipe.describe(SPLIT, PICTURE_SEED, range(self.images))
+        return recipe.describe(SPLIT, IMAGE_SEED, range(self.images))
 
     @cached_property
     def floor(self) -> list[Glyph]:
-        """As many other glyphs of the same families: their distance from `reference` is what a perfect model scores."""
-        return recipe.describe(SPLIT, PICTURE_SEED, range(self.images, 2 * self.images))
+        """As many other glyphs of the same families: their distance from `reference` is that of a perfect model."""
+        return recipe.describe(SPLIT, IMAGE_SEED, range(self.images, 2 * self.images))
 
     @cached_property
     def population(self) -> list[list[Glyph]]:
-        """For each prompt of the diversity measure `images_per_prompt` real glyphs that satisfy it."""
+        """For each prompt of the diversity metric `images_per_prompt` real glyphs that satisfy it."""
         captions = (glyph.caption for glyph in self.floor)
-        wide = (c for c in captions if len(matching_typefaces(POPULATION, asked(c))) >= FEWEST_TYPEFACES)
+        wide = (c for c in captions if len(matching_typefaces(POPULATION, asked(c))) >= MIN_TYPEFACES)
         return [
             satisfying(POPULATION, prompt, POPULATION_SEED + row, self.images_per_prompt)
             for row, prompt in enumerate(islice(wide, self.diversity_prompts))
@@ -63,9 +69,39 @@ class GlyphProtocol:
         """The noise seed of every prompt; pairs and their validation use other ones."""
         return range(NOISE_SEED, NOISE_SEED + self.images + self.diversity_prompts * self.images_per_prompt)
 
+    def metrics(self, extractor: str = "efficientnet", reader: GlyphReader | None = None) -> list[ImageMetric]:
+        """The metrics in the order of the tables' columns.
+
+        Args:
+            extractor: name of the features of the distances.
+            reader: names the character of an image; by default the one that ships with the package.
+        """
+        matched, varied = slice(self.images), slice(self.images, None)
+        return [
+            FrechetDistance(extractor, PLAIN, matched, floor="floor"),
+            KernelDistance(extractor, PLAIN, matched, floor="floor"),
+            FrechetDistance(extractor, GRAIN, matched, floor="floor"),
+            KernelDistance(extractor, GRAIN, matched, floor="floor"),
+            GlyphAlignment(reader, matched),
+            Diversity(PLAIN, varied),
+            Diversity(GRAIN, varied),
+        ]
+
+    def reconstruction_metrics(
+        self, extractor: str = "efficientnet", reader: GlyphReader | None = None
+    ) -> list[ImageMetric]:
+        """The metrics of the reference's images after the autoencoder; they are compared with those of `floor`."""
+        return [
+            GlyphAlignment(reader, reference=None),
+            FrechetDistance(extractor, PLAIN, reference="floor"),
+            KernelDistance(extractor, PLAIN, reference="floor"),
+            FrechetDistance(extractor, GRAIN, reference="floor"),
+            KernelDistance(extractor, GRAIN, reference="floor"),
+        ]
+
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits over all of the above, the palette and the shapes that pictures are made of."""
+        """Sixteen hexadecimal digits over captions, images, seeds, the palette and the shapes of the typefaces."""
         fields = [self.name, self.images, self.diversity_prompts, self.images_per_prompt, NOISE_SEED, COLOURS]
         lists = [[_record(g) for g in glyphs] for glyphs in (self.reference, self.floor, *self.population)]
         state = hashlib.blake2b(json.dumps([fields, lists]).encode(), digest_size=8)

@@ -1,0 +1,172 @@
+"""The evaluation loop: a protocol's images are generated once and handed to the protocol's metrics."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffgan.evaluation.features.base import FeatureExtractor
+from diffgan.evaluation.image_batch import ImageBatch
+from diffgan.evaluation.metrics.base import ImageMetric
+from diffgan.evaluation.real_images import RealImages
+from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit, batches
+from diffgan.images import finite_uint8
+from diffgan.noise import draw_noise
+
+# (noise (N, C, H, W) on the CPU, N prompts) -> images (N, 3, H, W) in [-1, 1], on any device
+Generate = Callable[[Tensor, list[str]], Tensor]
+
+
+class EvaluationProtocol(Protocol):
+    """What is generated and measured: row i is one image, of prompts[i] and the noise of seeds[i]."""
+
+    name: str
+    prompts: list[str]
+    seeds: range
+    digest: str
+
+    def metrics(self, extractor: str) -> list[ImageMetric]:
+        """The metrics, with the features of an extractor of that name."""
+
+
+class Evaluator(ABC):
+    """Evaluate generators by a protocol.
+
+    settings: numbers that the metrics depend on and that stand beside them.
+
+    Args:
+        protocol: what is generated and measured.
+        extractor: features of the distances.
+        metrics: what is computed; by default what the protocol lists.
+        cache: folder where the features of real images are kept between runs; None: in memory only.
+        batch_size: images of one process at once.
+
+    Raises:
+        UserError: a file of the protocol or the weights of a metric's network are missing.
+    """
+
+    settings: dict[str, float] = {}
+
+    def __init__(
+        self,
+        protocol: EvaluationProtocol,
+        extractor: FeatureExtractor,
+        metrics: list[ImageMetric] | None = None,
+        cache: Path | None = None,
+        batch_size: int = 16,
+    ):
+        self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
+        self.digest, self.prompts = protocol.digest, protocol.prompts  # a missing file is found now, not after hours
+        self.metrics = protocol.metrics(extractor.name) if metrics is None else metrics
+        for metric in self.metrics:
+            metric.load()
+        self._real: RealImages | None = None
+
+    @abstractmethod
+    def build_real_images(self, device: torch.device | str, split: WorkSplit) -> RealImages:
+        """The real images of the protocol."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Generated images (N, 3, H, W) uint8 on the CPU, as metrics get them."""
+        return images
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        generate: Generate,
+        latent_shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        split: WorkSplit = SINGLE_PROCESS,
+    ) -> dict[str, float | str]:
+        """Evaluate a generator; every process generates and measures its own rows (collective).
+
+        Args:
+            generate: called with noise (n, *latent_shape) and n prompts at a time.
+            latent_shape: (C, H, W).
+            device: where the networks of the metrics compute.
+            split: this process's place among all.
+
+        Returns:
+            The values of all metrics; images, their number; seconds_per_image of generation on one process; protocol
+            and protocol_digest.
+        """
+
+        def images_of(rows: list[int]) -> Tensor:
+            return self._generate(generate, rows, tuple(latent_shape))
+
+        self._move_networks(device)
+        self.seconds = 0.0
+        rows = split.rows(len(self.prompts))
+        values = self.measure(self.metrics, images_of, rows, "evaluate: generating", device, split)
+        self._move_networks("cpu")
+        return {
+            "protocol": self.protocol.name,
+            "protocol_digest": self.digest,
+            "images": float(len(self.prompts)),
+            **self.settings,
+            "seconds_per_image": self.seconds / len(rows),
+            **values,
+        }
+
+    def measure(
+        self,
+        metrics: list[ImageMetric],
+        images_of: Callable[[list[int]], Tensor],
+        rows: list[int],
+        title: str,
+        device: torch.device | str = "cpu",
+        split: WorkSplit = SINGLE_PROCESS,
+    ) -> dict[str, float]:
+        """The values of metrics over images that are made in batches (collective).
+
+        Args:
+            metrics: what is computed.
+            images_of: rows of the protocol -> images (N, 3, H, W) uint8 on the CPU.
+            rows: those of this process.
+            title: of the progress bar.
+        """
+        real = self.real_images(device, split)
+        for metric in metrics:
+            metric.reset()
+            metric.setup(real)
+        for batch_rows in batches(rows, self.batch_size, title):
+            prompts = [self.prompts[row] for row in batch_rows]
+            batch = ImageBatch(batch_rows, images_of(batch_rows), prompts, self.extractor, device)
+            for metric in metrics:
+                metric.update(batch)
+        return _computed(metrics, split)
+
+    def real_images(
+        self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS
+    ) -> RealImages:
+        """The real images; their features are computed once, on the device and processes of the first call."""
+        if self._real is None:
+            self._real = self.build_real_images(device, split)
+        return self._real
+
+    def _generate(self, generate: Generate, rows: list[int], latent_shape: tuple[int, ...]) -> Tensor:
+        """The prepared images of some rows; the time is added to `seconds`."""
+        prompts = [self.prompts[row] for row in rows]
+        seeds = [self.protocol.seeds[row] for row in rows]
+        noise = draw_noise(seeds, latent_shape)
+        start = time.perf_counter()
+        images = finite_uint8(generate(noise, prompts), prompts, seeds).cpu()
+        self.seconds += time.perf_counter() - start
+        return self.prepare(images)
+
+    def _move_networks(self, device: torch.device | str) -> None:
+        for network in (self.extractor, *self.metrics):
+            network.to(device)
+
+
+def _computed(metrics: list[ImageMetric], split: WorkSplit) -> dict[str, float]:
+    """The values of all metrics from the images of all processes (collective)."""
+    values: dict[str, float] = {}
+    for metric in metrics:
+        with metric.sync_context(split.gather_list, distributed_available=lambda: split.world > 1):
+            values |= metric.compute()
+    return values

@@ -1,0 +1,59 @@
+"""The real images of a protocol: their features, computed once and kept between runs."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffgan.evaluation.features.base import FeatureExtractor
+from diffgan.evaluation.grain import REAL_SEED, View
+from diffgan.evaluation.metrics.statistics import FeatureStatistics
+from diffgan.evaluation.work_split import WorkSplit
+from diffgan.storage.tensor_files import write_tensors
+
+
+class RealImages(ABC):
+    """What metrics compare generated images with: named sets of real images, "reference" the first.
+
+    All methods are collective: every process calls them, and each may compute its part of the features.
+    """
+
+    @abstractmethod
+    def features(self, name: str, view: View) -> Tensor:
+        """Features of a set as seen in a view: (N, D), or (P, k, D) of k images of each of P prompts; float32."""
+
+    def statistics(self, name: str, view: View) -> FeatureStatistics:
+        """The Gaussian of a set's features."""
+        return FeatureStatistics.of(self.features(name, view))
+
+    def images(self, name: str) -> Tensor:
+        """A set's images: (N, 3, H, W) uint8."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no images")
+
+    def captions(self, name: str) -> list[str]:
+        """The captions of a set's images."""
+        raise NotImplementedError(f"{type(self).__name__} has no captions")
+
+
+def cache_file(folder: Path | None, protocol: str, digest: str, extractor: FeatureExtractor, view: View) -> Path | None:
+    """The file of real features: its name holds the protocol and a hash of its digest, the extractor and the grain."""
+    if folder is None:
+        return None
+    grain = f" {view.grain} {REAL_SEED}" if view.grain else ""
+    key = hashlib.blake2b(f"{digest} {extractor.identity}{grain}".encode(), digest_size=6)
+    return folder / f"real-{protocol}-{key.hexdigest()}.safetensors"
+
+
+def cached_tensors(
+    file: Path | None, compute: Callable[[], dict[str, Tensor]], split: WorkSplit
+) -> dict[str, Tensor]:
+    """The tensors of a file; if a process lacks it they are computed, and the first process writes it (collective)."""
+    if split.agree(file is not None and file.is_file()):
+        return load_file(file)
+    tensors = compute()
+    if file is not None and split.rank == 0:
+        write_tensors(file, tensors)
+    return tensors

@@ -1,0 +1,103 @@
+"""The base class of methods, with a method of three networks, and micro-batches."""
+
+import pytest
+import torch
+
+from diffgan.__main__ import main
+from diffgan.conditioning import Conditioning
+from diffgan.errors import UserError
+from diffgan.losses.regression import MSE
+from diffgan.methods.adversarial import AdversarialTraining
+from diffgan.methods.micro_batches import check_micro_batches, join, split, with_mismatches
+from diffgan.nets.discriminator import MultiScaleDiscriminator
+from tests.methods.three_networks import ThreeNetworks
+from tests.runs import assert_same_weights, checkpoint, curves, named, refused, write
+
+NAMES = ("generator.", "discriminator.", "student.")
+
+
+@pytest.fixture
+def three_networks(config, tiny_pipeline):
+    """48 images in batches of 8; the third network starts after 16."""
+    config["model"] = {
+        "class_path": "tests.methods.three_networks.ThreeNetworks",
+        "init_args": {
+            "teacher": str(tiny_pipeline),
+            "images": 48,
+            "starts_at_images": 16,
+            "regression": {"class_path": "diffgan.losses.regression.MSE"},
+        },
+    }
+    config["trainer"]["val_check_interval"] = 100
+    config["seed_everything"] = 0
+    return config
+
+
+def test_each_network_has_its_optimizer(three_networks, tmp_path, tiny_pipeline):
+    """All three are trained and saved; optimizer states are keyed by names of weights; curves by names of networks."""
+    main(["fit", "-c", write(tmp_path / "fit.yaml", three_networks)])
+    saved = checkpoint(tmp_path / "run")
+    assert len(saved["optimizer_states"]) == 3
+    for prefix, state in zip(NAMES, saved["optimizer_states"], strict=True):
+        weights = {name for name in saved["state_dict"] if name.startswith(prefix)}
+        assert weights and state["state"].keys() == weights
+    model = ThreeNetworks(str(tiny_pipeline), MSE(), 48)
+    model.configure_model()
+    for prefix in NAMES:
+        name = f"{prefix}unet.conv_in.weight"
+        assert not torch.equal(saved["state_dict"][name], model.state_dict()[name])
+    logged = curves(tmp_path / "run")
+    starts = {name: min(images for curve, images in logged if curve == f"{name}/gradient_norm") for name in "gds"}
+    assert starts == {"g": 8, "d": 8, "s": 24}
+
+
+def test_interrupted_training_of_three_networks_equals_the_uninterrupted_one(three_networks, tmp_path):
+    main(["fit", "-c", write(tmp_path / "fit.yaml", three_networks)])
+    interrupted = named(three_networks, "interrupted")
+    for images in (16, 32, 48):
+        interrupted["model"]["init_args"]["images"] = images
+        main(["fit", "-c", write(tmp_path / "interrupted.yaml", interrupted)])
+    assert_same_weights(tmp_path / "run", tmp_path / "interrupted")
+
+
+def test_curves_of_every_network_are_no_monitors(three_networks, tmp_path, capsys):
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "s/gradient_norm"}}
+    three_networks["trainer"]["callbacks"].append(stopping)
+    error = refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", three_networks))
+    assert "EarlyStopping: monitor s/gradient_norm" in error and "validation/mse" in error
+
+
+def micro_batch_inputs():
+    noise, latent = torch.randn(8, 4, 2, 2), torch.randn(8, 4, 2, 2)
+    return noise, latent, Conditioning(torch.arange(8.0)[:, None, None])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_micro_batches_have_the_rows_of_the_batch(count):
+    noise, latent, conditioning = micro_batch_inputs()
+    batch = with_mismatches(noise, latent, conditioning, mismatch_share=0.25)
+    micro_batches = split(batch, count)
+    assert [len(micro_batch.noise) for micro_batch in micro_batches] == [8 // count] * count
+    joined = join(micro_batches)
+    assert torch.equal(joined.noise, noise) and torch.equal(joined.latent, latent)
+    assert torch.equal(joined.other, latent[[1, 0, 3, 2, 5, 4, 7, 6]]) and joined.replaced.sum() == 2
+    assert torch.equal(joined.conditioning.text, conditioning.text)
+    rows = joined.take([5, 2])
+    assert torch.equal(rows.noise, noise[[5, 2]]) and rows.conditioning.text.flatten().tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("count", [0, 3, 16])
+def test_unequal_micro_batches_are_refused(count):
+    with pytest.raises(UserError, match="accumulate: 8 pairs"):
+        check_micro_batches(8, count)
+
+
+def test_rows_of_the_gradient_penalty():
+    """Every second step from the start on, one row after the other; none with gamma 0."""
+    settings = {"starts_at_images": 16, "r1_every": 2, "r1_samples": 2}
+    adversarial = AdversarialTraining(MultiScaleDiscriminator, torch.optim.SGD, **settings)
+    rows = [adversarial.penalised_rows(images_seen, 8, 1) for images_seen in range(16, 64, 8)]
+    assert rows == [[0, 4], [], [1, 5], [], [2, 6], []]
+    assert adversarial.penalised_rows(32, 4, 2) == [1]
+    off = AdversarialTraining(MultiScaleDiscriminator, torch.optim.SGD, **settings, r1_gamma=0.0)
+    assert off.penalised_rows(16, 8, 1) == []
