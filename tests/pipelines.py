@@ -1,4 +1,4 @@
-"""Random pipelines of every family, from configurations, small enough to run in every test: 32x32 images."""
+"""Tiny random pipelines of every family, small enough for every test: 32x32 images, 8x8 latents."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def autoencoder(**changes: Any) -> AutoencoderKL:
 
 
 def miniature() -> StableDiffusionPipeline:
-    """The glyph teacher in small: v-prediction, the linear schedule of DDIM."""
+    """As the glyph teacher: v-prediction, the linear schedule of DDIM."""
     words = tokenizer()
     config = text_config(words)
     return StableDiffusionPipeline(
@@ -79,7 +79,7 @@ def miniature() -> StableDiffusionPipeline:
 
 
 def sd1() -> StableDiffusionPipeline:
-    """Predicts the noise; attention at the fine scales."""
+    """SD1.x: epsilon prediction, attention at the fine scales."""
     words = tokenizer()
     return StableDiffusionPipeline(
         vae=autoencoder(),
@@ -94,7 +94,7 @@ def sd1() -> StableDiffusionPipeline:
 
 
 def sd2() -> StableDiffusionPipeline:
-    """Predicts the velocity; heads by level, linear projections, a text encoder with another activation."""
+    """SD2.x: v-prediction, heads by level, linear projections, a text encoder with another activation."""
     words = tokenizer(pad_token="!</w>")
     return StableDiffusionPipeline(
         vae=autoencoder(),
@@ -139,7 +139,7 @@ def sdxl(force_zeros_for_empty_prompt: bool = True) -> StableDiffusionXLPipeline
 
 
 def sdxl_with_empty_prompt() -> StableDiffusionXLPipeline:
-    """Guidance leads away from the empty prompt, not from zeros."""
+    """SDXL whose guidance uses the empty prompt, not zeros."""
     return sdxl(force_zeros_for_empty_prompt=False)
 
 
@@ -147,7 +147,7 @@ FAMILIES = {"miniature": miniature, "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-
 
 
 def saved(build, folder: Path, seed: int = 0) -> Path:
-    """The directory of a pipeline whose weights are drawn from `seed`."""
+    """Save a pipeline with random weights of this seed; returns its directory."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pipeline: DiffusionPipeline = build()
@@ -157,11 +157,11 @@ def saved(build, folder: Path, seed: int = 0) -> Path:
 
 class _Untrained(FeatureExtractorInceptionV3):
     def load_state_dict(self, *_) -> None:
-        """Keep the weights that the network begins with."""
+        """Keep the random weights of the initialisation."""
 
 
 def random_inception(file: Path) -> FeatureExtractorInceptionV3:
-    """FID's Inception with random weights, and the file of these."""
+    """FID's Inception with random weights, which are saved in `file`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save({}, file)

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.errors import UserError
 from diffgan.glyphs.networks import from_config
-from diffgan.teachers.base import SCHEDULER
+from diffgan.teachers.schedule import SCHEDULER_SETTINGS
 from diffgan.teachers.stable_diffusion import StableDiffusion
 from diffgan.training import ema
 from diffgan.training.lr_schedules import warmup_cooldown
@@ -74,7 +74,7 @@ class DenoiserTraining(pl.LightningModule):
         self.pipeline, self.optimizer = pipeline, optimizer
         self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
         self.caption_dropout, self.ema_half_life_images = caption_dropout, ema_half_life_images
-        self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER)
+        self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER_SETTINGS)
         self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder", dtype=torch.float32)
         self.text_encoder.requires_grad_(False).eval()

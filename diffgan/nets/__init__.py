@@ -1,0 +1,1 @@
+"""The networks that are trained: the one-step generator and the discriminator."""

@@ -1,4 +1,8 @@
-"""The conditional discriminator: a second copy of the teacher's network, read at every scale (paper, section 3.3)."""
+"""The conditional discriminator: a second copy of the teacher's network, read at every scale (paper, section 3.3).
+
+A discriminator for networks of another class (a diffusion transformer) is another module that is called with the
+teacher's network and has the same `forward`, `blocks` and `enable_gradient_checkpointing`; a configuration names it.
+"""
 
 import copy
 from typing import NamedTuple
@@ -10,37 +14,59 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.teachers import denoiser
+from diffgan.teachers.denoiser import UNetAdapter
 
-PLACES = ("before", "skip", "after")  # of the joining of a skip
+PLACES = ("before", "skip", "after")  # where a decoder stage is read: see `MultiScaleDiscriminator`
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
 class ReadOut(NamedTuple):
-    """scale: 0 is the coarsest.  place: one of `PLACES`.  logits: (N, 1, h, w), above zero means real."""
+    """Real/fake logits at one place of the decoder.
+
+    Attributes:
+        scale: 0 is the coarsest.
+        place: one of `PLACES`.
+        logits: (N, 1, h, w); above zero means real.
+    """
 
     scale: int
     place: str
     logits: Tensor
 
 
-class MultiScaleDiscriminator(nn.Module):
-    """D(x, z, c): maps of real/fake logits at every scale of a diffusion model's decoder (paper, section 3.3).
+class BlockInputs(NamedTuple):
+    """What the blocks of a UNet take beside features.
 
-    The network is called at t = 0. With its zero-initialised parts untrained it computes the features of `unet`:
+    Attributes:
+        embedding: of the timestep (and of SDXL's pooled text and sizes), (N, E).
+        text: token embeddings, (N, L, D).
+    """
+
+    embedding: Tensor
+    text: Tensor
+
+    def arguments(self, block: nn.Module) -> dict[str, Tensor]:
+        """Keyword arguments of one block: the text, if it has cross-attention."""
+        return {"encoder_hidden_states": self.text} if getattr(block, "has_cross_attention", False) else {}
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """D(x, z, c): maps of real/fake logits at every scale of a diffusion UNet's decoder (paper, section 3.3).
+
+    The network is called at t = 0. As long as its zero-initialised layers are zero, it computes the features of `unet`:
 
         input:    conv_in(x) + zero(z);  before every later stage of the encoder + zero(x resized)
-        read-out: at every scale of the decoder, before its first skip is joined, on that skip, and after the stage
+        read-out: at every stage of the decoder, before its first skip is joined, on that skip, and after the stage
 
     Args:
         unet: the teacher's network; it is copied, not changed.
-        from_teacher: begin with the teacher's weights, or else with the same network drawn at random.
-        noise_conditioning: let D see the noise z that the student's sample was made of.
-        multi_scale: resized latents at the input of every stage and read-outs at every scale and place; or else one
-            read-out after the last stage.
+        from_teacher: initialise with the teacher's weights if true, with random weights if false.
+        noise_conditioning: condition D on the noise z that the generated sample was made of.
+        multi_scale: add the resized latents at the input of every stage and read at every scale and place; if false,
+            read once, after the last stage.
 
     Raises:
-        UserError: `unet` is no Stable Diffusion network (SD1.x, SD2.x, SDXL).
+        UserError: `unet` is not a Stable Diffusion network (SD1.x, SD2.x, SDXL).
     """
 
     def __init__(
@@ -51,99 +77,124 @@ class MultiScaleDiscriminator(nn.Module):
         multi_scale: bool = True,
     ):
         super().__init__()
-        self.unet = _features_of(unet, from_teacher)
+        self.adapter = UNetAdapter()
+        self.unet = _copy_without_output(unet, from_teacher)
         self.multi_scale = multi_scale
         self.upsamplers = nn.ModuleList(_take_upsampler(block) for block in self.unet.up_blocks)
         channels, encoder_inputs = unet.config.in_channels, _encoder_inputs(self.unet)
         self.noise_in = _zero_conv(channels, encoder_inputs[0]) if noise_conditioning else None
         self.latent_in = nn.ModuleList(_zero_conv(channels, width) for width in encoder_inputs[1:] if multi_scale)
-        self.heads = nn.ModuleDict(
-            {
-                _name(scale, place): _head(width, unet.config.norm_num_groups)
-                for scale, widths in enumerate(_decoder_widths(self.unet))
-                for place, width in zip(PLACES, widths, strict=True)
-                if multi_scale or (scale == len(self.unet.up_blocks) - 1 and place == "after")
-            }
-        )
+        self.heads = self._build_heads(unet.config.norm_num_groups)
         self.requires_grad_(True).train()
 
+    def _build_heads(self, groups: int) -> nn.ModuleDict:
+        """One read-out head for each scale and place; one after the last stage if not `multi_scale`."""
+        heads = nn.ModuleDict()
+        last = len(self.unet.up_blocks) - 1
+        for scale, widths in enumerate(_decoder_widths(self.unet)):
+            for place, width in zip(PLACES, widths, strict=True):
+                if self.multi_scale or (scale == last and place == "after"):
+                    heads[_head_name(scale, place)] = _head(width, groups)
+        return heads
+
     def blocks(self) -> list[nn.Module]:
-        """Units of sharding."""
-        return denoiser.blocks(self.unet)
+        """The units of sharding."""
+        return self.adapter.blocks(self.unet)
 
     def enable_gradient_checkpointing(self) -> None:
-        denoiser.enable_gradient_checkpointing(self.unet)
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.adapter.enable_gradient_checkpointing(self.unet)
 
     def forward(self, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> list[ReadOut]:
-        """latent, noise: (N, C, H, W) -> the read-outs, coarsest scale first."""
-        features = self.features(latent, noise, conditioning)
-        return [
-            ReadOut(scale, place, self.heads[name](feature))
-            for scale, places in enumerate(features)
-            for place, feature in zip(PLACES, places, strict=True)
-            if (name := _name(scale, place)) in self.heads
-        ]
+        """Score latents as real or fake.
 
-    def features(self, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> list[tuple[Tensor, ...]]:
-        """By scale of the decoder, coarsest first, the features before, at and after its skip: (N, width, h, w)."""
-        embedding, text = self._embed(latent, conditioning)
-        hidden = self.unet.conv_in(2 * latent - 1 if self.unet.config.center_input_sample else latent)
+        Args:
+            latent: x, (N, C, H, W).
+            noise: z, (N, C, H, W); ignored without noise conditioning.
+            conditioning: c, N rows.
+
+        Returns:
+            The read-outs, coarsest scale first.
+        """
+        read_outs = []
+        for scale, features in enumerate(self.features(latent, noise, conditioning)):
+            for place, feature in zip(PLACES, features, strict=True):
+                name = _head_name(scale, place)
+                if name in self.heads:
+                    read_outs.append(ReadOut(scale, place, self.heads[name](feature)))  # (N, 1, h, w)
+        return read_outs
+
+    def features(
+        self, latent: Tensor, noise: Tensor, conditioning: Conditioning
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Features of the decoder; arguments as in `forward`.
+
+        Returns:
+            For each stage, coarsest first, the features at each of `PLACES`: (N, width, h, w).
+        """
+        inputs = self._block_inputs(latent, conditioning)
+        centered = 2 * latent - 1 if self.unet.config.center_input_sample else latent
+        hidden = self.unet.conv_in(centered)  # (N, width, H, W)
         if self.noise_in is not None:
             hidden = hidden + self.noise_in(noise)
-        hidden, skips = self._encode(hidden, latent, embedding, text)
+        hidden, skips = self._encode(hidden, latent, inputs)
         if self.unet.mid_block is not None:
-            hidden = self.unet.mid_block(hidden, embedding, **text(self.unet.mid_block))
-        return self._decode(hidden, skips, embedding, text)
+            hidden = self.unet.mid_block(hidden, inputs.embedding, **inputs.arguments(self.unet.mid_block))
+        return self._decode(hidden, skips, inputs)
 
-    def _embed(self, latent: Tensor, conditioning: Conditioning):
-        """The embedding of t = 0 (and of SDXL's pooled text and sizes), and the text for the blocks that read it."""
-        arguments = conditioning.arguments()
-        embedding = self.unet.time_embedding(self.unet.get_time_embed(latent, torch.zeros((), device=latent.device)))
-        added = self.unet.get_aug_embed(emb=embedding, **arguments)
-        embedding = embedding if added is None else embedding + added
-        if self.unet.time_embed_act is not None:
-            embedding = self.unet.time_embed_act(embedding)
-        tokens = self.unet.process_encoder_hidden_states(**arguments)
+    def _block_inputs(self, latent: Tensor, conditioning: Conditioning) -> BlockInputs:
+        """The embedding of t = 0 (and of SDXL's pooled text and sizes), and the text."""
+        unet, arguments = self.unet, conditioning.arguments()
+        timestep = torch.zeros((), device=latent.device)
+        embedding = unet.time_embedding(unet.get_time_embed(latent, timestep))  # (N, E)
+        added = unet.get_aug_embed(emb=embedding, **arguments)  # (N, E) or None
+        if added is not None:
+            embedding = embedding + added
+        if unet.time_embed_act is not None:
+            embedding = unet.time_embed_act(embedding)
+        return BlockInputs(embedding, unet.process_encoder_hidden_states(**arguments))
 
-        def text(block: nn.Module) -> dict[str, Tensor]:
-            return {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
-
-        return embedding, text
-
-    def _encode(self, hidden: Tensor, latent: Tensor, embedding: Tensor, text) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, hidden: Tensor, latent: Tensor, inputs: BlockInputs) -> tuple[Tensor, list[Tensor]]:
+        """The encoder: features of the coarsest scale, and the skips, finest first."""
         skips = [hidden]
         for stage, block in enumerate(self.unet.down_blocks):
             if stage > 0 and self.multi_scale:
-                resized = F.adaptive_avg_pool2d(latent, hidden.shape[-2:])
-                hidden = hidden + self.latent_in[stage - 1](resized)
-            hidden, residuals = block(hidden, embedding, **text(block))
+                resized = F.adaptive_avg_pool2d(latent, hidden.shape[-2:])  # (N, C, h, w)
+                hidden = hidden + self.latent_in[stage - 1](resized)  # (N, width, h, w)
+            hidden, residuals = block(hidden, inputs.embedding, **inputs.arguments(block))  # (N, width, h/2, w/2)
             skips.extend(residuals)
         return hidden, skips
 
-    def _decode(self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, text) -> list[tuple[Tensor, ...]]:
-        scales = []
+    def _decode(self, hidden: Tensor, skips: list[Tensor], inputs: BlockInputs) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The decoder: for each stage, coarsest first, the features at each of `PLACES`."""
+        features = []
         for block, upsampler in zip(self.unet.up_blocks, self.upsamplers, strict=True):
-            joined, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-            before, hidden = hidden, block(hidden, tuple(joined), embedding, **text(block))
-            scales.append((before, joined[-1], hidden))
+            count = len(block.resnets)  # each joins one skip, the last one first
+            joined, skips = skips[-count:], skips[:-count]
+            before = hidden  # (N, width, h, w)
+            hidden = block(hidden, tuple(joined), inputs.embedding, **inputs.arguments(block))  # (N, width, h, w)
+            features.append((before, joined[-1], hidden))
             if skips:
-                hidden = upsampler(hidden, skips[-1].shape[-2:])
-        return scales
+                hidden = upsampler(hidden, skips[-1].shape[-2:])  # (N, width, 2 h, 2 w)
+        return features
 
 
-def _features_of(unet: UNet2DConditionModel, from_teacher: bool) -> UNet2DConditionModel:
-    """A copy of the network without its output layers, with its weights or drawn anew."""
-    if odd := [block for block in unet.config.up_block_types if block not in UP_BLOCKS]:
-        raise UserError(
-            f"discriminator: the teacher's network has a {odd[0]}; only {' and '.join(UP_BLOCKS)} are known"
-        )
+def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool) -> UNet2DConditionModel:
+    """A copy of the network without its output layers, with its weights or with random ones."""
+    if not isinstance(unet, UNet2DConditionModel):
+        name = type(unet).__name__
+        raise UserError(f"discriminator: the teacher's network is a {name}; only UNet2DConditionModel is supported")
+    for block in unet.config.up_block_types:
+        if block not in UP_BLOCKS:
+            supported = " and ".join(UP_BLOCKS)
+            raise UserError(f"discriminator: the teacher's network has a {block}; only {supported} are supported")
     copied = copy.deepcopy(unet) if from_teacher else type(unet).from_config(unet.config)
     copied.conv_norm_out = copied.conv_act = copied.conv_out = nn.Identity()
     return copied.to(unet.device)
 
 
 def _take_upsampler(block: nn.Module) -> nn.Module:
-    """The upsampler of a decoder stage, removed from it: the stage is read before it."""
+    """Remove the upsampler of a decoder stage and return it: the stage is read before it."""
     upsamplers, block.upsamplers = block.upsamplers, None
     return nn.Identity() if upsamplers is None else upsamplers[0]
 
@@ -154,17 +205,19 @@ def _encoder_inputs(unet: UNet2DConditionModel) -> list[int]:
 
 
 def _decoder_widths(unet: UNet2DConditionModel) -> list[tuple[int, int, int]]:
-    """Channels before, at and after the first skip of every stage of the decoder."""
-    widths, before = [], unet.down_blocks[-1].resnets[-1].out_channels
+    """Channels at each of `PLACES` for every stage of the decoder."""
+    widths = []
+    before = unet.down_blocks[-1].resnets[-1].out_channels
     for block in unet.up_blocks:
+        skip = block.resnets[0].in_channels - before
         after = block.resnets[-1].out_channels
-        widths.append((before, block.resnets[0].in_channels - before, after))
+        widths.append((before, skip, after))
         before = after
     return widths
 
 
 def _zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A convolution that begins as zero, so that what it adds begins as nothing."""
+    """A convolution that is initialised to zero, so that at first it adds nothing."""
     conv = nn.Conv2d(inputs, outputs, 3, padding=1)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -172,9 +225,9 @@ def _zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _head(channels: int, groups: int) -> nn.Sequential:
-    """Features -> one map of logits."""
+    """Features (N, channels, h, w) -> logits (N, 1, h, w)."""
     return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
 
 
-def _name(scale: int, place: str) -> str:
+def _head_name(scale: int, place: str) -> str:
     return f"scale{scale}_{place}"

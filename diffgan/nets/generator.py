@@ -1,57 +1,63 @@
-"""The one-step generator: a diffusion model's network, called once at the last timestep."""
+"""The one-step generator: a diffusion model's network, called once at the last timestep (paper, section 3.1)."""
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
-from diffgan.teachers import denoiser
-
-
-def clean_latent(prediction: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """x^ from the network's prediction at z = alpha x + sigma eps: all (N, C, H, W), alpha and sigma scalars.
-
-    epsilon: (z - sigma eps) / alpha;  v_prediction: alpha z - sigma v;  sample: the prediction itself.
-    """
-    prediction = prediction.to(noise.dtype)  # under autocast it comes in less than the noise's precision
-    if prediction_type == "epsilon":
-        return (noise - sigma * prediction) / alpha
-    if prediction_type == "v_prediction":
-        return alpha * noise - sigma * prediction
-    if prediction_type == "sample":
-        return prediction
-    raise ValueError(f"prediction_type {prediction_type!r} is none of epsilon, v_prediction, sample")
+from diffgan.teachers.denoiser import adapter_for
+from diffgan.teachers.prediction import to_x0
+from diffgan.teachers.schedule import schedule_for
 
 
 class OneStepGenerator(nn.Module):
-    """x^ = G(z, c): one network call at the schedule's last timestep T (paper, section 3.1).
+    """x^ = G(z, c) = to_x0(network(z, T, c)), with T the last training timestep.
 
     Equal to one step of stock diffusers with `DDIMScheduler(timestep_spacing="trailing", set_alpha_to_one=True,
-    clip_sample=False)` and guidance 1.
+    clip_sample=False)` and guidance 1. The network is a submodule by its name in the pipeline, so that the weights of
+    a Stable Diffusion student are `unet.*`.
 
     Args:
-        unet: the network; trained in place.
-        scheduler: gives T, alpha_T, sigma_T and the prediction type.
+        network: the denoising network; trained in place.
+        scheduler: states the noise schedule: T, alpha_T, sigma_T and the prediction type.
+
+    Raises:
+        UserError: the network's or the scheduler's class is not supported.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler):
+    def __init__(self, network: nn.Module, scheduler: SchedulerMixin):
         super().__init__()
-        self.unet = unet
-        self.prediction_type = scheduler.config.prediction_type
-        self.timestep = scheduler.config.num_train_timesteps - 1
-        signal = scheduler.alphas_cumprod[self.timestep]
-        self.register_buffer("alpha", signal.sqrt(), persistent=False)
-        self.register_buffer("sigma", (1 - signal).sqrt(), persistent=False)
+        self.adapter = adapter_for(network)
+        self.add_module(self.adapter.component, network)
+        schedule = schedule_for(scheduler)
+        self.prediction_type = schedule.prediction_type
+        self.timestep = schedule.last_timestep
+        self.register_buffer("alpha", schedule.alpha(self.timestep), persistent=False)  # ()
+        self.register_buffer("sigma", schedule.sigma(self.timestep), persistent=False)  # ()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network."""
+        return getattr(self, self.adapter.component)
 
     def blocks(self) -> list[nn.Module]:
-        """Units of sharding."""
-        return denoiser.blocks(self.unet)
+        """The units of sharding."""
+        return self.adapter.blocks(self.denoiser)
 
     def enable_gradient_checkpointing(self) -> None:
-        denoiser.enable_gradient_checkpointing(self.unet)
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.adapter.enable_gradient_checkpointing(self.denoiser)
 
     def forward(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """noise: (N, C, H, W), N(0, I) -> latents (N, C, H, W)."""
-        t = torch.full((len(noise),), self.timestep, device=noise.device)
-        prediction = denoiser.predict(self.unet, noise, t, conditioning)
-        return clean_latent(prediction, noise, self.alpha, self.sigma, self.prediction_type)
+        """Generate latents.
+
+        Args:
+            noise: z, (N, C, H, W), N(0, I).
+            conditioning: c, N rows.
+
+        Returns:
+            x^, (N, C, H, W), in the precision of `noise`.
+        """
+        t = torch.full((len(noise),), self.timestep, device=noise.device)  # (N,)
+        prediction = self.adapter.predict(self.denoiser, noise, t, conditioning)  # (N, C, H, W)
+        return to_x0(prediction, noise, self.alpha, self.sigma, self.prediction_type)  # (N, C, H, W)

@@ -1,1 +1,1 @@
-"""The frozen teacher: one adapter for each pipeline class of diffusers."""
+"""The frozen teacher: one family for each pipeline class of diffusers (README.md in this folder)."""

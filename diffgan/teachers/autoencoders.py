@@ -1,6 +1,6 @@
 """Autoencoders by name, and the encoder that datamodules share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,38 @@ from diffgan.errors import UserError
 from diffgan.latent_space import PIXELS, LatentSpace
 
 
-def _place(name: str | Path) -> tuple[str, dict[str, str]]:
-    """A local folder as it is; a hub name "owner/model/vae" as the model and its subfolder."""
-    parts = str(name).split("/")
-    if Path(name).is_dir() or len(parts) != 3:
-        return str(name), {}
-    return "/".join(parts[:2]), {"subfolder": parts[2]}
-
-
-def _found(load, name: str | Path):
-    try:
-        place, options = _place(name)
-        return load(place, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"vae {name}: is no directory or hub name of an AutoencoderKL") from error
-
-
 def autoencoder_config(name: str | Path) -> Mapping[str, Any]:
-    """Configuration of an `AutoencoderKL`: a directory, or "owner/model/vae" on the hub."""
-    return _found(AutoencoderKL.load_config, name)
+    """The configuration of an `AutoencoderKL`.
+
+    Args:
+        name: a directory, or "owner/model/vae" on the hub.
+
+    Raises:
+        UserError: there is no such autoencoder.
+    """
+    return _load(AutoencoderKL.load_config, name)
 
 
 def load_autoencoder(name: str | Path) -> AutoencoderKL:
-    """A frozen `AutoencoderKL` in eval mode; name: as in `autoencoder_config`."""
-    vae = _found(AutoencoderKL.from_pretrained, name)
+    """A frozen `AutoencoderKL` in eval mode; arguments and errors as in `autoencoder_config`."""
+    vae = _load(AutoencoderKL.from_pretrained, name)
     return vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
 def latent_space(name: str | Path | None) -> LatentSpace:
-    """The latent space of an autoencoder by its name; without one, pixels."""
+    """The latent space of an autoencoder by its name; pixels if the name is None."""
     return PIXELS if name is None else LatentSpace.of_config(autoencoder_config(name))
 
 
 class Encoder(nn.Module):
-    """Images (N, 3, H, W) in [-1, 1] -> what the diffusion model sees; without an autoencoder, pixels."""
+    """Images to the diffusion model's latents; without an autoencoder, images unchanged.
+
+    Args:
+        name: of the autoencoder, as in `autoencoder_config`, or None.
+
+    Attributes:
+        space: the latent space.
+    """
 
     def __init__(self, name: str | Path | None):
         super().__init__()
@@ -54,7 +52,26 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each distribution."""
         if self.vae is None:
             return images
         images = images.contiguous(memory_format=torch.channels_last)
         return self.space.to_model(self.vae.encode(images).latent_dist.mode())
+
+
+def _load(load: Callable[..., Any], name: str | Path) -> Any:
+    """Call a loader of diffusers with a directory, or with a hub id and its subfolder."""
+    path, options = _split_hub_name(name)
+    try:
+        return load(path, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"vae {name}: not a directory or hub name of an AutoencoderKL") from error
+
+
+def _split_hub_name(name: str | Path) -> tuple[str, dict[str, str]]:
+    """The hub name "owner/model/vae" as "owner/model" and its subfolder; any other name unchanged."""
+    owner_model_subfolder = str(name).split("/")
+    if Path(name).is_dir() or len(owner_model_subfolder) != 3:
+        return str(name), {}
+    owner, model, subfolder = owner_model_subfolder
+    return f"{owner}/{model}", {"subfolder": subfolder}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -14,63 +14,86 @@ from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
-
-# One set of scheduler settings for teacher, student and export, so that "one step" means the last training timestep.
-SCHEDULER = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+from diffgan.teachers.denoiser import adapter_for
+from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
 
 
 class Teacher(nn.Module, ABC):
-    """The parts of a diffusers pipeline, frozen.
+    """The components of a diffusers pipeline, frozen and in eval mode.
 
-    Latents here are the diffusion model's: (N, C, H, W), noise N(0, I). What differs between pipeline classes is said
-    by one adapter for each in `diffgan.teachers`: the methods that are abstract here.
+    Latents are the diffusion model's: (N, C, H, W), noise N(0, I). There is one subclass, a family, for each pipeline
+    class. It provides the class attributes and the abstract members below; the rest is the same for all families.
+
+    Attributes:
+        pipeline_class: the pipeline class of diffusers.
+        load_options: arguments of the pipeline's `from_pretrained`.
+        components: names of the pipeline's components, as the subclass's constructor names them.
+        network_class: class of the denoising network; `diffgan.teachers.denoiser` has an adapter for it.
+        schedule_class: the kind of noise schedule.
+        schedule: the noise schedule.
+        vae: the autoencoder.
+        space: the latent space of the autoencoder.
+
+    Args:
+        vae: the autoencoder.
+        denoiser: the denoising network.
+        scheduler: the pipeline's own, of any class that states a schedule of `schedule_class`.
+
+    Raises:
+        UserError: a component is not supported.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    loading: ClassVar[dict[str, Any]] = {}  # arguments of the pipeline's `from_pretrained`
-    parts: ClassVar[tuple[str, ...]]  # of the pipeline, as the adapter's constructor names them
+    load_options: ClassVar[dict[str, Any]] = {}
+    components: ClassVar[tuple[str, ...]]
+    network_class: ClassVar[type[nn.Module]] = UNet2DConditionModel
+    schedule_class: ClassVar[type[NoiseSchedule]] = DDIMSchedule
 
-    def __init__(self, vae: AutoencoderKL, unet: UNet2DConditionModel, scheduler: SchedulerMixin):
+    def __init__(self, vae: AutoencoderKL, denoiser: nn.Module, scheduler: SchedulerMixin):
         super().__init__()
-        self.vae, self.unet = vae, unet
-        self.scheduler = DDIMScheduler.from_config(scheduler.config, **SCHEDULER)
-        self._solvers: dict[str, SchedulerMixin] = {}
-        _check_network(unet)
-        solvers.check_schedule(self.scheduler, scheduler)
+        self._adapter = adapter_for(denoiser)
+        self._adapter.check(denoiser)
+        self.vae = vae
+        self.add_module(self._adapter.component, denoiser)
+        self.schedule = self.schedule_class.from_pipeline(scheduler)
         self.space = LatentSpace.of(vae)
-        for network in (vae, unet):
+        self._checked_solvers: dict[str, SchedulerMixin] = {}
+        for network in (vae, denoiser):
             network.to(memory_format=torch.channels_last)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> "Teacher":
-        """The teacher in a pipeline.
+    def from_pipeline(cls, pipeline: DiffusionPipeline) -> "Teacher":
+        """The teacher whose components are those of a pipeline.
 
         Raises:
-            UserError: a part is missing, or not as Stable Diffusion has it.
+            UserError: a component is missing or not supported.
         """
-        parts = {name: getattr(pipeline, name, None) for name in cls.parts}
-        if missing := [name for name, part in parts.items() if part is None]:
-            raise UserError(f"model_index.json: a {cls.pipeline_class.__name__} without {missing[0]} is not supported")
-        return cls(**parts)
+        components = {name: getattr(pipeline, name, None) for name in cls.components}
+        for name, component in components.items():
+            if component is None:
+                kind = cls.pipeline_class.__name__
+                raise UserError(f"model_index.json: a {kind} without {name} is not supported")
+        return cls(**components)
 
     def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode."""
         return super().train(False)
 
-    # ---- what an adapter says ----
+    # ---- what a family provides ----
 
     @property
     @abstractmethod
     def tokenizers(self) -> list[CLIPTokenizer]:
-        """In the order of `text_encoders`."""
+        """The tokenizers, in the order of `text_encoders`."""
 
     @property
     @abstractmethod
     def text_encoders(self) -> list[CLIPTextModel]:
-        """In the order in which the network is given their output."""
+        """The text encoders, in the order in which the network takes their outputs."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else decides a latent, beside weights, vocabularies, scheduler and sizes; plain JSON."""
+        """Plain JSON values that decide a latent beside weights, vocabularies, scheduler and sizes."""
         return {}
 
     @abstractmethod
@@ -79,62 +102,79 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of what the network is told where guidance leaves the prompt out."""
+        """`count` rows of the conditioning that guidance uses in place of a prompt."""
 
     @abstractmethod
     def as_pipeline(self) -> DiffusionPipeline:
-        """The parts (a student's network perhaps in the teacher's place) as a stock pipeline."""
+        """A stock pipeline of the teacher's components; `export` has put a student's weights into the network."""
 
-    # ---- what all have in common ----
+    # ---- components ----
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The denoising network; also an attribute by its name in the pipeline, such as `unet`."""
+        return getattr(self, self._adapter.component)
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        """The scheduler that states the noise schedule, with the settings of teacher, student and export."""
+        return self.schedule.scheduler
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
-        side = self.unet.config.sample_size
-        return self.unet.config.in_channels, side, side
+        return self._adapter.latent_shape(self.denoiser.config)
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device  # diffusers' own property looks at every module
+        """The network's device."""
+        return next(self.denoiser.parameters()).device  # diffusers' own property visits every module
+
+    # ---- encode ----
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts -> N rows of conditioning; equal prompts are encoded once, too long ones are cut."""
+        """Encode N prompts as N rows of conditioning; equal prompts are encoded once, too long ones are truncated."""
         unique = list(dict.fromkeys(prompts))
-        row = {prompt: i for i, prompt in enumerate(unique)}
-        rows = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
+        row_of = {prompt: row for row, prompt in enumerate(unique)}
+        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.device)
         return self._encode(unique).map(lambda tensor: tensor[rows])
 
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """For each prompt, whether `encode` truncates it because it has more tokens than the text encoder takes."""
+        tokenizer = self.tokenizers[0]  # where there are two, both truncate at the same token
+        tokens = tokenizer(list(prompts), verbose=False).input_ids
+        return [len(row) > tokenizer.model_max_length for row in tokens]
+
     def _tokens(self, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-        """(N, L) int64."""
+        """Prompts -> tokens (N, L), int64."""
         length = tokenizer.model_max_length
         tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return tokens.input_ids.to(self.device)
 
+    # ---- solve ----
+
     def solver(self, steps: int, name: str = solvers.DEFAULT) -> SchedulerMixin:
-        """A fresh solver of the ODE, a scheduler of diffusers with its timesteps set.
+        """A new solver of the ODE with its timesteps set.
+
+        Args:
+            steps: number of steps.
+            name: of a deterministic scheduler class of diffusers.
 
         Raises:
-            UserError: `steps` is not between 1 and the teacher's timesteps, or `name` is no deterministic scheduler.
+            UserError: `steps` is not between 1 and the number of training timesteps, or the class is not a solver for
+                this teacher.
         """
-        most = self.scheduler.config.num_train_timesteps
-        if not 1 <= steps <= most:
-            raise UserError(f"steps: {steps} is not between 1 and the teacher's {most} timesteps")
-        if name not in self._solvers:
-            self._solvers[name] = solvers.solver(name, self.scheduler)
-        fresh = copy.deepcopy(self._solvers[name])
-        fresh.set_timesteps(steps, device=self.device)
-        return fresh
+        self.schedule.check_steps(steps)
+        if name not in self._checked_solvers:
+            self._checked_solvers[name] = solvers.solver(name, self.scheduler)
+        solver = copy.deepcopy(self._checked_solvers[name])
+        solver.set_timesteps(steps, device=self.device)
+        return solver
 
     def network_calls(self, steps: int, solver: str = solvers.DEFAULT) -> int:
-        """How often `solve` calls the network (a call with guidance has both halves in it); errors as `solver`."""
+        """Number of network calls in `solve`; with guidance each has twice the rows. Errors as in `solver`."""
         return len(self.solver(steps, solver).timesteps)
-
-    def truncated(self, prompts: Sequence[str]) -> list[bool]:
-        """Which prompts have more tokens than the text encoder takes, so that `encode` cuts them."""
-        tokenizer = self.tokenizers[0]  # where there are two they cut at the same place
-        tokens = tokenizer(list(prompts), verbose=False).input_ids
-        return [len(row) > tokenizer.model_max_length for row in tokens]
 
     @torch.no_grad()
     def solve(
@@ -149,54 +189,52 @@ class Teacher(nn.Module, ABC):
         """x = ODE(z, c, w) with classifier-free guidance, both halves of it in one batched network call.
 
         Args:
-            noise: (N, C, H, W), N(0, I).
-            conditioning: N rows, from `encode`.
-            steps: of the solver; timesteps are spaced `trailing`, so the first is the last training timestep.
-            guidance: w of eps = eps(z) + w (eps(z, c) - eps(z)); 1 leaves the unconditional half out.
-            on_step: called after every network call (`network_calls` says how many there are).
+            noise: z, (N, C, H, W), N(0, I).
+            conditioning: c, N rows, from `encode`.
+            steps: number of steps; timesteps are spaced `trailing`, so the first is the last training timestep.
+            guidance: w in eps = eps(z) + w (eps(z, c) - eps(z)); with 1 the unconditional half is not computed.
+            on_step: called after each of the `network_calls`.
             solver: name of a deterministic scheduler class of diffusers.
 
+        Returns:
+            Latents (N, C, H, W) in the network's dtype.
+
         Raises:
-            UserError: as `solver`.
+            UserError: as in `solver`.
         """
         scheduler = self.solver(steps, solver)
-        latent = noise.to(self.unet.dtype) * scheduler.init_noise_sigma
+        latent = solvers.initial_latent(scheduler, noise.to(self.denoiser.dtype))  # (N, C, H, W)
         if guidance != 1:
-            conditioning = Conditioning.cat([self.unconditional(len(noise)), conditioning])
+            conditioning = Conditioning.cat([self.unconditional(len(noise)), conditioning])  # 2 N rows
         for t in scheduler.timesteps:
-            inputs = scheduler.scale_model_input(latent, t)
-            prediction = self._predict(inputs, t, conditioning, guidance)
+            inputs = solvers.model_input(scheduler, latent, t)  # (N, C, H, W)
+            prediction = self._predict(inputs, t, conditioning, guidance)  # (N, C, H, W)
             latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
             if on_step is not None:
                 on_step()
         return latent
 
     def _predict(self, latent: Tensor, t: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
-        """eps(z) + w (eps(z, c) - eps(z)); conditioning: 2 N rows, the unconditional ones first, unless w is 1."""
+        """The guided prediction (Ho & Salimans 2022, arXiv 2207.12598): eps(z) + w (eps(z, c) - eps(z)).
+
+        Args:
+            conditioning: N rows if `guidance` is 1, else 2 N, the unconditional ones first.
+        """
         if guidance == 1:
-            return self.unet(latent, t, **conditioning.arguments(), return_dict=False)[0]
-        both = self.unet(torch.cat([latent, latent]), t, **conditioning.arguments(), return_dict=False)[0]
+            return self._adapter.predict(self.denoiser, latent, t, conditioning)
+        both = self._adapter.predict(self.denoiser, torch.cat([latent, latent]), t, conditioning)  # (2 N, C, H, W)
         unconditional, conditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
+    # ---- images ----
+
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each."""
+        """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each distribution."""
         inputs = images.to(self.device, self.vae.dtype, memory_format=torch.channels_last)
         return self.space.to_model(self.vae.encode(inputs).latent_dist.mode())
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), about [-1, 1]."""
+        """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
-
-
-def _check_network(unet: UNet2DConditionModel) -> None:
-    """Raises UserError if the network wants more than a latent, a time and a prompt."""
-    config = unet.config
-    if not isinstance(config.sample_size, int):
-        raise UserError(f"unet: sample_size is {config.sample_size!r} and must be a whole number")
-    if config.in_channels != config.out_channels:
-        raise UserError(f"unet: takes {config.in_channels} channels and gives {config.out_channels}, not as many")
-    if config.time_cond_proj_dim is not None:
-        raise UserError("unet: takes the guidance as an input (time_cond_proj_dim), which is not supported")

@@ -1,22 +1,133 @@
-"""How a family's network is called, and which of its blocks are sharded and checkpointed. Today: UNets of diffusers."""
+"""The denoising network of a family: how it is called, and which of its blocks are sharded and checkpointed.
 
+The network itself stays an unchanged module of diffusers. An adapter, found by the network's class, says how to use
+it; `Teacher.solve`, the one-step generator and the cost estimate call networks through their adapters only.
+
+Today there is one adapter, for UNets. A family with a network of another class (a diffusion transformer) defines a
+subclass of `DenoiserAdapter` in its own file and registers it:
+
+    @register
+    class TransformerAdapter(DenoiserAdapter):
+        network_class = SD3Transformer2DModel
+        component = "transformer"
+        ...
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
+from diffgan.errors import UserError
+
+NUM_SIZES = 6  # sizes and crop in the conditioning of SDXL
 
 
-def predict(network: UNet2DConditionModel, latent: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
-    """The network's output at latents (N, C, H, W) and timestep t, () or (N,): (N, C, H, W)."""
-    return network(latent, t, **conditioning.arguments(), return_dict=False)[0]
+class DenoiserAdapter(ABC):
+    """How to use the networks of one class. An adapter has no state: the network is an argument of every method.
+
+    Attributes:
+        network_class: the class in diffusers.
+        component: name of the network in a pipeline of diffusers. Students keep it in the names of their weights.
+    """
+
+    network_class: ClassVar[type[nn.Module]]
+    component: ClassVar[str]
+
+    @abstractmethod
+    def check(self, network: nn.Module) -> None:
+        """Raise a UserError if the network requires more than a latent, a timestep and a prompt."""
+
+    @abstractmethod
+    def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """(C, H, W) of one latent, from the network's configuration."""
+
+    @abstractmethod
+    def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
+        """Uninitialised conditioning of one prompt of `tokens` tokens: its shapes, to estimate costs."""
+
+    @abstractmethod
+    def predict(self, network: nn.Module, latent: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
+        """Call the network.
+
+        Args:
+            network: of class `network_class`.
+            latent: (N, C, H, W).
+            t: timestep, () or (N,).
+            conditioning: N rows.
+
+        Returns:
+            The network's output, (N, C, H, W); `diffgan.teachers.prediction` converts it to x0.
+        """
+
+    @abstractmethod
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """The blocks of the network in the order of the forward pass: the units of sharding (FSDP2)."""
+
+    def enable_gradient_checkpointing(self, network: nn.Module) -> None:
+        """Recompute the activations of every block in the backward pass instead of keeping them."""
+        network.enable_gradient_checkpointing()
 
 
-def blocks(network: UNet2DConditionModel) -> list[nn.Module]:
-    """The stages of the network, in the order of the forward pass: units of sharding (FSDP2)."""
-    stages = (*network.down_blocks, network.mid_block, *network.up_blocks)
-    return [stage for stage in stages if stage is not None]
+ADAPTERS: dict[type[nn.Module], DenoiserAdapter] = {}  # by network class
 
 
-def enable_gradient_checkpointing(network: UNet2DConditionModel) -> None:
-    """Compute the activations of every block again in the backward pass instead of keeping them."""
-    network.enable_gradient_checkpointing()
+def register(adapter: type[DenoiserAdapter]) -> type[DenoiserAdapter]:
+    """Class decorator: use this adapter for its `network_class`."""
+    ADAPTERS[adapter.network_class] = adapter()
+    return adapter
+
+
+def adapter_for(network: nn.Module) -> DenoiserAdapter:
+    """The adapter of a network.
+
+    Raises:
+        UserError: there is none for its class.
+    """
+    for network_class, adapter in ADAPTERS.items():
+        if isinstance(network, network_class):
+            return adapter
+    known = " and ".join(network_class.__name__ for network_class in ADAPTERS)
+    raise UserError(f"network: a {type(network).__name__} is not supported; supported are {known}")
+
+
+@register
+class UNetAdapter(DenoiserAdapter):
+    """`UNet2DConditionModel`: Stable Diffusion 1.x, 2.x and XL."""
+
+    network_class = UNet2DConditionModel
+    component = "unet"
+
+    def check(self, network: UNet2DConditionModel) -> None:
+        config = network.config
+        if not isinstance(config.sample_size, int):
+            raise UserError(f"unet: sample_size is {config.sample_size!r} and must be an integer")
+        if config.in_channels != config.out_channels:
+            raise UserError(
+                f"unet: in_channels ({config.in_channels}) and out_channels ({config.out_channels}) must be equal"
+            )
+        if config.time_cond_proj_dim is not None:
+            raise UserError("unet: guidance as an input of the network (time_cond_proj_dim) is not supported")
+
+    def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        return config["in_channels"], config["sample_size"], config["sample_size"]
+
+    def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
+        text = torch.empty(1, tokens, config["cross_attention_dim"])  # (1, L, D)
+        if config.get("addition_embed_type") != "text_time":
+            return Conditioning(text)
+        width = config["projection_class_embeddings_input_dim"] - NUM_SIZES * config["addition_time_embed_dim"]
+        return Conditioning(text, pooled=torch.empty(1, width), sizes=torch.empty(1, NUM_SIZES))
+
+    def predict(
+        self, network: UNet2DConditionModel, latent: Tensor, t: Tensor | int, conditioning: Conditioning
+    ) -> Tensor:
+        return network(latent, t, **conditioning.arguments(), return_dict=False)[0]  # (N, C, H, W)
+
+    def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
+        stages = (*network.down_blocks, network.mid_block, *network.up_blocks)
+        return [stage for stage in stages if stage is not None]

@@ -1,6 +1,6 @@
-"""Teachers by path: the pipeline class that `model_index.json` names decides the adapter.
+"""Teachers by path: the pipeline class that `model_index.json` names decides the family.
 
-A new family is one file in this package and one line in `FAMILIES`.
+A new family is one file in this package and one line in `FAMILIES`; README.md in this folder says what the file has.
 """
 
 from pathlib import Path
@@ -15,8 +15,9 @@ from diffgan.teachers.base import Teacher
 from diffgan.teachers.stable_diffusion import StableDiffusion
 from diffgan.teachers.stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, type[Teacher]] = {
-    family.pipeline_class.__name__: family for family in (StableDiffusion, StableDiffusionXL)
+FAMILIES: dict[str, type[Teacher]] = {  # by pipeline class
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
 }
 
 
@@ -28,16 +29,14 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32) -> Teacher:
         dtype: float32 or bfloat16; float16 to store a copy only, as autoencoders overflow in it.
 
     Raises:
-        UserError: there is no such pipeline, no adapter for its class, or it cannot be loaded.
+        UserError: there is no such pipeline, its class is not supported, or it cannot be loaded.
     """
     path = resolve_path(path)
-    family = _family(path)
+    family = family_of(path)
+    options = {"torch_dtype": dtype, "use_safetensors": True, **family.load_options}
     try:
         with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
-            pipeline = family.pipeline_class.from_pretrained(
-                path, torch_dtype=dtype, use_safetensors=True, **family.loading
-            )
-            return family.of(pipeline)
+            return family.from_pipeline(family.pipeline_class.from_pretrained(path, **options))
     except UserError as error:
         raise UserError(f"teacher {path}: {error}") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -46,23 +45,32 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32) -> Teacher:
 
 
 def resolve_path(path: str) -> str:
-    """The directory of an embedded pipeline ("glyphs"); any other path or hub id as it is."""
+    """The directory of an embedded pipeline ("glyphs"); any other path or hub id unchanged."""
     return str(embedded("teacher")) if path == EMBEDDED else path
 
 
-def _family(path: str) -> type[Teacher]:
-    """The adapter for the pipeline class that `model_index.json` names."""
+def family_of(path: str) -> type[Teacher]:
+    """The family of a pipeline directory or hub id.
+
+    Raises:
+        UserError: there is no such pipeline, or its class is not supported.
+    """
+    name = _pipeline_class_name(path)
+    if name not in FAMILIES:
+        raise UserError(f"teacher {path}: is a {name}, not a {' or '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _pipeline_class_name(path: str) -> str | None:
+    """What `model_index.json` names."""
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise UserError(f"teacher {path}: no pipeline directory (model_index.json is missing)")
     try:
-        name = DiffusionPipeline.load_config(path).get("_class_name")
+        return DiffusionPipeline.load_config(path).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         if Path(path).exists():
             raise UserError(f"teacher {path}: model_index.json cannot be read ({first_line(error)})") from error
         raise UserError(
-            f"teacher {path}: no such directory, and the hub does not give it either ({first_line(error)}); "
-            "where there is no network, name a directory"
+            f"teacher {path}: no such directory, and it cannot be loaded from the hub ({first_line(error)}); "
+            "without a network, name a directory"
         ) from error
-    if name not in FAMILIES:
-        raise UserError(f"teacher {path}: is a {name}, not a {' or '.join(FAMILIES)}")
-    return FAMILIES[name]

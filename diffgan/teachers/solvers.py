@@ -1,4 +1,8 @@
-"""Solvers of the teacher's ODE: schedulers of diffusers by name, and the checks that make one a solver of it."""
+"""Solvers of the teacher's probability-flow ODE: schedulers of diffusers, by class name.
+
+A scheduler class is a solver for a teacher if it passes three checks: it is deterministic, it has the teacher's noise
+schedule, and it begins at the last timestep. What depends on the kind of schedule is in `diffgan.teachers.schedule`.
+"""
 
 import copy
 import inspect
@@ -6,121 +10,131 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from diffgan.errors import UserError, first_line
+from diffgan.teachers.schedule import NoiseSchedule, public_config, schedule_for
 
 DEFAULT = "DDIMScheduler"
-WITHOUT_RUNGE_KUTTA = {"skip_prk_steps": True}  # PNDM as every Stable Diffusion has it
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-NOISY = "adds fresh noise at its steps, so a latent is no function of its z"
+NOT_DETERMINISTIC = "adds fresh noise at its steps, so a latent is no function of its z"
 PROBE_STEPS = 4
 
 
-def solver(name: str, schedule: DDIMScheduler) -> SchedulerMixin:
-    """The scheduler class of this name with the noise schedule, spacing and prediction type of `schedule`.
+def solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
+    """A solver with the noise schedule, timestep spacing and prediction type of a teacher.
 
-    It has to be a solver of the same ODE: to begin at the last timestep, to know the noise schedule, and to draw
-    nothing, which is tried out: two runs under different random numbers must end in the same latent.
+    Args:
+        name: of a scheduler class of diffusers.
+        scheduler: the teacher's.
+
+    Returns:
+        A new scheduler of that class, on the CPU; its timesteps are not set.
 
     Raises:
-        UserError: it is no such class or cannot be built, or it fails one of the three.
+        UserError: there is no such class, it cannot be built, or it fails one of the checks.
     """
+    schedule = schedule_for(scheduler)
     with torch.device("cpu"):  # tables and trial runs stay there, whatever torch's default device is
-        reason = _refusal(name, schedule)
+        reason = _reason_to_refuse(name, schedule)
         if reason is not None:
-            good = [known.name for known in KarrasDiffusionSchedulers if _refusal(known.name, schedule) is None]
-            raise UserError(f"solver {name}: {reason}; choose one of {', '.join(good)}")
-        return _built(getattr(diffusers, name), schedule)
+            suggestions = ", ".join(_usable_solvers(schedule))
+            raise UserError(f"solver {name}: {reason}; choose one of {suggestions}")
+        return _build(getattr(diffusers, name), schedule)
 
 
-def describe(name: str, schedule: DDIMScheduler) -> dict[str, Any]:
-    """What a manifest says of the schedule, and under "solver" of a solver that is not the default."""
-    described = _plain(schedule.config)
+def initial_latent(solver: SchedulerMixin, noise: Tensor) -> Tensor:
+    """z, (N, C, H, W), scaled to a solver's first timestep; schedulers of flow matching have no such scale."""
+    return noise * getattr(solver, "init_noise_sigma", 1.0)
+
+
+def model_input(solver: SchedulerMixin, latent: Tensor, t: Tensor) -> Tensor:
+    """A solver's latent, (N, C, H, W), as the network takes it; schedulers of flow matching do not scale it."""
+    if not hasattr(solver, "scale_model_input"):
+        return latent
+    return solver.scale_model_input(latent, t)
+
+
+# ---- in manifests of pair sets ----
+
+
+def describe(name: str, scheduler: SchedulerMixin) -> dict[str, Any]:
+    """The teacher's schedule as plain values, with the configuration of another solver than DDIM under "solver"."""
+    description = public_config(scheduler)
     if name == DEFAULT:
-        return described
-    return described | {"solver": {"class": name} | _plain(solver(name, schedule).config)}
+        return description
+    return description | {"solver": {"class": name} | public_config(solver(name, scheduler))}
 
 
 def named_in(description: dict[str, Any]) -> str:
-    """The name of the solver in what `describe` has said."""
+    """The name of the solver in a description that `describe` made."""
     return description.get("solver", {}).get("class", DEFAULT)
 
 
-def check_schedule(schedule: DDIMScheduler, original: SchedulerMixin) -> None:
-    """Raises UserError if `schedule`, made of a pipeline's own scheduler, is not what the network was trained on."""
-    kind, prediction = type(original).__name__, schedule.config.prediction_type
-    if prediction not in PREDICTIONS:
-        raise UserError(f"scheduler: prediction_type is {prediction!r} and must be one of {', '.join(PREDICTIONS)}")
-    if not _same_noise(original, schedule):
-        raise UserError(f"scheduler: a {kind} has no table of betas as DDIM has it, so it is no teacher's here")
-    if prediction == "epsilon" and schedule.alphas_cumprod[-1] == 0:
-        raise UserError("scheduler: rescale_betas_zero_snr with epsilon: at the last timestep it says nothing about x")
+# ---- the checks ----
 
 
-def _refusal(name: str, schedule: DDIMScheduler) -> str | None:
-    """Why the scheduler class of this name is no solver; None if it is one."""
-    kind = getattr(diffusers, name, None)
-    missing = set(getattr(kind, "_backends", ())) - {"torch"}  # diffusers' stand-in for a class it cannot import
-    if missing and "torchsde" not in missing:
-        return f"diffusers needs {' and '.join(sorted(missing))} for it, which is not installed"
+def _usable_solvers(schedule: NoiseSchedule) -> list[str]:
+    return [name for name in schedule.solver_names() if _reason_to_refuse(name, schedule) is None]
+
+
+def _reason_to_refuse(name: str, schedule: NoiseSchedule) -> str | None:
+    """Why the scheduler class of this name is not a solver; None if it is one."""
+    scheduler_class = getattr(diffusers, name, None)
+    missing = _missing_packages(scheduler_class)
+    if "torchsde" in missing:  # all schedulers that need it add noise
+        return NOT_DETERMINISTIC
     if missing:
-        return NOISY
-    if not (inspect.isclass(kind) and _parameters(kind) >= {"beta_schedule", "prediction_type"}):
-        return "is no scheduler of diffusers that a Stable Diffusion can use"
+        return f"diffusers needs {' and '.join(sorted(missing))} for it, which is not installed"
+    if not inspect.isclass(scheduler_class) or not schedule.solver_parameters() <= _parameters(scheduler_class):
+        return "is not a scheduler of diffusers that can be used with this teacher"
     try:
-        return _fault(_built(kind, schedule), schedule)
+        return _failed_check(_build(scheduler_class, schedule), schedule)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         return f"cannot be used with this teacher ({first_line(error)})"
 
 
-def _fault(built: SchedulerMixin, schedule: DDIMScheduler) -> str | None:
-    """What a trial run and the table of alphas show."""
-    if not torch.equal(_trial(built, seed=0), _trial(built, seed=1)):
-        return NOISY
-    if not _same_noise(built, schedule):
-        why = " (rescale_betas_zero_snr)" if schedule.config.rescale_betas_zero_snr else ""
-        return f"does not know the noise schedule of this teacher{why}"
-    built.set_timesteps(PROBE_STEPS)
-    last = schedule.config.num_train_timesteps - 1
-    if (first := round(float(built.timesteps[0]))) != last:
-        return f"begins at timestep {first}, not at the last one, {last}"
+def _missing_packages(scheduler_class: type | None) -> set[str]:
+    """Packages without which diffusers offers only a placeholder of this class."""
+    return set(getattr(scheduler_class, "_backends", ())) - {"torch"}
+
+
+def _failed_check(solver: SchedulerMixin, schedule: NoiseSchedule) -> str | None:
+    """Which of the three checks a solver fails; None if it passes them."""
+    if not _is_deterministic(solver):
+        return NOT_DETERMINISTIC
+    if (reason := schedule.mismatch(solver)) is not None:
+        return reason
+    solver.set_timesteps(PROBE_STEPS)
+    first = round(float(solver.timesteps[0]))
+    if first != schedule.last_timestep:
+        return f"begins at timestep {first}, not at the last one, {schedule.last_timestep}"
     return None
 
 
-def _trial(built: SchedulerMixin, seed: int) -> Tensor:
-    """Where a short run with a made-up network ends, under the random numbers of `seed`."""
-    scheduler = copy.deepcopy(built)
-    scheduler.set_timesteps(PROBE_STEPS)
+def _is_deterministic(solver: SchedulerMixin) -> bool:
+    """Whether two short runs under different random numbers end in the same latent."""
+    return torch.equal(_trial_run(solver, seed=0), _trial_run(solver, seed=1))
+
+
+def _trial_run(solver: SchedulerMixin, seed: int) -> Tensor:
+    """The last latent of a few steps with a simple function as network, under the random numbers of `seed`."""
+    solver = copy.deepcopy(solver)
+    solver.set_timesteps(PROBE_STEPS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        latent = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            prediction = 0.1 * scheduler.scale_model_input(latent, t)
-            latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
+        latent = initial_latent(solver, torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4))
+        for t in solver.timesteps:
+            prediction = 0.1 * model_input(solver, latent, t)
+            latent = solver.step(prediction, t, latent, return_dict=False)[0]
     return latent.nan_to_num()
 
 
-def _built(kind: type[SchedulerMixin], schedule: DDIMScheduler) -> SchedulerMixin:
-    known = _parameters(kind)
-    config = _plain(schedule.config) | WITHOUT_RUNGE_KUTTA
-    return kind(**{key: value for key, value in config.items() if key in known})
+def _build(scheduler_class: type[SchedulerMixin], schedule: NoiseSchedule) -> SchedulerMixin:
+    parameters = _parameters(scheduler_class)
+    config = {key: value for key, value in schedule.solver_config().items() if key in parameters}
+    return scheduler_class(**config)
 
 
-def _same_noise(one: SchedulerMixin, other: SchedulerMixin) -> bool:
-    """Whether two schedulers have the same table of alphas (a zero at its end may be written as 2^-24)."""
-    tables = [getattr(scheduler, "alphas_cumprod", None) for scheduler in (one, other)]
-    return all(isinstance(table, Tensor) for table in tables) and (
-        tables[0].shape == tables[1].shape
-        and torch.allclose(*(table.float().cpu() for table in tables), rtol=1e-5, atol=1e-7)
-    )
-
-
-def _parameters(kind: type) -> set[str]:
-    return set(inspect.signature(kind.__init__).parameters)
-
-
-def _plain(config) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+def _parameters(scheduler_class: type) -> set[str]:
+    return set(inspect.signature(scheduler_class.__init__).parameters)

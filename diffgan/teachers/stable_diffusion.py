@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and the miniature: one text encoder, its last hidden states."""
+"""Stable Diffusion 1.x and 2.x, and the glyph teacher: one text encoder, its last hidden states."""
 
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -8,11 +8,11 @@ from diffgan.teachers.base import Teacher
 
 
 class StableDiffusion(Teacher):
-    """The parts of a `StableDiffusionPipeline`."""
+    """The components of a `StableDiffusionPipeline`."""
 
     pipeline_class = StableDiffusionPipeline
-    loading = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012
-    parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    load_options = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012
+    components = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class StableDiffusion(Teacher):
         return Conditioning(text.to(self.unet.dtype))
 
     def unconditional(self, count: int) -> Conditioning:
-        """The empty prompt."""
+        """`count` rows of the empty prompt."""
         return self.encode([""] * count)
 
     def as_pipeline(self) -> StableDiffusionPipeline:
-        parts = {name: getattr(self, name) for name in self.parts}
+        components = {name: getattr(self, name) for name in self.components}
         return StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from datamodules.prompts import Prompts
 from diffgan.pairs.generation import PairGeneration
-from diffgan.teachers.base import SCHEDULER
 from diffgan.teachers.registry import resolve_path
+from diffgan.teachers.schedule import SCHEDULER_SETTINGS
 from tests.bench.overhead import BATCH, GUIDANCE, PAIRS, PROMPTS, STEPS, generation_seconds, seconds
 
 
@@ -19,7 +19,7 @@ def pipeline(teacher: str, device: torch.device) -> StableDiffusionPipeline:
     """The same network, scheduler and precision, as diffusers loads it."""
     path = resolve_path(teacher)
     pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32, safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **SCHEDULER)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **SCHEDULER_SETTINGS)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -1,4 +1,4 @@
-"""The whole chain through the command, for a teacher of every family: pairs, game, export, pictures."""
+"""The whole chain of commands for a teacher of every family: pairs, adversarial training, export, images."""
 
 import json
 
@@ -47,8 +47,8 @@ def pair_config(teacher, tmp_path, **changes):
     }
 
 
-def as_game(config, teacher, pairs):
-    """24 images in batches of 8 with both players moving, penalty and mismatches included."""
+def with_discriminator(config, teacher, pairs):
+    """24 images in batches of 8: steps of both networks, with gradient penalty and mismatched rows."""
     discriminator = {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
     config["model"]["init_args"] |= {
@@ -64,12 +64,12 @@ def as_game(config, teacher, pairs):
     return config
 
 
-def rounding(pairs):
-    """Of latents kept in float16, twice."""
+def rounding_error(pairs):
+    """Bound on twice the rounding error of latents stored in float16."""
     return 2**-10 * PairSet(pairs).read(range(16)).latent.abs().max()
 
 
-def averaged(run, teacher):
+def averaged_generator(run, teacher):
     generator = OneStepGenerator(teacher.unet, teacher.scheduler)
     weights = checkpoint(run)["state_dict"]
     prefix = "generator_ema."
@@ -77,10 +77,10 @@ def averaged(run, teacher):
     return generator
 
 
-def test_from_pairs_to_pictures(folder, config, tmp_path):
+def test_from_pairs_to_images(folder, config, tmp_path):
     main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path))])
-    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
-    main(["fit", "-c", write(tmp_path / "fit.yaml", as_game(config, folder, tmp_path / "pairs"))])
+    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding_error(tmp_path / "pairs").item())
+    main(["fit", "-c", write(tmp_path / "fit.yaml", with_discriminator(config, folder, tmp_path / "pairs"))])
     main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
     before, teacher = load_teacher(str(folder)), load_teacher(str(folder))
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
@@ -88,33 +88,36 @@ def test_from_pairs_to_pictures(folder, config, tmp_path):
     noise = draw_noise([5, 6], teacher.latent_shape)
     options = {"num_inference_steps": 1, "guidance_scale": 1.0, "latents": noise, "output_type": "latent"}
     with torch.no_grad():
-        trained = averaged(tmp_path / "run", teacher)(noise, teacher.encode(PROMPTS))
+        trained = averaged_generator(tmp_path / "run", teacher)(noise, teacher.encode(PROMPTS))
     torch.testing.assert_close(pipe(PROMPTS, **options).images, trained, atol=1e-4, rtol=1e-4)
     assert type(pipe) is before.pipeline_class
     assert (before.solve(noise, before.encode(PROMPTS), 1, 1.0) - trained).abs().max() > 1e-2
-    main(["sample", *PROMPTS, "--student", str(tmp_path / "student"), "--output", str(tmp_path / "pictures")])
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    main(["sample", *PROMPTS, "--student", str(tmp_path / "student"), "--output", str(tmp_path / "images")])
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2
 
 
 def test_pairs_of_another_solver(folder, tmp_path, capsys):
-    """They say so, are re-simulated with it, and do not mix with others; what is no solver is refused at once."""
+    """The manifest names it, `verify` uses it, and pairs do not mix; a class that is no solver is refused at once."""
     words = ["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path, solver="EulerDiscrete"))]
-    choose = lambda name: [*words, f"--model.init_args.solver={name}"]  # noqa: E731
-    assert "solver EulerDiscrete: is no scheduler" in refused(capsys, *words)
+
+    def choose(name):
+        return [*words, f"--model.init_args.solver={name}"]
+
+    assert "solver EulerDiscrete: is not a scheduler" in refused(capsys, *words)
     assert "adds fresh noise" in refused(capsys, *choose("EulerAncestralDiscreteScheduler"))
     assert not (tmp_path / "pairs").exists()
     main(choose("HeunDiscreteScheduler"))
     manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
     assert manifest["scheduler"]["solver"]["class"] == "HeunDiscreteScheduler"
     teacher = load_teacher(str(folder))
-    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding(tmp_path / "pairs").item())
-    made = PairSet(tmp_path / "pairs").read(range(4))
-    other = teacher.solve(made.noise, teacher.encode(made.prompt), 2, 2.0)
-    assert (other - made.latent).abs().max() > 4 * rounding(tmp_path / "pairs")
+    verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding_error(tmp_path / "pairs").item())
+    stored = PairSet(tmp_path / "pairs").read(range(4))
+    by_default = teacher.solve(stored.noise, teacher.encode(stored.prompt), 2, 2.0)
+    assert (by_default - stored.latent).abs().max() > 4 * rounding_error(tmp_path / "pairs")
     assert "another pair set: scheduler is" in refused(capsys, *choose("DDIMScheduler"))
 
 
-def test_what_is_no_teacher_is_refused_in_one_line(tmp_path, monkeypatch):
+def test_a_directory_that_is_no_teacher_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     index = tmp_path / "model_index.json"
     for content, reason in {
@@ -132,20 +135,20 @@ def test_what_is_no_teacher_is_refused_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "reason"),
+    ("component", "change", "reason"),
     [
         ("vae", {"latents_mean": [0.0] * 4}, "latents_mean"),
         ("unet", {"sample_size": None}, "sample_size is None"),
         ("scheduler", {"prediction_type": "flow"}, "prediction_type"),
     ],
 )
-def test_parts_that_are_not_as_expected_are_named(folder, tmp_path, part, change, reason):
+def test_components_that_are_not_supported_are_named(folder, tmp_path, component, change, reason):
     pipe = DiffusionPipeline.from_pretrained(folder)
-    getattr(pipe, part).register_to_config(**change)
+    getattr(pipe, component).register_to_config(**change)
     pipe.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=reason) as error:
         load_teacher(str(tmp_path))
-    assert str(error.value).startswith(f"teacher {tmp_path}: {part}")
+    assert str(error.value).startswith(f"teacher {tmp_path}: {component}")
 
 
 def test_damaged_weights_are_one_line(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Generators whose images are not finite: nothing is kept of them, and no figure is made of them."""
+"""Generators whose images are not finite: no file is written of them, and no metric is computed."""
 
 import json
 from pathlib import Path
@@ -14,33 +14,33 @@ from tests.pipelines import miniature, random_inception, saved
 from tests.runs import refused, write
 
 
-def broken(part, side=8):
-    """How to build the miniature with one weight, the last of a part, that is not a number."""
+def broken(component, side=8):
+    """How to build the miniature with NaN as the last weight of a component."""
 
     def build():
         pipeline = miniature()
         pipeline.unet.register_to_config(sample_size=side)
-        list(getattr(pipeline, part).parameters())[-1].data[0] = float("nan")
+        list(getattr(pipeline, component).parameters())[-1].data[0] = float("nan")
         return pipeline
 
     return build
 
 
 def only_line(capsys, *words):
-    """What a refused command writes to standard error."""
+    """The single line that a refused command writes to standard error."""
     capsys.readouterr()
     (line,) = refused(capsys, *words).splitlines()
     return line
 
 
 @pytest.fixture(params=["vae", "unet"])
-def part(request):
+def component(request):
     return request.param
 
 
 @pytest.fixture
 def protocol(tmp_path):
-    """The file of a COCO protocol of three captions and four pictures."""
+    """The file of a COCO protocol of three captions and four images."""
     (tmp_path / "real").mkdir()
     random = np.random.default_rng(0)
     for i in range(4):
@@ -51,8 +51,8 @@ def protocol(tmp_path):
     return write(tmp_path / "protocol.yaml", fields)
 
 
-def test_sample_writes_nothing(part, tmp_path, capsys):
-    pipeline = saved(broken(part), tmp_path / "broken")
+def test_sample_writes_nothing(component, tmp_path, capsys):
+    pipeline = saved(broken(component), tmp_path / "broken")
     output = tmp_path / "out"
     words = ["sample", "digit 7", "digit 8", "--student", pipeline, "--output", output, "--seed", "5"]
     line = only_line(capsys, *words)
@@ -60,18 +60,18 @@ def test_sample_writes_nothing(part, tmp_path, capsys):
     assert not output.exists()
 
 
-def test_judge_of_glyphs_writes_nothing(part, tmp_path, capsys):
-    pipeline = saved(broken(part, side=16), tmp_path / "broken")
+def test_evaluation_on_glyphs_writes_nothing(component, tmp_path, capsys):
+    pipeline = saved(broken(component, side=16), tmp_path / "broken")
     line = only_line(capsys, "judge", pipeline, tmp_path / "out.json", "--steps", "1")
     assert "seed 3000000000)" in line and "not finite" in line
     assert not (tmp_path / "out.json").exists()
 
 
-def test_judge_on_photographs_writes_nothing(part, protocol, tmp_path, capsys, monkeypatch):
+def test_evaluation_on_photographs_writes_nothing(component, protocol, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
     random_inception(tmp_path / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
-    pipeline = saved(broken(part), tmp_path / "broken")
+    pipeline = saved(broken(component), tmp_path / "broken")
     words = ["judge", pipeline, tmp_path / "out.json", "--steps", "1", "--protocol", protocol]
     line = only_line(capsys, *words)
     assert "'one dog' (seed 3000000000)" in line and "not finite" in line
@@ -79,8 +79,8 @@ def test_judge_on_photographs_writes_nothing(part, protocol, tmp_path, capsys, m
 
 
 @pytest.fixture
-def spoilt(config, tmp_path):
-    """The configuration's file, and the run's folder: its averaged student was spoilt after the fit."""
+def damaged(config, tmp_path):
+    """The configuration's file and the run's folder, with NaN written into the averaged student after the fit."""
     config["model"]["init_args"]["images"] = 8
     path, last = write(tmp_path / "fit.yaml", config), tmp_path / "run" / "checkpoints" / "last.ckpt"
     main(["fit", "-c", path])
@@ -90,8 +90,8 @@ def spoilt(config, tmp_path):
     return path, tmp_path / "run"
 
 
-def test_test_of_a_run_writes_no_figures(spoilt, protocol, capsys):
-    path, run = spoilt
+def test_test_of_a_run_writes_no_metrics(damaged, protocol, capsys):
+    path, run = damaged
     config, before = yaml.safe_load(Path(path).read_text()), (run / "metrics.json").read_bytes()
     extractor = {"class_path": "diffgan.evaluation.features.efficientnet.EfficientNetFeatures"}
     evaluation = {"protocol": protocol, "extractor": extractor}
@@ -101,9 +101,9 @@ def test_test_of_a_run_writes_no_figures(spoilt, protocol, capsys):
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_grid_of_a_run_is_drawn_all_the_same(spoilt):
-    """It shows what there is, and ends no run."""
-    path, run = spoilt
+def test_grid_of_a_run_is_saved_nevertheless(damaged):
+    """It shows the images as they are, and does not end the run."""
+    path, run = damaged
     main(["test", "-c", path])
     assert json.loads((run / "metrics.json").read_text())["stage"] == "test"
     assert list((run / "samples").glob("*.png"))

@@ -27,7 +27,7 @@ from diffgan.pairs.pair_set import PairSet
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import Worker, this_worker
 from diffgan.storage.tensor_files import tensors_digest
-from diffgan.teachers.cost import Network
+from diffgan.teachers.cost import NetworkCost
 from tests.pair_sets import refusal, shards, writer_settings
 
 
@@ -344,9 +344,10 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
         UNet2DConditionModel(sample_size=64, cross_attention_dim=768).save_config(tmp_path / "unet")
     CLIPTextConfig(max_position_embeddings=77).save_pretrained(tmp_path / "text_encoder")
     DDIMScheduler().save_config(tmp_path / "scheduler")
-    network = Network(str(tmp_path))
-    assert network.flops() == pytest.approx(0.803e12, rel=0.01)
-    assert network.embedding_bytes() == 77 * 768 * 2 and network.calls(50, "HeunDiscreteScheduler") == 99
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    cost = NetworkCost(str(tmp_path))
+    assert cost.flops() == pytest.approx(0.803e12, rel=0.01)
+    assert cost.embedding_bytes() == 77 * 768 * 2 and cost.calls(50, "HeunDiscreteScheduler") == 99
 
 
 @pytest.mark.parametrize(

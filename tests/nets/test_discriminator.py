@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
@@ -51,30 +51,30 @@ def inputs(config, count=2, size=8):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [8, 10])  # 10 does not halve twice
-def test_begins_with_the_features_of_the_teacher(family, size):
-    """Zero-initialised parts change nothing: the last stage feeds what it feeds in diffusers' own forward pass."""
+def test_initial_features_are_the_teachers(family, size):
+    """Zero-initialised layers change nothing: the last stage's output is that of diffusers' own forward pass."""
     unet, (x, z, c) = network(FAMILIES[family]).eval(), inputs(FAMILIES[family], size=size)
-    seen = []
-    unet.conv_norm_out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    inputs_of_output = []
+    unet.conv_norm_out.register_forward_pre_hook(lambda _, args: inputs_of_output.append(args[0]))
     with torch.no_grad():
         unet(x, 0, **c.arguments())
         ours = MultiScaleDiscriminator(unet).eval().features(x, z, c)
-    torch.testing.assert_close(ours[-1][2], seen[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[-1][2], inputs_of_output[0], atol=1e-5, rtol=1e-5)
 
 
-def test_glyph_teacher_too():
+def test_initial_features_are_the_glyph_teachers():
     teacher = load_teacher("glyphs")
     x, z, c = torch.randn(1, 3, 16, 16), torch.randn(1, 3, 16, 16), teacher.encode(["digit 7"])
-    seen = []
-    teacher.unet.conv_norm_out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    inputs_of_output = []
+    teacher.unet.conv_norm_out.register_forward_pre_hook(lambda _, args: inputs_of_output.append(args[0]))
     with torch.no_grad():
         teacher.unet(x, 0, **c.arguments())
         ours = MultiScaleDiscriminator(teacher.unet).features(x, z, c)
-    torch.testing.assert_close(ours[-1][2], seen[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[-1][2], inputs_of_output[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reads_before_at_and_after_the_skip_of_every_scale(family):
+def test_reads_before_on_and_after_the_skip_of_every_scale(family):
     unet, (x, z, c) = network(FAMILIES[family]), inputs(FAMILIES[family])
     read_outs = MultiScaleDiscriminator(unet)(x, z, c)
     stages = len(unet.up_blocks)
@@ -83,21 +83,21 @@ def test_reads_before_at_and_after_the_skip_of_every_scale(family):
     assert [tuple(r.logits.shape) for r in read_outs] == [(2, 1, size, size) for size in sizes]
 
 
-@pytest.mark.parametrize("what", ["latent", "noise", "text", "pooled"])
-def test_every_read_out_learns_to_read_every_input(what):
-    """After a step that opens the zero convolutions, each input has a gradient at every scale."""
+@pytest.mark.parametrize("name", ["latent", "noise", "text", "pooled"])
+def test_every_read_out_depends_on_every_input(name):
+    """With zero convolutions that are no longer zero, each input has a gradient at every scale."""
     discriminator, (x, z, c) = MultiScaleDiscriminator(network(SDXL)), inputs(SDXL)
     for conv in (discriminator.noise_in, *discriminator.latent_in):
         torch.nn.init.normal_(conv.weight, std=0.1)
-    given = {"latent": x, "noise": z, "text": c.text, "pooled": c.pooled}[what].requires_grad_(True)
+    tensor = {"latent": x, "noise": z, "text": c.text, "pooled": c.pooled}[name].requires_grad_(True)
     for read_out in discriminator(x, z, c):
-        if what == "text" and (read_out.scale, read_out.place) == (1, "skip"):
+        if name == "text" and (read_out.scale, read_out.place) == (1, "skip"):
             continue  # the first stage of the encoder has no attention
-        (gradient,) = torch.autograd.grad(read_out.logits.sum(), given, retain_graph=True)
+        (gradient,) = torch.autograd.grad(read_out.logits.sum(), tensor, retain_graph=True)
         assert gradient.abs().sum() > 0, read_out[:2]
 
 
-def test_zero_parts_get_gradients_at_once():
+def test_zero_layers_have_gradients_from_the_first_step():
     discriminator, (x, z, c) = MultiScaleDiscriminator(network(SD1)), inputs(SD1)
     score(discriminator(x, z, c)).sum().backward()
     for name, parameter in discriminator.named_parameters():
@@ -106,7 +106,7 @@ def test_zero_parts_get_gradients_at_once():
     assert all(conv.weight.grad.abs().sum() > 0 for conv in discriminator.latent_in)
 
 
-def test_parts_can_be_left_out():
+def test_noise_conditioning_and_multi_scale_are_optional():
     unet, (x, z, c) = network(SD1), inputs(SD1)
     plain = MultiScaleDiscriminator(unet, noise_conditioning=False, multi_scale=False)
     assert [(r.scale, r.place) for r in plain(x, z, c)] == [(2, "after")]
@@ -114,21 +114,21 @@ def test_parts_can_be_left_out():
     assert len(plain.latent_in) == 0
 
 
-def test_weights_are_the_teachers_or_drawn_and_the_teacher_stays():
+def test_weights_are_the_teachers_or_random_and_the_teacher_is_unchanged():
     unet = network(SD1)
-    copied, drawn = MultiScaleDiscriminator(unet), MultiScaleDiscriminator(unet, from_teacher=False)
+    copied, random = MultiScaleDiscriminator(unet), MultiScaleDiscriminator(unet, from_teacher=False)
     assert torch.equal(copied.unet.conv_in.weight, unet.conv_in.weight)
-    assert not torch.equal(drawn.unet.conv_in.weight, unet.conv_in.weight)
+    assert not torch.equal(random.unet.conv_in.weight, unet.conv_in.weight)
     with torch.no_grad():
         copied.unet.conv_in.weight.zero_()
     assert unet.conv_in.weight.abs().sum() > 0 and unet.up_blocks[0].upsamplers is not None
 
 
-def test_samples_of_a_batch_do_not_see_each_other():
+def test_samples_of_a_batch_are_independent():
     discriminator, (x, z, c) = MultiScaleDiscriminator(network(SD1)), inputs(SD1)
     both, one = discriminator(x, z, c), discriminator(x[:1], z[:1], c.map(lambda t: t[:1]))
-    for whole, alone in zip(both, one, strict=True):
-        torch.testing.assert_close(whole.logits[:1], alone.logits)
+    for batched, alone in zip(both, one, strict=True):
+        torch.testing.assert_close(batched.logits[:1], alone.logits)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -159,7 +159,13 @@ def test_second_derivatives_equal_finite_differences(checkpointing):
     assert analytic.item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
-def test_an_unknown_network_is_refused_by_name():
+def test_a_network_of_another_class_is_refused_by_name():
+    transformer = Transformer2DModel(num_attention_heads=1, attention_head_dim=4, in_channels=4, norm_num_groups=2)
+    with pytest.raises(UserError, match="is a Transformer2DModel; only UNet2DConditionModel is supported"):
+        MultiScaleDiscriminator(transformer)
+
+
+def test_a_network_with_other_blocks_is_refused_by_name():
     odd = network(SD1)
     odd.register_to_config(up_block_types=("AttnUpBlock2D",) * 3)
     with pytest.raises(UserError, match="AttnUpBlock2D"):

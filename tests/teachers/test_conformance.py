@@ -1,4 +1,4 @@
-"""What every adapter must pass, on a tiny random pipeline of its class: the teacher computes what stock diffusers does.
+"""Conformance of every family, on a tiny random pipeline of its class: the teacher computes what stock diffusers does.
 
 A new family is one more builder in `tests.pipelines.FAMILIES`.
 """
@@ -7,15 +7,18 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import SCHEDULER
+from diffgan.teachers.cost import NetworkCost
 from diffgan.teachers.digest import weights_digest
-from diffgan.teachers.registry import FAMILIES as ADAPTERS
+from diffgan.teachers.registry import FAMILIES as SUPPORTED
 from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.schedule import SCHEDULER_SETTINGS
 from tests.pipelines import FAMILIES, saved
 
 PROMPTS = ["digit 7", "a bold capital A in red on cream", ""]
@@ -41,35 +44,35 @@ def stock(folder):
 
 
 def with_our_settings(pipe, solver):
-    """Stock diffusers told what README tells: trailing spacing, the last alpha 1, no clipping, PNDM as in SD1.x."""
-    return getattr(diffusers, solver).from_config(pipe.scheduler.config, **SCHEDULER, skip_prk_steps=True)
+    """Stock diffusers with the README's settings: trailing spacing, last alpha 1, no clipping, PNDM as in SD1.x."""
+    return getattr(diffusers, solver).from_config(pipe.scheduler.config, **SCHEDULER_SETTINGS, skip_prk_steps=True)
 
 
-def test_every_adapter_is_tested():
-    assert {type(build()).__name__ for build in FAMILIES.values()} == set(ADAPTERS)
+def test_every_family_is_tested():
+    assert {type(build()).__name__ for build in FAMILIES.values()} == set(SUPPORTED)
 
 
 def test_encodes_as_stock(teacher, stock):
-    """The prompts' half and the other one, in all that the network is given."""
-    seen = []
-    stock.unet.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    """Both halves of guidance, in every argument of the network."""
+    calls = []
+    stock.unet.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
     noise = draw_noise(range(3), teacher.latent_shape)
     stock(PROMPTS, latents=noise, num_inference_steps=1, guidance_scale=2.0, output_type="latent")
     ours = Conditioning.cat([teacher.unconditional(3), teacher.encode(PROMPTS)]).arguments()
-    given = {name: seen[0].get(name) for name in ours}
-    torch.testing.assert_close(ours["encoder_hidden_states"], given["encoder_hidden_states"], atol=1e-5, rtol=1e-5)
-    assert (ours["added_cond_kwargs"] is None) == (given["added_cond_kwargs"] is None)
+    theirs = {name: calls[0].get(name) for name in ours}
+    torch.testing.assert_close(ours["encoder_hidden_states"], theirs["encoder_hidden_states"], atol=1e-5, rtol=1e-5)
+    assert (ours["added_cond_kwargs"] is None) == (theirs["added_cond_kwargs"] is None)
     for name, value in (ours["added_cond_kwargs"] or {}).items():
-        torch.testing.assert_close(value, given["added_cond_kwargs"][name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value, theirs["added_cond_kwargs"][name], atol=1e-5, rtol=1e-5)
 
 
-def test_encoding_tells_prompts_apart_and_does_not_depend_on_the_batch(teacher):
+def test_encoding_distinguishes_prompts_and_does_not_depend_on_the_batch(teacher):
     together = teacher.encode([*PROMPTS, PROMPTS[0]])
     for i, prompt in enumerate(PROMPTS):
         alone = teacher.encode([prompt])
-        for whole, row in zip(together, alone, strict=True):
+        for rows, row in zip(together, alone, strict=True):
             if row is not None:
-                torch.testing.assert_close(whole[i : i + 1], row, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(rows[i : i + 1], row, atol=1e-5, rtol=1e-5)
     assert (together.text[0] - together.text[1]).abs().max() > 1e-3
     assert teacher.encode(["word " * 500]).text.shape == teacher.encode([""]).text.shape
 
@@ -87,7 +90,7 @@ def test_ode_equals_the_stock_loop(teacher, stock, guidance, solver):
     assert (ours - noise).abs().max() > 0.1
 
 
-def test_pictures_equal_stock(teacher, stock):
+def test_images_equal_stock(teacher, stock):
     noise = draw_noise(range(3), teacher.latent_shape)
     options = {"num_inference_steps": 2, "guidance_scale": 3.0, "latents": noise, "output_type": "pt"}
     ours = teacher.decode(teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0))
@@ -104,13 +107,13 @@ def test_student_equals_one_stock_step(teacher, stock):
 
 def test_discriminator_begins_with_the_teachers_features(teacher):
     latent, noise = draw_noise(range(6), teacher.latent_shape).chunk(2)
-    about, seen = teacher.encode(PROMPTS), []
-    hook = teacher.unet.conv_norm_out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    conditioning, inputs = teacher.encode(PROMPTS), []
+    hook = teacher.unet.conv_norm_out.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
-        teacher.unet(latent, 0, **about.arguments())
-        ours = MultiScaleDiscriminator(teacher.unet).eval().features(latent, noise, about)
+        teacher.unet(latent, 0, **conditioning.arguments())
+        ours = MultiScaleDiscriminator(teacher.unet).eval().features(latent, noise, conditioning)
     hook.remove()
-    torch.testing.assert_close(ours[-1][2], seen[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[-1][2], inputs[0], atol=1e-5, rtol=1e-5)
 
 
 def test_latent_space_is_the_autoencoders(teacher, stock):
@@ -131,8 +134,8 @@ def test_latent_space_is_the_autoencoders(teacher, stock):
 
 def test_everything_is_frozen_and_in_eval_mode(teacher):
     teacher.train()
-    parts = {id(module) for module in teacher.modules()}
-    assert all(id(encoder) in parts for encoder in teacher.text_encoders)
+    modules = {id(module) for module in teacher.modules()}
+    assert all(id(encoder) in modules for encoder in teacher.text_encoders)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())
 
@@ -146,23 +149,34 @@ def test_written_as_a_stock_pipeline_it_is_the_same_teacher(teacher, tmp_path):
     assert isinstance(pipe.scheduler, DDIMScheduler) and isinstance(pipe, teacher.pipeline_class)
 
 
-def test_digest_sees_every_part_that_decides_a_latent(folder):
+def test_digest_covers_every_component_that_decides_a_latent(folder):
     teacher = load_teacher(str(folder))
-    found = [weights_digest(teacher)]
-    for network in (teacher.unet, *teacher.text_encoders):
+    digests = [weights_digest(teacher)]
+    for network in (teacher.denoiser, *teacher.text_encoders):
         next(network.parameters()).add_(1)
-        found.append(weights_digest(teacher))
+        digests.append(weights_digest(teacher))
     for tokenizer in teacher.tokenizers:
         tokenizer.add_tokens(["unheard-of"])
-        found.append(weights_digest(teacher))
-    assert len(set(found)) == len(found)
+        digests.append(weights_digest(teacher))
+    assert len(set(digests)) == len(digests)
+
+
+def test_cost_follows_from_the_configuration(teacher, folder):
+    """What is estimated without weights is what the loaded teacher has."""
+    cost, row = NetworkCost(str(folder)), teacher.encode(["digit 7"])
+    values = row.text.numel() + (0 if row.pooled is None else row.pooled.numel())
+    assert cost.latent_shape == teacher.latent_shape and cost.embedding_bytes() == 2 * values
+    assert cost.calls(5, "HeunDiscreteScheduler") == teacher.network_calls(5, "HeunDiscreteScheduler")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no other on a CPU
+        teacher.solve(draw_noise([0], teacher.latent_shape), row, 1, 1.0)
+    assert cost.flops() == counter.get_total_flops()
 
 
 def test_runs_in_bfloat16(folder):
-    """The latents of float32, as far as eight bits go; images come out finite."""
-    whole, half = (load_teacher(str(folder), dtype) for dtype in (torch.float32, torch.bfloat16))
-    noise = draw_noise(range(3), whole.latent_shape)
-    exact, rough = (teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0) for teacher in (whole, half))
+    """The latents of float32 within the precision of bfloat16; images are finite."""
+    full, half = (load_teacher(str(folder), dtype) for dtype in (torch.float32, torch.bfloat16))
+    noise = draw_noise(range(3), full.latent_shape)
+    exact, rough = (teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0) for teacher in (full, half))
     assert all(tensor.dtype == torch.bfloat16 for tensor in half.encode(PROMPTS) if tensor is not None)
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).norm() < 0.05 * exact.norm()

@@ -1,4 +1,4 @@
-"""Pipeline directories as stock diffusers and transformers open them, the shipped teacher's first."""
+"""Pipeline directories as stock diffusers and transformers open them, among them the embedded teacher's."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES
 
-SHIPPED = embedded("teacher")
+EMBEDDED = embedded("teacher")
 CAPTION = "a bold serif capital A in dark red on cream"
 
 
-def draw(folder, kind, prompt):
+def require_images(folder, kind, prompt):
     """One image from a stock pipeline that was opened without arguments."""
     pipeline = kind.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -34,20 +34,20 @@ def require_complete(folder, networks):
         assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), subfolder
 
 
-def test_the_shipped_teacher_opens_and_draws_in_stock_diffusers():
-    draw(SHIPPED, StableDiffusionPipeline, CAPTION)
+def test_the_embedded_teacher_opens_and_generates_in_stock_diffusers():
+    require_images(EMBEDDED, StableDiffusionPipeline, CAPTION)
     networks = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    require_complete(SHIPPED, networks)
+    require_complete(EMBEDDED, networks)
 
 
-def test_the_shipped_text_encoder_has_the_names_that_older_transformers_look_for():
-    with safe_open(SHIPPED / "text_encoder" / "model.safetensors", "pt") as file:
+def test_the_embedded_text_encoder_has_the_names_that_older_transformers_look_for():
+    with safe_open(EMBEDDED / "text_encoder" / "model.safetensors", "pt") as file:
         assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
 
 
-def test_the_shipped_vocabulary_splits_words_as_the_tokenizer_does():
+def test_the_embedded_vocabulary_splits_words_as_the_tokenizer_does():
     """`vocab.json` and `merges.txt`, read by the tokenizers library alone."""
-    folder = SHIPPED / "tokenizer"
+    folder = EMBEDDED / "tokenizer"
     files = str(folder / "vocab.json"), str(folder / "merges.txt")
     words = Tokenizer(BPE.from_file(*files, end_of_word_suffix="</w>"))
     own = load_teacher("glyphs").tokenizers[0]
@@ -55,7 +55,7 @@ def test_the_shipped_vocabulary_splits_words_as_the_tokenizer_does():
     assert split == own(CAPTION).input_ids[1:-1]
 
 
-def test_the_shipped_teacher_has_the_digest_of_pairs_made_before():
+def test_the_embedded_teacher_has_the_digest_of_pairs_made_before():
     assert weights_digest(load_teacher("glyphs")) == "1db48804d33be70446f5a30237874ac8"
 
 
@@ -65,14 +65,14 @@ def test_a_saved_pipeline_is_the_same_teacher_and_opens_in_stock_diffusers(famil
     teacher = load_teacher(str(tmp_path / "stock"))
     save_pipeline(teacher.as_pipeline(), tmp_path / "saved")
     assert weights_digest(load_teacher(str(tmp_path / "saved"))) == weights_digest(teacher)
-    draw(tmp_path / "saved", DiffusionPipeline, "digit 7")
+    require_images(tmp_path / "saved", DiffusionPipeline, "digit 7")
     with safe_open(tmp_path / "saved" / "text_encoder" / "model.safetensors", "pt") as file:
         assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
     require_complete(tmp_path / "saved", {"text_encoder": CLIPTextModel})
 
 
-def test_loading_a_teacher_draws_no_random_numbers(tiny_pipeline):
-    """With and without accelerate: networks drawn after it begin as they always did."""
+def test_loading_a_teacher_does_not_change_the_random_state(tiny_pipeline):
+    """With and without accelerate: networks that are initialised afterwards have the same weights."""
     before = torch.random.get_rng_state()
     load_teacher(str(tiny_pipeline))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,3 +1,5 @@
+"""The teacher by itself: encoding of equal and of long prompts, directories that are no pipelines."""
+
 import pytest
 import torch
 
@@ -18,14 +20,14 @@ def test_equal_prompts_are_encoded_once_and_alike(teacher, monkeypatch):
     assert sizes == [2] and torch.equal(both[0], both[2]) and not torch.equal(both[0], both[1])
 
 
-def test_tells_which_prompts_it_cuts(teacher):
+def test_reports_which_prompts_are_truncated(teacher):
     prompts = ["7 " * count for count in range(1, 20)]
     text = teacher.encode(prompts).text
     as_if_shorter = [torch.equal(long, short) for long, short in zip(text[1:], text[:-1], strict=True)]
     assert teacher.truncated(prompts) == [False, *as_if_shorter] and sum(as_if_shorter) == 5  # 16 less begin and end
 
 
-def test_what_is_no_pipeline_is_refused(tmp_path):
+def test_a_directory_that_is_no_pipeline_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model_index.json"):
         load_teacher(str(tmp_path))
     (tmp_path / "model_index.json").write_text("{}")
