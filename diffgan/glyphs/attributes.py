@@ -115,6 +115,3 @@ def parse_caption(caption: str) -> CaptionAttributes:
     """The attributes that a caption in the recipe's wording mentions: the inverse of `recipe.compose_caption`."""
     matches = {name: re.search(pattern, caption) for name, pattern in _WORDING.items()}
     return CaptionAttributes(**{name: match[1] for name, match in matches.items() if match})
-
-
-Asked, asked = CaptionAttributes, parse_caption  # former names, until their last use is renamed

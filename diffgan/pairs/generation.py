@@ -50,7 +50,7 @@ class PairGeneration(pl.LightningModule):
         self.teacher = load_teacher(self.teacher_path)
         self.teacher.solver(self.steps, self.solver)
         if self.compile_network:
-            self.teacher.unet.compile()
+            self.teacher.denoiser.compile()
 
     def predict_step(self, batch: PromptBatch, _) -> PairBatch:
         """The pairs of a batch; their latents stay on the device, so that the next batch need not wait for a copy."""

@@ -70,7 +70,7 @@ def bare_loop(module: PairGeneration) -> None:
         scheduler = DDIMScheduler.from_config(teacher.scheduler.config)
         scheduler.set_timesteps(STEPS)
         for t in scheduler.timesteps:
-            both = teacher.unet(torch.cat([latent, latent]), t, encoder_hidden_states=conditioning).sample
+            both = teacher.denoiser(torch.cat([latent, latent]), t, encoder_hidden_states=conditioning).sample
             unconditional, conditional = both.chunk(2)
             guided = unconditional + GUIDANCE * (conditional - unconditional)
             latent = scheduler.step(guided, t, latent).prev_sample

@@ -38,8 +38,10 @@ def shown(capsys, *words) -> str:
 
 
 def test_pairs_and_its_verbs_have_help(capsys):
-    help_of = {("pairs", "--help"): "progress of a pair set", ("pairs", "plan", "--help"): "-c CONFIG"}
-    for words, expected in help_of.items():
+    for words, expected in {
+        ("pairs", "--help"): "progress of a pair set",
+        ("pairs", "plan", "--help"): "-c CONFIG",
+    }.items():
         with pytest.raises(SystemExit) as exit:
             main(words)
         assert exit.value.code == 0 and expected in capsys.readouterr().out
@@ -343,9 +345,9 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
     CLIPTextConfig(max_position_embeddings=77).save_pretrained(tmp_path / "text_encoder")
     DDIMScheduler().save_config(tmp_path / "scheduler")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    network = NetworkCost(str(tmp_path))
-    assert network.flops() == pytest.approx(0.803e12, rel=0.01)
-    assert network.embedding_bytes() == 77 * 768 * 2 and network.calls(50, "HeunDiscreteScheduler") == 99
+    cost = NetworkCost(str(tmp_path))
+    assert cost.flops() == pytest.approx(0.803e12, rel=0.01)
+    assert cost.embedding_bytes() == 77 * 768 * 2 and cost.calls(50, "HeunDiscreteScheduler") == 99
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.glyphs import glyph_protocol, satisfying
-from diffgan.glyphs.attributes import asked
+from diffgan.glyphs.attributes import parse_caption
 from diffgan.glyphs.recipe import COLOURS, DARK
 from diffgan.glyphs.typefaces import CHARACTERS, typefaces
 
@@ -30,7 +30,7 @@ def test_one_seed_a_prompt(name):
     "caption", ["a bold capital A in blue", "digit 7 on cream", "italic serif glyph in mint on brown", ""]
 )
 def test_real_glyphs_satisfy_their_caption(caption):
-    wish, faces, names = asked(caption), typefaces("train"), list(COLOURS)
+    wish, faces, names = parse_caption(caption), typefaces("train"), list(COLOURS)
     glyphs = satisfying("train", caption, 3, 60)
     for glyph in glyphs:
         shown = {

@@ -68,21 +68,21 @@ def plan(
     options = RateOptions(measure, calls_per_second, peak_tflops, utilization, devices)
     _check_options(options)
     recipe = read_recipe(config)
-    network = NetworkCost(recipe.module.teacher_path)
+    cost = NetworkCost(recipe.module.teacher_path)
     recipe.data.setup("predict")
-    calls = calls_per_pair(recipe.module, network)
-    rate = _rate(recipe, network, calls, options)
+    calls = calls_per_pair(recipe.module, cost)
+    rate = _rate(recipe, cost, calls, options)
     lines = [
-        *_disk_lines(recipe, network),
-        *_work_lines(recipe, network, calls),
+        *_disk_lines(recipe, cost),
+        *_work_lines(recipe, cost, calls),
         *_time_lines(recipe.data.pairs, rate, devices),
     ]
     print("\n".join(f"{name:<15}{text}" for name, text in lines))
 
 
-def calls_per_pair(module: PairGeneration, network: NetworkCost) -> int:
-    """NetworkCost calls per pair, counted for one latent each: guidance doubles them."""
-    return network.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
+def calls_per_pair(module: PairGeneration, cost: NetworkCost) -> int:
+    """Network calls per pair, counted for one latent each: guidance doubles them."""
+    return cost.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
 
 
 # ---- the options ----
@@ -146,13 +146,13 @@ def _find_writer(callbacks: list | dict | None) -> PairWriter | None:
 # ---- the lines ----
 
 
-def _disk_lines(recipe: Recipe, network: NetworkCost) -> Iterator[tuple[str, str]]:
-    pairs, shard_size, values = recipe.data.pairs, recipe.writer.shard_size, math.prod(network.latent_shape)
+def _disk_lines(recipe: Recipe, cost: NetworkCost) -> Iterator[tuple[str, str]]:
+    pairs, shard_size, values = recipe.data.pairs, recipe.writer.shard_size, math.prod(cost.latent_shape)
     prompts = recipe.data.batch(range(min(pairs, PROMPTS_READ))).prompt
     prompt = sum(len(text.encode()) for text in prompts) / len(prompts)
     noise = FLOAT32 * values
     pair = FLOAT16 * values + SEED_HEAD_OFFSET + prompt + (noise if recipe.writer.store_noise else 0)
-    shards, shape = -(-pairs // shard_size), "x".join(map(str, network.latent_shape))
+    shards, shape = -(-pairs // shard_size), "x".join(map(str, cost.latent_shape))
     yield "pairs", f"{pairs} in {shards} shards of {shard_size}, to {recipe.writer.folder}"
     yield "a pair", f"{format_size(pair)}: latent {shape} float16, seed, prompt (mean of the first {len(prompts)})"
     yield "disk", f"{format_size(pair * pairs)}; a shard {format_size(pair * shard_size)}"
@@ -160,12 +160,12 @@ def _disk_lines(recipe: Recipe, network: NetworkCost) -> Iterator[tuple[str, str
         yield "", f"of which noise (store_noise): {format_size(noise * pairs)}"
     else:
         yield "", f"with the noise stored: {format_size(noise * pairs)} more"
-    embeddings = format_size(network.embedding_bytes() * pairs)
+    embeddings = format_size(cost.embedding_bytes() * pairs)
     yield "", f"with text embeddings in float16 stored (they are not): {embeddings} more"
 
 
-def _work_lines(recipe: Recipe, network: NetworkCost, calls: int) -> Iterator[tuple[str, str]]:
-    module, pairs, flops = recipe.module, recipe.data.pairs, network.flops()
+def _work_lines(recipe: Recipe, cost: NetworkCost, calls: int) -> Iterator[tuple[str, str]]:
+    module, pairs, flops = recipe.module, recipe.data.pairs, cost.flops()
     solver = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
     guided = "" if module.guidance == 1 else " (takes two at a time)"
     yield "network calls", f"{calls} a pair, {calls * pairs:.3g} in all, of one latent each: {solver}{guided}"
@@ -186,7 +186,7 @@ def _time_lines(pairs: int, rate: Rate | None, devices: int) -> Iterator[tuple[s
 # ---- the rate ----
 
 
-def _rate(recipe: Recipe, network: NetworkCost, calls: int, options: RateOptions) -> Rate | None:
+def _rate(recipe: Recipe, cost: NetworkCost, calls: int, options: RateOptions) -> Rate | None:
     """Pairs per second; None if no option says how fast the device is."""
     devices, peak, utilization = options.devices, options.peak_tflops, options.utilization
     if options.measure:
@@ -196,7 +196,7 @@ def _rate(recipe: Recipe, network: NetworkCost, calls: int, options: RateOptions
         return Rate(devices * options.calls_per_second / calls, source)
     if peak is not None:
         source = f"{peak} TFLOP/s a device at {utilization:.0%}, as given; an estimate"
-        return Rate(devices * peak * 1e12 * utilization / (network.flops() * calls), source)
+        return Rate(devices * peak * 1e12 * utilization / (cost.flops() * calls), source)
     return None
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.metrics.base import ALL, Column, ImageMetric
 from diffgan.evaluation.real_images import RealImages
-from diffgan.glyphs.attributes import asked, read_colours
+from diffgan.glyphs.attributes import parse_caption, read_colours
 from diffgan.glyphs.reader import GlyphReader, load_reader
 from diffgan.glyphs.recipe import COLOURS
 from diffgan.glyphs.typefaces import CHARACTERS
@@ -64,7 +64,7 @@ def caption_matches(reader: GlyphReader, images: Tensor, captions: list[str]) ->
     for character, (ink, ground), caption in zip(
         reader.read(images).tolist(), read_colours(images).tolist(), captions, strict=True
     ):
-        wish = asked(caption)
+        wish = parse_caption(caption)
         named = [(wish.ink, names[ink]), (wish.ground, names[ground])]
         colours = [shown == wanted for wanted, shown in named if wanted is not None]
         is_named = wish.character is not None

@@ -15,7 +15,7 @@ from diffgan.evaluation.metrics.distances import FrechetDistance, KernelDistance
 from diffgan.evaluation.metrics.diversity import Diversity
 from diffgan.evaluation.metrics.glyph_alignment import GlyphAlignment
 from diffgan.glyphs import recipe
-from diffgan.glyphs.attributes import Asked, asked
+from diffgan.glyphs.attributes import CaptionAttributes, parse_caption
 from diffgan.glyphs.reader import GlyphReader
 from diffgan.glyphs.recipe import COLOURS, DARK, LIGHT, Glyph
 from diffgan.glyphs.typefaces import CHARACTERS, typefaces
@@ -53,7 +53,7 @@ class GlyphProtocol:
     def population(self) -> list[list[Glyph]]:
         """For each prompt of the diversity metric `images_per_prompt` real glyphs that satisfy it."""
         captions = (glyph.caption for glyph in self.floor)
-        wide = (c for c in captions if len(matching_typefaces(POPULATION, asked(c))) >= MIN_TYPEFACES)
+        wide = (c for c in captions if len(matching_typefaces(POPULATION, parse_caption(c))) >= MIN_TYPEFACES)
         return [
             satisfying(POPULATION, prompt, POPULATION_SEED + row, self.images_per_prompt)
             for row, prompt in enumerate(islice(wide, self.diversity_prompts))
@@ -114,7 +114,7 @@ def _record(glyph: Glyph) -> list:
     return [round(value, 6) if isinstance(value, float) else value for value in asdict(glyph).values()]
 
 
-def matching_typefaces(split: str, wish: Asked) -> np.ndarray:
+def matching_typefaces(split: str, wish: CaptionAttributes) -> np.ndarray:
     """Indices of the split's typefaces that have the weight, slant and category asked for."""
     faces = typefaces(split)
     keep = np.ones(len(faces), dtype=bool)
@@ -130,7 +130,7 @@ def satisfying(split: str, caption: str, seed: int, count: int) -> list[Glyph]:
     Raises:
         UserError: no typeface of the split has what the caption asks for.
     """
-    wish = asked(caption)
+    wish = parse_caption(caption)
     faces = matching_typefaces(split, wish)
     if not len(faces):
         raise UserError(f"no {split} typeface satisfies {caption!r}")
@@ -139,7 +139,7 @@ def satisfying(split: str, caption: str, seed: int, count: int) -> list[Glyph]:
     return [_granted(glyph, wish, faces, u, caption) for glyph, u in zip(glyphs, draws, strict=True)]
 
 
-def _granted(glyph: Glyph, wish: Asked, faces: np.ndarray, u: np.ndarray, caption: str) -> Glyph:
+def _granted(glyph: Glyph, wish: CaptionAttributes, faces: np.ndarray, u: np.ndarray, caption: str) -> Glyph:
     typeface = int(faces[int(u[0] * len(faces))])
     character = glyph.character if wish.character is None else CHARACTERS.index(wish.character)
     dark, light = int(u[1] * len(DARK)), len(DARK) + int(u[2] * len(LIGHT))
@@ -147,7 +147,7 @@ def _granted(glyph: Glyph, wish: Asked, faces: np.ndarray, u: np.ndarray, captio
     return replace(glyph, typeface=typeface, character=character, ink=ink, ground=ground, caption=caption)
 
 
-def _granted_colours(wish: Asked, dark: int, light: int, u: float) -> tuple[int, int]:
+def _granted_colours(wish: CaptionAttributes, dark: int, light: int, u: float) -> tuple[int, int]:
     """Ink and ground, one dark and one light, of which those named are as named."""
     names = list(COLOURS)
     ink, ground = (None if name is None else names.index(name) for name in (wish.ink, wish.ground))
