@@ -1,6 +1,7 @@
 """Runs of the command in tests: configurations, checkpoints, curves and error messages."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,15 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffgan.__main__ import main
+
+
+def shipped_config(name):
+    """A configuration of configs/, which may be written elsewhere: its recipe is named by its whole path."""
+    file = Path("configs", f"{name}.yaml")
+    config = yaml.safe_load(file.read_text())
+    if isinstance(config.get("recipe"), str):
+        config["recipe"] = str((file.parent / config["recipe"]).resolve())
+    return config
 
 
 def write(path, config):

@@ -83,7 +83,7 @@ class RunConfig(SaveConfigCallback):
 class DiffganCLI(UserSettingsCLI):
     """LightningCLI in subclass mode: model and data are `class_path` with `init_args`.
 
-    `fit` continues from the run's last checkpoint, `validate` and `test` judge it, unless `--ckpt_path` says otherwise.
+    `fit` continues from the run's last checkpoint, `validate` and `test` use it, unless `--ckpt_path` says otherwise.
     """
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -143,7 +143,7 @@ class DiffganCLI(UserSettingsCLI):
             if before[key] != now[key] and key.split(".")[-1] not in MAY_CHANGE:
                 raise UserError(
                     f"{record}: {key} was {before[key]!r} and is {now[key]!r} now; choose another folder "
-                    "(trainer.logger), or go on with the change on purpose: --ckpt_path last"
+                    "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
                 )
 
 

@@ -98,10 +98,15 @@ def translate_metrics(record: dict[str, Any]) -> dict[str, Any]:
 def _rename_classes(config: Any) -> Any:
     """A copy in which every value that is an old class path is the new one."""
     if isinstance(config, dict):
-        return {key: _rename_classes(value) for key, value in config.items()}
+        return {key: _rename_value(key, value) for key, value in config.items()}
     if isinstance(config, list):
         return [_rename_classes(value) for value in config]
     return CLASSES.get(config, config) if isinstance(config, str) else config
+
+
+def _rename_value(key: str, value: Any) -> Any:
+    """The value of a key; callbacks of Lightning name a metric as their `monitor`."""
+    return _metric(value) if key == "monitor" and isinstance(value, str) else _rename_classes(value)
 
 
 def _rename_model_arguments(config: dict[str, Any]) -> None:

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffgan.cli import renamed
 from diffgan.errors import UserError
-from diffgan.evaluation.columns import metric_columns
-from diffgan.evaluation.metrics.base import Column
+
+if TYPE_CHECKING:
+    from diffgan.evaluation.metrics.base import Column
 
 PREFIX = "evaluation/"  # of the metrics' keys in a record
 
@@ -34,8 +35,11 @@ def tables(records: list[Path], output: Path | None = None) -> None:
         output.write_text(text)
 
 
-def _columns() -> list[Column]:
+def _columns() -> "list[Column]":
     """Every column, with the keys of records."""
+    from diffgan.evaluation.columns import metric_columns  # metrics import torch: not before the records are read
+    from diffgan.evaluation.metrics.base import Column
+
     columns = [
         column._replace(key=PREFIX + column.key, real_key=column.real_key and PREFIX + column.real_key)
         for column in metric_columns()
@@ -84,7 +88,7 @@ def _by_name(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return named
 
 
-def _real_images(rows: list[dict[str, Any]], columns: list[Column]) -> list[str]:
+def _real_images(rows: list[dict[str, Any]], columns: "list[Column]") -> list[str]:
     """The cells of the real images, whose values are the same in all records that have them."""
     metrics: dict[str, float] = {}
     for row in rows:
@@ -92,7 +96,7 @@ def _real_images(rows: list[dict[str, Any]], columns: list[Column]) -> list[str]
     return [column.real_text or _cell([metrics], column, column.real_key) for column in columns]
 
 
-def _cell(runs: list[dict[str, float]], column: Column, key: str | None) -> str:
+def _cell(runs: list[dict[str, float]], column: "Column", key: str | None) -> str:
     """A value, or the mean of several runs with their range; empty if a run lacks it."""
     if key is None or any(key not in metrics for metrics in runs):
         return ""

@@ -1,1 +1,1 @@
-"""Losses: pure functions, one for each equation."""
+"""Losses: one function or class for each equation."""

@@ -10,11 +10,11 @@ from diffgan.nets.discriminator import ReadOut
 
 
 def discriminator_loss(real: Sequence[ReadOut], fake: Sequence[ReadOut]) -> Tensor:
-    """L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), averaged over the batch (paper, section 3.3).
+    """L_D = softplus(-D(x, z, c)) + softplus(D(x~, z, c)), averaged over the batch (paper, section 3.3).
 
     Args:
         real: D's read-outs of N real latents.
-        fake: D's read-outs of N fake latents.
+        fake: D's read-outs of N fake latents x~: generated ones, some of them replaced by mix-and-match.
 
     Returns:
         () float32.

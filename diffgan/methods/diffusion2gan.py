@@ -26,9 +26,10 @@ class Diffusion2GAN(Distillation):
 
     One batch:
         x^ = G(z, c)                                                     one pass of the generator
-        D: one step on L_D = softplus(-D(x, z, c)) + softplus(D(x^, z, c)), and R1 at every `r1_every`-th step
+        D: one step on L_D = softplus(-D(x, z, c)) + softplus(D(x~, z, c)), and R1 at every `r1_every`-th step
         G: one step on L_reg(x^, x) + lambda_GAN softplus(-D(x^, z, c))
         G_ema follows G
+    x~ is x^ with some rows mismatched (mix-and-match).
 
     Args:
         teacher: pipeline directory, hub id, or "glyphs" for the embedded one.
@@ -130,7 +131,7 @@ class Diffusion2GAN(Distillation):
         self.observed |= outputs.discriminator_curves(results)
 
     def gradient_penalty(self, micro_batches: list[MicroBatch]) -> None:
-        """Add the gradient of (gamma / 2) |grad_x D(x, z, c)|^2 on a rotating sample, at every `r1_every`-th step."""
+        """At every `r1_every`-th step add the gradient of r1_every (gamma / 2) |grad_x D|^2 on a rotating sample."""
         settings, processes = self.adversarial, self.trainer.world_size
         pairs = sum(len(micro_batch.noise) for micro_batch in micro_batches)
         rows = settings.penalised_rows(self.images_seen, pairs, processes)

@@ -11,7 +11,7 @@ import yaml
 
 from diffgan.__main__ import main
 from tests.pair_sets import refusal
-from tests.runs import checkpoint, named, write
+from tests.runs import checkpoint, named, shipped_config, write
 
 DISTILLATION, GENERATION = "diffgan.methods.diffusion2gan.Diffusion2GAN", "diffgan.pairs.generation.PairGeneration"
 
@@ -45,9 +45,9 @@ def good(run_config, trained, tmp_path) -> Path:
 def pairs_config(tiny_pipeline, tmp_path) -> str:
     """A configuration file of `predict`: four pairs."""
     (tmp_path / "prompts.txt").write_text("digit 7\n")
-    config = yaml.safe_load(Path("configs/glyphs/pairs.yaml").read_text())
+    config = shipped_config("glyphs/pairs")
     config["trainer"] |= {"default_root_dir": str(tmp_path / "set"), "accelerator": "cpu"}
-    config["trainer"]["callbacks"][0]["init_args"] |= {"folder": str(tmp_path / "set"), "shard_size": 2}
+    config["trainer"]["callbacks"]["pairs"]["init_args"] |= {"folder": str(tmp_path / "set"), "shard_size": 2}
     config["model"]["init_args"] |= {"teacher": str(tiny_pipeline), "steps": 2}
     config["data"]["init_args"] |= {"prompts": str(tmp_path / "prompts.txt"), "pairs": 4, "batch_size": 2}
     return write(tmp_path / "pairs.yaml", config)

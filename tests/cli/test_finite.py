@@ -62,7 +62,7 @@ def test_sample_writes_nothing(component, tmp_path, capsys):
 
 def test_evaluation_on_glyphs_writes_nothing(component, tmp_path, capsys):
     pipeline = saved(broken(component, side=16), tmp_path / "broken")
-    line = only_line(capsys, "judge", pipeline, tmp_path / "out.json", "--steps", "1")
+    line = only_line(capsys, "evaluate", pipeline, tmp_path / "out.json", "--steps", "1")
     assert "seed 3000000000)" in line and "not finite" in line
     assert not (tmp_path / "out.json").exists()
 
@@ -72,7 +72,7 @@ def test_evaluation_on_photographs_writes_nothing(component, protocol, tmp_path,
     (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
     random_inception(tmp_path / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
     pipeline = saved(broken(component), tmp_path / "broken")
-    words = ["judge", pipeline, tmp_path / "out.json", "--steps", "1", "--protocol", protocol]
+    words = ["evaluate", pipeline, tmp_path / "out.json", "--steps", "1", "--protocol", protocol]
     line = only_line(capsys, *words)
     assert "'one dog' (seed 3000000000)" in line and "not finite" in line
     assert not (tmp_path / "out.json").exists()

@@ -38,7 +38,8 @@ LIGHT = {
     "version": ("--version",),
     "help of a group": ("pairs", "--help"),
     "unknown verb": ("exprot",),
-    "tables": ("tables", OLD / "metrics.json"),
+    "tables of what is no record": ("tables", OLD / "fit.yaml"),
+    "help of tables": ("tables", "--help"),
     "help of plot": ("plot", "--help"),
     "status": ("pairs", "status", OLD / "pairs"),
 }

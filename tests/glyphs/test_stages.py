@@ -1,7 +1,5 @@
 """The training stages of the glyph teacher and of its perceptual network, scaled down, through the command line."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
@@ -13,6 +11,7 @@ from diffgan.glyphs.autoencoder import initialise_colour_path, psnr, whiten
 from diffgan.glyphs.denoiser import stratified_timesteps
 from diffgan.glyphs.tokenizer import train_tokenizer
 from diffgan.perceptual.weights import load_weights
+from tests.runs import shipped_config
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_words_of_captions_are_single_tokens():
 
 def stage(name, folder, steps, **changes):
     """Arguments of the command line for a short run of a stage of configs/glyphs."""
-    config = yaml.safe_load(Path(f"configs/glyphs/{name}.yaml").read_text())
+    config = shipped_config(f"glyphs/{name}")
     one_process = {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
     config["trainer"] |= {"max_steps": steps, "val_check_interval": steps, **one_process}
     config["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
@@ -88,7 +87,7 @@ def test_the_stages_write_a_pipeline_of_diffusers_and_its_perceptual_network(tmp
     main(stage("text_encoder", tmp_path, 2, model={"pipeline": str(pipeline)}, data=few))
     channels = AutoencoderKL.load_config(pipeline / "vae")["latent_channels"]
     latents = {"vae": str(pipeline / "vae"), "cache": str(tmp_path / "cache"), **few}
-    unet = yaml.safe_load(Path("configs/glyphs/denoiser.yaml").read_text())["model"]["init_args"]["unet"]
+    unet = shipped_config("glyphs/denoiser")["model"]["init_args"]["unet"]
     unet |= {"in_channels": channels, "out_channels": channels, "block_out_channels": [16, 16, 16]}
     main(stage("denoiser", tmp_path, 2, model={"pipeline": str(pipeline), "unet": unet}, data=latents))
     pipe = StableDiffusionPipeline.from_pretrained(pipeline, safety_checker=None)

@@ -1,12 +1,10 @@
 """2AFC score, distortions, and the calibration stage through the command line."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from datamodules.two_afc import SyntheticGlyphTwoAFCDataset
@@ -15,6 +13,7 @@ from diffgan.glyphs.distortions import FAMILIES, distort
 from diffgan.perceptual.lpips import LatentLPIPS
 from diffgan.perceptual.two_afc import RankingLoss, two_afc_score
 from diffgan.perceptual.weights import load_weights
+from tests.runs import shipped_config, write
 
 
 def test_two_afc_by_hand():
@@ -58,7 +57,7 @@ def test_a_triplet_is_a_function_of_its_index():
 
 @pytest.fixture
 def config(tmp_path):
-    config = yaml.safe_load(Path("configs/glyphs/calibration.yaml").read_text())
+    config = shipped_config("glyphs/calibration")
     config["trainer"] |= {"max_steps": 12, "val_check_interval": 12, "enable_progress_bar": False, "accelerator": "cpu"}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
     target = str(tmp_path / "out.safetensors")
@@ -66,11 +65,6 @@ def config(tmp_path):
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1.0
     config["data"]["init_args"] |= {"batch_size": 12, "train": 144, "validation": 24, "test": 24, "workers": 0}
     return config
-
-
-def write(path, config):
-    path.write_text(yaml.safe_dump(config))
-    return str(path)
 
 
 def test_calibration_writes_non_negative_heads(config, tmp_path):
