@@ -129,15 +129,15 @@ class Evaluator(ABC):
             rows: those of this process.
             title: of the progress bar.
         """
-        real = self.real_images(device, split)
         for metric in metrics:
             metric.reset()
-            metric.setup(real)
         for batch_rows in batches(rows, self.batch_size, title):
             prompts = [self.prompts[row] for row in batch_rows]
             batch = ImageBatch(batch_rows, images_of(batch_rows), prompts, self.extractor, device)
             for metric in metrics:
                 metric.update(batch)
+        for metric in metrics:  # after the images, so that a generator that fails does so at once
+            metric.setup(self.real_images(device, split))
         return _computed(metrics, split)
 
     def real_images(self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS) -> RealImages:
