@@ -44,9 +44,7 @@ LIGHT = {
 }
 
 
-COLUMNS_OF_METRICS = pytest.mark.xfail(
-    strict=True, reason="the columns of tables are attributes of torchmetrics classes"
-)
+COLUMNS_OF_METRICS = pytest.mark.xfail(strict=True, reason="columns are attributes of torchmetrics classes")
 MARKS = {"tables": [COLUMNS_OF_METRICS]}
 
 
