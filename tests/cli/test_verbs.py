@@ -45,7 +45,11 @@ LIGHT = {
 }
 
 
-@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in LIGHT.items()])
+COLUMNS_OF_METRICS = pytest.mark.xfail(strict=True, reason="columns are attributes of torchmetrics classes")
+MARKS = {"tables": [COLUMNS_OF_METRICS]}
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=id, marks=MARKS.get(id, [])) for id, words in LIGHT.items()])
 def test_light_commands_import_no_model_library(words):
     _, loaded = run_alone(*words)
     assert "diffgan" in loaded
