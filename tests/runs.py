@@ -6,18 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffgan.__main__ import main
 
 
 def shipped_config(name):
-    """A configuration of configs/, which may be written elsewhere: its recipe is named by its whole path."""
+    """A configuration of configs/ with the values that its recipe gives; it may be written elsewhere."""
     file = Path("configs", f"{name}.yaml")
-    config = yaml.safe_load(file.read_text())
+    config = OmegaConf.load(file)
     if isinstance(config.get("recipe"), str):
-        config["recipe"] = str((file.parent / config["recipe"]).resolve())
-    return config
+        config.recipe = OmegaConf.load(file.parent / config.recipe)
+    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved.pop("recipe", None)
+    return resolved
 
 
 def write(path, config):

@@ -55,7 +55,7 @@ def with_discriminator(config, teacher, pairs):
         "teacher": str(teacher),
         "images": 24,
         "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}},
-        "adversary": {
+        "adversarial": {
             "class_path": "diffgan.methods.adversarial.AdversarialTraining",
             "init_args": {"discriminator": discriminator, "optimizer": optimizer, "r1_every": 2},
         },

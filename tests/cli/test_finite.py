@@ -27,9 +27,10 @@ def broken(component, side=8):
 
 
 def only_line(capsys, *words):
-    """The single line that a refused command writes to standard error."""
+    """The single error line of a refused command; progress bars of a slow machine aside."""
     capsys.readouterr()
-    (line,) = refused(capsys, *words).splitlines()
+    lines = refused(capsys, *words).replace("\r", "\n").splitlines()
+    (line,) = (line for line in lines if line.startswith("diffgan: "))
     return line
 
 
