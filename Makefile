@@ -111,7 +111,7 @@ figure-reconstruction: runs/glyphs/pixel_lpips.safetensors ## from noise to an i
 # ---- development ----
 
 test: $(INSTALLED) ## the test suite (minutes)
-	$(VENV)/bin/python -m pytest -m "not slow" < /dev/null
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" < /dev/null
 
 test-all: $(INSTALLED) ## the test suite with the long checks
 	$(VENV)/bin/python -m pytest < /dev/null
