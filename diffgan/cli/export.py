@@ -80,10 +80,10 @@ def _load_student(teacher: Teacher, path: Path) -> str:
         raise UserError(f"{path}: the checkpoint is broken ({reason}){_offer(path, 'previous.ckpt', GOOD)}")
     generator = OneStepGenerator(teacher.unet, teacher.scheduler)
     generator.load_state_dict(_average_of(path, generator, weights_digest(teacher)))
-    found = digest(path)
+    checkpoint_digest = digest(path)
     if _version(path) != before:
         raise UserError(f"{path}: was replaced while it was read; run the same command again")
-    return found
+    return checkpoint_digest
 
 
 def _version(path: Path) -> tuple[int, ...]:

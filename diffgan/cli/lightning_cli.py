@@ -114,23 +114,23 @@ class DiffganCLI(UserSettingsCLI):
         """The checkpoint that was asked for, or the run's last one if there is any."""
         options = self.config_init[self.subcommand]
         options["weights_only"] = True
-        asked, newest = options["ckpt_path"], ImageCheckpoint.newest(self.trainer)
-        if asked in (None, "last"):
+        option, newest = options["ckpt_path"], ImageCheckpoint.newest(self.trainer)
+        if option in (None, "last"):
             if newest is None:
                 return None
-            if asked is None and self.subcommand == "fit":
+            if option is None and self.subcommand == "fit":
                 self._require_same_experiment()
             print(f"diffgan: {self.subcommand} from {newest}", file=sys.stderr)
             options["ckpt_path"] = str(newest)
-        elif asked == "previous":
+        elif option == "previous":
             options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
             if self.trainer.is_global_zero:
                 _set_aside_if_broken(newest)
         else:
-            options["ckpt_path"] = asked
-        found = Path(options["ckpt_path"])
-        _require_whole(found)
-        return found
+            options["ckpt_path"] = option
+        checkpoint = Path(options["ckpt_path"])
+        _require_whole(checkpoint)
+        return checkpoint
 
     def _require_same_experiment(self) -> None:
         """Raises UserError if the run's folder holds another experiment than the one to be continued."""

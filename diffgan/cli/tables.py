@@ -69,11 +69,13 @@ def _require_comparable(records: list[Path], rows: list[dict[str, Any]]) -> None
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:
     """The lines of the table."""
-    columns = [column for column in _columns() if any(column.key in row["metrics"] for row in rows)]
+    measured = set().union(*(row["metrics"] for row in rows))
+    columns = [column for column in _columns() if column.key in measured]
     lines = [_line(["", "network calls", *(column.heading for column in columns)])]
     lines.append(_line(["---"] * (len(columns) + 2)))
     for name, runs in _by_name(rows).items():
-        cells = [_cell([run["metrics"] for run in runs], column, column.key) for column in columns]
+        metrics = [run["metrics"] for run in runs]
+        cells = [_cell(metrics, column, column.key) for column in columns]
         lines.append(_line([name, str(runs[0].get("network_calls", 1)), *cells]))
     real = _real_images(rows, columns)
     if any(real):

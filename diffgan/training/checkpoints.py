@@ -68,7 +68,9 @@ def keyed_by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """
     if "state" not in state:
         return state
-    groups = [group | {"params": [_name(key, names) for key in group["params"]]} for group in state["param_groups"]]
+    groups = []
+    for group in state["param_groups"]:
+        groups.append(group | {"params": [_name(key, names) for key in group["params"]]})
     return {"state": {_name(key, names): value for key, value in state["state"].items()}, "param_groups": groups}
 
 

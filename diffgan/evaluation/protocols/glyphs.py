@@ -103,7 +103,7 @@ class GlyphProtocol:
     def digest(self) -> str:
         """Sixteen hexadecimal digits over captions, images, seeds, the palette and the shapes of the typefaces."""
         fields = [self.name, self.images, self.diversity_prompts, self.images_per_prompt, NOISE_SEED, COLOURS]
-        lists = [[_record(g) for g in glyphs] for glyphs in (self.reference, self.floor, *self.population)]
+        lists = [list(map(_record, glyphs)) for glyphs in (self.reference, self.floor, *self.population)]
         state = hashlib.blake2b(json.dumps([fields, lists]).encode(), digest_size=8)
         for split in (SPLIT, POPULATION):
             state.update(np.ascontiguousarray(typefaces(split).packed))
@@ -155,7 +155,9 @@ def _granted_colours(wish: CaptionAttributes, dark: int, light: int, u: float) -
         return (dark, light) if u < 0.5 else (light, dark)
     if ink is None:
         return (light if ground < len(DARK) else dark), ground
-    return ink, ground if ground is not None else (light if ink < len(DARK) else dark)
+    if ground is None:
+        return ink, (light if ink < len(DARK) else dark)
+    return ink, ground
 
 
 GLYPH_PROTOCOLS = {
