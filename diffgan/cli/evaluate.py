@@ -1,4 +1,4 @@
-"""The verb `evaluate`: metrics of any pipeline on a named protocol."""
+"""The verb `evaluate`: metrics of a teacher or an exported student on a named protocol."""
 
 import time
 from pathlib import Path
@@ -34,8 +34,8 @@ def evaluate(
         pipeline: directory, hub id or "glyphs".
         output: the JSON file of the metrics.
         name: what the tables call it.
-        protocol: "glyphs-500", "glyphs-2k", or the file of a COCO protocol (.yaml).
-        steps: network calls of the solver.
+        protocol: "glyphs-500" or "glyphs-2k" (64x64 images), or the file of a COCO protocol (.yaml).
+        steps: of the solver (DDIM, timesteps spaced `trailing`).
         guidance: classifier-free guidance; 1 is none.
         cache: folder that keeps features of the real images between calls.
         batch_size: images at once.
