@@ -78,7 +78,7 @@ def _load_student(teacher: Teacher, path: Path) -> str:
     before = _version(path)
     if (reason := find_damage(path)) is not None:
         raise UserError(f"{path}: the checkpoint is broken ({reason}){_offer(path, 'previous.ckpt', GOOD)}")
-    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
+    generator = OneStepGenerator(teacher.denoiser, teacher.scheduler)
     generator.load_state_dict(_average_of(path, generator, weights_digest(teacher)))
     checkpoint_digest = digest(path)
     if _version(path) != before:

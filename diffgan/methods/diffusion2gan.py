@@ -77,11 +77,11 @@ class Diffusion2GAN(Distillation):
 
     def build_networks(self) -> dict[str, nn.Module]:
         """G and D, both initialised from the teacher's network."""
-        unet = self.teacher.unet
-        self.generator = OneStepGenerator(copy.deepcopy(unet).requires_grad_(True), self.teacher.scheduler)
+        denoiser = self.teacher.denoiser
+        self.generator = OneStepGenerator(copy.deepcopy(denoiser).requires_grad_(True), self.teacher.scheduler)
         if self.adversarial is None:
             return {"g": self.generator}
-        self.discriminator = self.adversarial.build_discriminator(unet)
+        self.discriminator = self.adversarial.build_discriminator(denoiser)
         return {"g": self.generator, "d": self.discriminator}
 
     def check_batch(self, pairs_per_process: int) -> None:
