@@ -1,7 +1,5 @@
 """Diffusion2GAN: regression to the teacher's latents and a conditional GAN, in latent space (paper, section 3)."""
 
-import copy
-
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.base import Distillation
 from diffgan.methods.micro_batches import MicroBatch, join, split, with_mismatches
 from diffgan.methods.optimization import OptimizerSettings
-from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
 from diffgan.training.lr_schedules import warmup_cooldown
 from diffgan.training.strategies import keep_unsharded
@@ -44,6 +41,8 @@ class Diffusion2GAN(Distillation):
         gradient_checkpointing: recompute the networks' activations in the backward pass instead of storing them.
         compile: apply torch.compile to both networks; the gradient penalty stays eager.
         channels_last: memory format of the networks (faster on CPUs and tensor cores).
+        timesteps: where the student is called, a list of one training timestep; None: the last one.
+        float32_output: under bf16-mixed the generator's last block and head compute in float32.
 
     Raises:
         UserError: a value is out of range.
@@ -63,6 +62,8 @@ class Diffusion2GAN(Distillation):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         channels_last: bool = True,
+        timesteps: list[int] | None = None,
+        float32_output: bool = False,
     ):
         if not clip_norm > 0:
             raise UserError(f"clip_norm: {clip_norm} must be above 0")
@@ -70,15 +71,14 @@ class Diffusion2GAN(Distillation):
         optimizers = {"g": OptimizerSettings(generator_optimizer, learning_rate, clip_norm)}
         if adversarial is not None:
             optimizers["d"] = adversarial.optimizer_settings(cooldown_images, images)
-        super().__init__(
-            teacher, regression, images, optimizers, accumulate, gradient_checkpointing, compile, channels_last
-        )
+        options = (accumulate, gradient_checkpointing, compile, channels_last, timesteps, float32_output)
+        super().__init__(teacher, regression, images, optimizers, *options)
         self.adversarial = adversarial
 
     def build_networks(self) -> dict[str, nn.Module]:
         """G and D, both initialised from the teacher's network."""
         denoiser = self.teacher.denoiser
-        self.generator = OneStepGenerator(copy.deepcopy(denoiser).requires_grad_(True), self.teacher.scheduler)
+        self.generator = self.build_generator()
         if self.adversarial is None:
             return {"g": self.generator}
         self.discriminator = self.adversarial.build_discriminator(denoiser)
