@@ -42,7 +42,7 @@ class FrozenNetworks(pl.LightningModule):
         super().__init__()
         self.teacher: Teacher | None = None
         self.ema_on_cpu = False
-        self._lent_average = contextlib.ExitStack()
+        self._lent_text, self._lent_average = contextlib.ExitStack(), contextlib.ExitStack()
 
     # ---- the teacher ----
 
@@ -74,19 +74,14 @@ class FrozenNetworks(pl.LightningModule):
         """The conditioning of a batch: read with the pairs, or else computed by the teacher's text encoders."""
         if batch.conditioning is not None:
             return batch.conditioning
-        self._place_text_encoders(self.device)
+        if self.teacher.text_device != self.device:
+            for encoder in self.teacher.text_encoders:
+                self._lent_text.enter_context(lend(encoder, self.device))
         return self.teacher.encode(batch.prompt)
-
-    def _place_text_encoders(self, device: torch.device | str) -> None:
-        if self.teacher.text_device != torch.device(device):
-            with torch.inference_mode(False):  # a validation before the first step would leave tensors of its mode
-                for encoder in self.teacher.text_encoders:
-                    encoder.to(device)
 
     def teardown(self, stage: str) -> None:
         """Free the device of the text encoders, as Lightning does with what it has moved."""
-        if self.teacher is not None:
-            self._place_text_encoders("cpu")
+        self._lent_text.close()
 
     # ---- the moving average ----
 

@@ -55,5 +55,6 @@ def _is_on(tensor: Tensor, device: torch.device) -> bool:
 
 
 def _copy_on(tensor: Tensor, device: torch.device) -> Tensor:
-    copied = tensor.detach().to(device)
-    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+    with torch.inference_mode(False):  # a validation may lend what training uses later
+        copied = tensor.detach().to(device)
+        return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied

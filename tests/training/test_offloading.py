@@ -45,6 +45,16 @@ def test_nothing_is_copied_on_the_same_device():
         assert all(now is tensor for now, tensor in zip(tensors(module), before, strict=True))
 
 
+def test_what_is_lent_in_a_validation_can_be_used_in_training():
+    module = network()
+    with torch.inference_mode():
+        context = lend(module, "meta")
+        context.__enter__()
+    assert not any(tensor.is_inference() for tensor in tensors(module))
+    context.__exit__(None, None, None)
+    assert not any(tensor.is_meta for tensor in tensors(module))
+
+
 def test_an_unregistered_module_stays_where_it_is():
     owner, module = nn.Module(), network()
     owner.inner = module
