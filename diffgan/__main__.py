@@ -21,7 +21,7 @@ MISTAKE = 1
 
 IGNORED_WARNINGS = (
     r".*(treespec|many workers|in eval mode|args parameter is intended|torch_dtype|smaller than the logging|"
-    r"Checkpoint directory).*"
+    r"Checkpoint directory|AMP with fp16|precision=16).*"
 )
 QUIET_LOGGERS = {  # name -> lowest level that is shown
     "lightning.pytorch.utilities.rank_zero": logging.WARNING,
