@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -24,6 +25,7 @@ from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 
 LONGEST_WAIT = timedelta(days=2)  # for the slowest process; one that ends is noticed at once
 LOOPBACK = "lo"  # the interface of processes of one machine
+PATIENCE = 3.0  # seconds; a broken connection follows from another process's end, by which all are ended
 FAILED = "diffgan/failed"  # counter of processes that have failed, in the store that all share
 
 # (its process among all, its number on this machine) -> None; picklable
@@ -81,14 +83,9 @@ def _start(work: Work, count: int) -> None:
         except ProcessExitedException as error:
             if store.add(FAILED, 0):
                 raise SystemExit(1) from error
-            raise UserError(f"{_verb()}: {error}; run the same command again") from error
+            raise UserError(f"{error}, one of {count}; the others were ended too") from error
         finally:
             _end(processes)
-
-
-def _verb() -> str:
-    """The verb of this command, for messages."""
-    return next((word for word in sys.argv[1:] if not word.startswith("-")), "diffgan")
 
 
 def _end(processes: ProcessContext) -> None:
@@ -140,10 +137,21 @@ def _work_as(place: Place, store: distributed.Store, work: Work) -> None:
         )
         work(WorkSplit(place.rank, place.world, _gather), place.local)
     except Exception as error:
-        if _is_first_failure(store):
-            print_error(error) if isinstance(error, UserError) else traceback.print_exc()
+        _report(error, store)
         sys.exit(1)
     distributed.destroy_process_group()
+
+
+def _report(error: Exception, store: distributed.Store) -> None:
+    """Print an error, unless another process has printed the one that caused it."""
+    if not isinstance(error, UserError):
+        time.sleep(PATIENCE)
+    if not _is_first_failure(store):
+        return
+    if isinstance(error, UserError):
+        print_error(error)
+    else:
+        traceback.print_exception(error)
 
 
 def _is_first_failure(store: distributed.Store) -> bool:
