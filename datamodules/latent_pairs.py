@@ -80,8 +80,8 @@ class _TrainingBatches(Dataset):
         first = int(np.searchsorted(order.ends, offset, side="right"))  # of the group's shards
         wanted = self.interleave + max(self.interleave, SHARDS_AHEAD)
         shards = order.shards[first : first + wanted].tolist()
-        if len(shards) < wanted:
-            shards += self._epoch(epoch + 1).shards[: wanted - len(shards)].tolist()
+        if (missing := wanted - len(shards)) > 0:  # of the next epoch the whole first group: the last one may be small
+            shards += self._epoch(epoch + 1).shards[: max(missing, self.interleave)].tolist()
         return list(dict.fromkeys(shards))
 
     def _numbers_at(self, positions: np.ndarray) -> np.ndarray:
