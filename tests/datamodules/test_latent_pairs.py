@@ -132,7 +132,8 @@ def test_the_shards_of_the_next_group_are_fetched_ahead(folder, monkeypatch):
     data = opened(folder, interleave=2)
     monkeypatch.setattr(data.pairs.shards, "prefetch", lambda shards: asked.append(set(shards)))
     first = set(shuffled(40, SHARD, 3, 0, 2).shards[:2].tolist())
-    for batch in flat(list(data.train_dataloader()) for _ in range(2)):
+    stream = data.train_dataloader()
+    for batch in chain(iter(stream), iter(stream)):  # two epochs
         read = {i // SHARD for i in numbers(batch)}
         assert read <= known | first and not read & asked[-1]
         known |= asked[-1]
