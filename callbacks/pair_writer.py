@@ -1,5 +1,6 @@
 """The callback that writes generated pairs to a pair set, as one of any number of workers."""
 
+import dataclasses
 import math
 import signal
 import sys
@@ -11,6 +12,7 @@ import torch
 from datamodules.prompts import Prompts
 from diffgan.errors import UserError, print_error
 from diffgan.pairs.batch import PairBatch
+from diffgan.pairs.devices import device_kind
 from diffgan.pairs.generation import PairGeneration
 from diffgan.pairs.manifest import Manifest, versions
 from diffgan.pairs.opening import bytes_are_compared, open_pair_set
@@ -27,7 +29,7 @@ class PairWriter(pl.Callback):
     Workers are the processes of a trainer, or the same command started many times, in any number and at any time. The
     bytes of a shard depend on the manifest and the batch size alone, so the set is the same however often it was
     interrupted and whichever worker made it. Another batch size, number of threads or kind of machine may change a
-    latent by rounding.
+    latent by rounding; shards say with which they were made.
 
     Args:
         folder: of the pair set: a path or URL.
@@ -97,13 +99,15 @@ class PairWriter(pl.Callback):
             raise UserError(f"lease_seconds: {self.lease_seconds} must be above 0 and finite")
         data: Prompts = trainer.datamodule
         pl_module.setup(stage)
-        manifest = self._manifest(pl_module, data, trainer.precision)
+        manifest = self._manifest(pl_module, data, trainer.precision, trainer.strategy.root_device)
         store = open_pair_set(self.folder, manifest, self.lease_seconds)
+        if not Manifest.read(store).device:  # begun by an older version: its shards do not say how they were made
+            manifest = dataclasses.replace(manifest, device="")
         return WorkQueue(
             store, manifest, data.batch_size, self.lease_seconds, on_pause=lambda: _exit_after_sigterm(trainer)
         )
 
-    def _manifest(self, module: PairGeneration, data: Prompts, precision: str) -> Manifest:
+    def _manifest(self, module: PairGeneration, data: Prompts, precision: str, device: torch.device) -> Manifest:
         teacher = module.teacher
         return Manifest(
             teacher=module.teacher_path,
@@ -123,6 +127,7 @@ class PairWriter(pl.Callback):
             batch_size=data.batch_size,
             versions=versions(),
             compile=module.compile_network,
+            device=device_kind(device),
         )
 
 

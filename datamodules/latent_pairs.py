@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,42 +16,82 @@ from diffgan.pairs.embeddings import Embeddings
 from diffgan.pairs.pair_set import PairSet
 from diffgan.storage.cache import CACHE_GB
 
-SHARDS_AHEAD = 2  # shards of a remote set that are fetched before the stream reads them
+SHARDS_AHEAD = 2  # the least number of shards of a remote set that are fetched before the stream reads them
+
+
+class EpochOrder(NamedTuple):
+    """The order of one epoch.
+
+    numbers: (pairs,) int64, the numbers of the pairs.  shards: the numbers of the shards in the order in which they are
+    read.  ends: for each shard, the position after the last pair of its group.
+    """
+
+    numbers: np.ndarray
+    shards: np.ndarray
+    ends: np.ndarray
 
 
 @lru_cache(maxsize=2)
-def shuffled(pairs: int, block: int, seed: int, epoch: int) -> np.ndarray:
-    """(pairs,) int64: the numbers 0 .. pairs - 1, blocks in random order and the numbers of each block too.
+def shuffled(pairs: int, shard_size: int, seed: int, epoch: int, interleave: int = 1) -> EpochOrder:
+    """The numbers 0 .. pairs - 1: shards in random order, each `interleave` of them a group, shuffled together.
 
     Args:
-        block: numbers per block; the last one may have fewer.
+        shard_size: pairs per shard; the last one may have fewer.
+        interleave: shards per group; the last group may have fewer.
     """
     random = np.random.default_rng([seed, epoch])
-    starts = random.permutation(-(-pairs // block)) * block
-    return np.concatenate([start + random.permutation(min(block, pairs - start)) for start in starts])
+    shards = random.permutation(-(-pairs // shard_size))
+    groups = np.split(shards, range(interleave, len(shards), interleave))
+    numbers = []
+    for group in groups:
+        together = np.concatenate([np.arange(s * shard_size, min((s + 1) * shard_size, pairs)) for s in group])
+        numbers.append(together[random.permutation(len(together))])
+    ends = np.repeat(np.cumsum([len(group) for group in numbers]), [len(group) for group in groups])
+    return EpochOrder(np.concatenate(numbers), shards, ends)
 
 
 class _TrainingBatches(Dataset):
     """Item p is this process's contiguous share of the global batch that begins at position p of the stream."""
 
-    def __init__(self, pairs: PairSet, training_pairs: int, batch_size: int, seed: int, rank: int, world_size: int):
+    def __init__(
+        self,
+        pairs: PairSet,
+        training_pairs: int,
+        batch_size: int,
+        seed: int,
+        interleave: int,
+        rank: int,
+        world_size: int,
+    ):
         self.pairs, self.training_pairs, self.batch_size, self.seed = pairs, training_pairs, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.interleave, self.rank, self.world_size = interleave, rank, world_size
 
     def __getitem__(self, position: int) -> PairBatch:
-        share, shard_size = self.batch_size // self.world_size, self.pairs.manifest.shard_size
+        share = self.batch_size // self.world_size
         numbers = self._numbers_at(np.arange(position, position + self.batch_size))
-        ahead = self._numbers_at(position + np.arange(1, SHARDS_AHEAD + 1) * shard_size)
-        self.pairs.shards.prefetch(ahead // shard_size)
+        now = set(numbers // self.pairs.manifest.shard_size)
+        self.pairs.shards.prefetch([shard for shard in self._shards_ahead(position) if shard not in now])
         return self.pairs.read(numbers[self.rank * share : (self.rank + 1) * share])
+
+    def _shards_ahead(self, position: int) -> list[int]:
+        """The shards of the group at a position and those read after it: of the next group, at least two."""
+        epoch, offset = divmod(position, self.training_pairs)
+        order = self._epoch(epoch)
+        first = int(np.searchsorted(order.ends, offset, side="right"))  # of the group's shards
+        wanted = self.interleave + max(self.interleave, SHARDS_AHEAD)
+        shards = order.shards[first : first + wanted].tolist()
+        if (missing := wanted - len(shards)) > 0:  # of the next epoch the whole first group: the last one may be small
+            shards += self._epoch(epoch + 1).shards[: max(missing, self.interleave)].tolist()
+        return list(dict.fromkeys(shards))
 
     def _numbers_at(self, positions: np.ndarray) -> np.ndarray:
         """Numbers of the pairs at these ascending positions of the stream, a sequence of shuffled epochs."""
         epochs, offsets = np.divmod(positions, self.training_pairs)
-        return np.concatenate([self._epoch(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
+        return np.concatenate([self._epoch(epoch).numbers[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        return shuffled(self.training_pairs, self.pairs.manifest.shard_size, self.seed, int(epoch))
+    def _epoch(self, epoch: int) -> EpochOrder:
+        shard_size = self.pairs.manifest.shard_size
+        return shuffled(self.training_pairs, shard_size, self.seed, int(epoch), self.interleave)
 
 
 class PairStream:
@@ -153,6 +194,8 @@ class LatentPairs(pl.LightningDataModule):
             the training step.
         cache_gb: limit of the copies kept of remote shards, in 10^9 bytes; the environment variable `DIFFGAN_CACHE`
             names their folder.
+        interleave: shards whose pairs are mixed: a batch draws from so many. Every pair is read once per epoch whatever
+            it is, in another order. Of a remote set twice as many shards are kept open.
 
     Attributes:
         pairs: the `PairSet`, from `setup` on.
@@ -167,10 +210,12 @@ class LatentPairs(pl.LightningDataModule):
         workers: int = 0,
         embeddings: str | Path | None = None,
         cache_gb: float = CACHE_GB,
+        interleave: int = 1,
     ):
         super().__init__()
         self.folder, self.batch_size, self.validation_pairs = str(folder), batch_size, validation_pairs
         self.seed, self.workers, self.embeddings, self.cache_gb = seed, workers, embeddings, cache_gb
+        self.interleave = interleave
         self.pairs: PairSet | None = None
         self._stream: PairStream | None = None
         self._position = 0  # where the next stream starts
@@ -179,10 +224,14 @@ class LatentPairs(pl.LightningDataModule):
         """Open the set.
 
         Raises:
-            UserError: the set is incomplete or too small, the batch does not divide among the processes, or the
-                embeddings belong to another teacher.
+            UserError: the set is incomplete or too small, the batch does not divide among the processes, `interleave`
+                is below 1, or the embeddings belong to another teacher.
         """
+        if self.interleave < 1:
+            raise UserError(f"interleave: {self.interleave} must be at least 1")
         self.pairs = PairSet(self.folder, self.cache_gb)
+        if self.interleave > 1:
+            self.pairs.shards.keep_open(2 * self.interleave)  # a batch may reach from one group into the next
         if self.embeddings is not None:
             self.pairs.embeddings = Embeddings(self.embeddings, self.pairs.manifest.teacher_digest, self.cache_gb)
         self._check_sizes()
@@ -203,7 +252,7 @@ class LatentPairs(pl.LightningDataModule):
     def train_dataloader(self) -> PairStream:
         training_pairs = len(self.pairs) - self.validation_pairs
         place = self._rank_and_world_size()
-        batches = _TrainingBatches(self.pairs, training_pairs, self.batch_size, self.seed, *place)
+        batches = _TrainingBatches(self.pairs, training_pairs, self.batch_size, self.seed, self.interleave, *place)
         self._stream = PairStream(batches, self.workers, self._position)
         return self._stream
 

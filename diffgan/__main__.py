@@ -4,31 +4,18 @@ Nothing heavy is imported here: `diffgan --help` and light verbs must not wait f
 """
 
 import importlib
-import logging
-import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from diffgan.cli import verbs
+from diffgan.cli.messages import filter_messages, quiet_model_libraries
 from diffgan.cli.renamed import current_verb
 from diffgan.errors import UserError, print_error
 
 COMMAND_LINE_ERROR = 2
 MISTAKE = 1
-
-IGNORED_WARNINGS = (
-    r".*(treespec|many workers|in eval mode|args parameter is intended|torch_dtype|smaller than the logging|"
-    r"Checkpoint directory).*"
-)
-QUIET_LOGGERS = {  # name -> lowest level that is shown
-    "lightning.pytorch.utilities.rank_zero": logging.WARNING,
-    "lightning.fabric.utilities.seed": logging.WARNING,
-    "lightning.pytorch.trainer.connectors.checkpoint_connector": logging.WARNING,
-    "huggingface_hub": logging.ERROR,  # every attempt to reach the hub
-}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -38,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with one line and 130, where Lightning would say 1.
     """
     args = sys.argv[1:] if args is None else list(args)
-    _filter_messages()
+    filter_messages()
     try:
         _run(args)
     except Exception as error:
@@ -110,7 +97,7 @@ def _load(target: str) -> Callable[..., None]:
     module, name = target.split(":")
     function = getattr(importlib.import_module(module), name)
     if "torch" in sys.modules:  # else the verb has nothing to do with models
-        _quiet_model_libraries()
+        quiet_model_libraries()
     return function
 
 
@@ -122,24 +109,6 @@ def _version() -> str:
 
 
 # ---- messages ----
-
-
-def _filter_messages() -> None:
-    """Leave out what libraries report on every run and nobody can act on."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=IGNORED_WARNINGS)
-    for name, level in QUIET_LOGGERS.items():
-        logging.getLogger(name).setLevel(level)
-
-
-def _quiet_model_libraries() -> None:
-    """Leave out the progress bars and hints of diffusers and transformers."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def _report_interruption(args: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from diffgan.cli.class_names import import_named
 from diffgan.cli.config_files import ConfigParser, prepare
 from diffgan.cli.renamed import translate_config, translate_words
 from diffgan.errors import UserError
+from diffgan.pairs.devices import require_precision
 from diffgan.training.checkpoints import find_damage
 
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
@@ -90,9 +91,11 @@ class DiffganCLI(UserSettingsCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Raises UserError for flags that the trainer does not take together or on this machine."""
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError) as error:
             raise UserError(f"trainer: {error}") from error
+        require_precision(self._get(self.config_init, "trainer", default={}).get("precision"), trainer.precision)
+        return trainer
 
     def before_fit(self) -> None:
         self._find_checkpoint()

@@ -14,7 +14,7 @@ from diffgan.evaluation.metrics.statistics import FeatureStatistics, read_statis
 from diffgan.evaluation.preprocessing import read_images, resize_images
 from diffgan.evaluation.protocols.coco import CocoProtocol
 from diffgan.evaluation.real_images import RealImages, cache_file, cached_tensors
-from diffgan.evaluation.work_split import WorkSplit, batches
+from diffgan.evaluation.work_split import WorkSplit
 
 
 class RealPhotographs(RealImages):
@@ -56,11 +56,12 @@ class RealPhotographs(RealImages):
                 f"{files[0]}: holds statistics, but a metric of protocol {self.protocol.name} needs the features of "
                 "every image; name a folder of images"
             )
-        for rows in batches(self.split.rows(len(files)), self.batch_size, "evaluate: features of real images"):
+        own = self.split.batches(len(files), self.batch_size)
+        for rows in self.split.progress(own, "evaluate: features of real images"):
             images = read_images([files[row] for row in rows], self.protocol.side)
             grained = with_grain(images, view.grain, [REAL_SEED + row for row in rows])
             features.append(self.extractor(grained.to(self.device)).cpu())
-        return self.split.in_order(torch.cat(features), len(files))
+        return self.split.in_order(torch.cat(features), len(files), self.batch_size)
 
 
 class CocoEvaluator(Evaluator):

@@ -13,7 +13,7 @@ from diffgan.evaluation.features.base import FeatureExtractor
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.metrics.base import ImageMetric
 from diffgan.evaluation.real_images import RealImages
-from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit, batches
+from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
 
@@ -82,7 +82,7 @@ class Evaluator(ABC):
         device: torch.device | str = "cpu",
         split: WorkSplit = SINGLE_PROCESS,
     ) -> dict[str, float | str]:
-        """Evaluate a generator; every process generates and measures its own rows (collective).
+        """Evaluate a generator; every process generates and measures its own batches (collective).
 
         Args:
             generate: called with noise (n, *latent_shape) and n prompts at a time.
@@ -100,15 +100,15 @@ class Evaluator(ABC):
 
         self._move_networks(device)
         self.seconds = 0.0
-        rows = split.rows(len(self.prompts))
-        values = self.measure(self.metrics, images_of, rows, "evaluate: generating", device, split)
+        count = len(self.prompts)
+        values = self.measure(self.metrics, images_of, count, "evaluate: generating", device, split)
         self._move_networks("cpu")
         return {
             "protocol": self.protocol.name,
             "protocol_digest": self.digest,
-            "images": float(len(self.prompts)),
+            "images": float(count),
             **self.settings,
-            "seconds_per_image": self.seconds / len(rows),
+            "seconds_per_image": self.seconds / sum(map(len, split.batches(count, self.batch_size))),
             **values,
         }
 
@@ -116,7 +116,7 @@ class Evaluator(ABC):
         self,
         metrics: list[ImageMetric],
         images_of: Callable[[list[int]], Tensor],
-        rows: list[int],
+        count: int,
         title: str,
         device: torch.device | str = "cpu",
         split: WorkSplit = SINGLE_PROCESS,
@@ -126,12 +126,12 @@ class Evaluator(ABC):
         Args:
             metrics: what is computed.
             images_of: rows of the protocol -> images (N, 3, H, W) uint8 on the CPU.
-            rows: those of this process.
+            count: how many of the protocol's first rows, of all processes.
             title: of the progress bar.
         """
         for metric in metrics:
             metric.reset()
-        for batch_rows in batches(rows, self.batch_size, title):
+        for batch_rows in split.progress(split.batches(count, self.batch_size), title):
             prompts = [self.prompts[row] for row in batch_rows]
             batch = ImageBatch(batch_rows, images_of(batch_rows), prompts, self.extractor, device)
             for metric in metrics:

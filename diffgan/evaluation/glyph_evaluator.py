@@ -15,7 +15,7 @@ from diffgan.evaluation.grain import GRAIN, REAL_SEED, View, with_grain
 from diffgan.evaluation.metrics.diversity import share_within_prompts
 from diffgan.evaluation.protocols.glyphs import POPULATION, SPLIT, GlyphProtocol
 from diffgan.evaluation.real_images import RealImages, cache_file, cached_tensors
-from diffgan.evaluation.work_split import WorkSplit, batches
+from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.glyphs import recipe
 from diffgan.glyphs.reader import GlyphReader
 from diffgan.glyphs.recipe import Glyph
@@ -73,11 +73,11 @@ class RealGlyphs(RealImages):
 
     def _extract(self, images: Tensor, view: View) -> Tensor:
         """Features of images (N, 3, H, W) uint8, with grain of seeds that count from the first: (N, D)."""
-        features = []
-        for rows in batches(self.split.rows(len(images)), self.batch_size, "evaluate: features of real images"):
+        features, own = [], self.split.batches(len(images), self.batch_size)
+        for rows in self.split.progress(own, "evaluate: features of real images"):
             grained = with_grain(images[rows], view.grain, [REAL_SEED + row for row in rows])
             features.append(self.extractor(grained.to(self.device)).cpu())
-        return self.split.in_order(torch.cat(features), len(images))
+        return self.split.in_order(torch.cat(features), len(images), self.batch_size)
 
 
 class GlyphEvaluator(Evaluator):
@@ -116,10 +116,10 @@ class GlyphEvaluator(Evaluator):
     # ---- of a pipeline, not of its images alone ----
 
     @torch.no_grad()
-    def reconstruction(self, teacher: Teacher) -> dict[str, float]:
+    def reconstruction(self, teacher: Teacher, split: WorkSplit = SINGLE_PROCESS) -> dict[str, float]:
         """Metrics (`..._reconstruction`) of real images through the autoencoder: what no generator of it exceeds.
 
-        Their distances are those to the other real images, which the floor is measured with.
+        Their distances are those to the other real images, which the floor is measured with (collective).
         """
         rendered = recipe.paint(SPLIT, self.protocol.reference)
 
@@ -130,8 +130,7 @@ class GlyphEvaluator(Evaluator):
         metrics = self.protocol.reconstruction_metrics(self.extractor.name, self.reader)
         for metric in metrics:
             metric.load()
-        rows = list(range(self.protocol.images))
-        values = self.measure(metrics, images_of, rows, "evaluate: reconstructing")
+        values = self.measure(metrics, images_of, self.protocol.images, "evaluate: reconstructing", split=split)
         return {f"{name}_reconstruction": value for name, value in values.items()}
 
     def noise_share(self, teacher: Teacher, latents: Tensor) -> dict[str, float]:

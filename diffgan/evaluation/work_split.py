@@ -1,4 +1,4 @@
-"""The work of an evaluation split over processes: rows in turn, and their results gathered in order."""
+"""The work of an evaluation split over processes: whole batches in turn, and their results gathered in order."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -19,33 +19,50 @@ class WorkSplit(NamedTuple):
     world: int
     gather: Callable[[Tensor], Tensor]
 
-    def rows(self, count: int) -> list[int]:
-        """This process's rows of `count`: every world-th.
+    def batches(self, count: int, size: int) -> list[range]:
+        """This process's batches of `count` rows: every world-th of those that one process would make.
 
-        All processes get as many, so that their collective calls match: past the end the last row is repeated.
+        All processes get as many, so that the collective calls of a sharded network match: past the end the last
+        batch is repeated.
         """
-        return [min(row, count - 1) for row in range(self.rank, -(-count // self.world) * self.world, self.world)]
+        whole = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        turns = -(-len(whole) // self.world)
+        return [whole[min(turn * self.world + self.rank, len(whole) - 1)] for turn in range(turns)]
 
-    def in_order(self, own: Tensor, count: int) -> Tensor:
-        """Results of `rows`, of all processes in order and each row once: (count, ...) on the CPU (collective)."""
-        return self.gather(own).transpose(0, 1).flatten(0, 1)[:count].cpu()
+    def in_order(self, own: Tensor, count: int, size: int) -> Tensor:
+        """Results of `batches`, of all processes in order and each row once: (count, ...) on the CPU (collective)."""
+        results = torch.cat(self.gather_list(own))
+        rows = [
+            row
+            for rank in range(self.world)
+            for batch in self._replace(rank=rank).batches(count, size)
+            for row in batch
+        ]
+        ordered = results.new_empty(count, *results.shape[1:])
+        ordered[torch.tensor(rows)] = results
+        return ordered
 
     def gather_list(self, own: Tensor, group: Any = None) -> list[Tensor]:
-        """`own` of every process, on the CPU (collective): the `dist_sync_fn` of torchmetrics; `group` is ignored."""
-        return list(self.gather(own).cpu())
+        """`own` (n, ...) of every process, on the CPU (collective); n may differ, as the last batch is smaller.
+
+        It is the `dist_sync_fn` of torchmetrics; `group` is ignored.
+        """
+        lengths = self.gather(torch.tensor([len(own)])).flatten().tolist()
+        padding = own.new_zeros(max(lengths) - len(own), *own.shape[1:])
+        gathered = self.gather(torch.cat([own, padding])).cpu()
+        return [rows[:length] for rows, length in zip(gathered, lengths, strict=True)]
 
     def agree(self, condition: bool) -> bool:
         """Whether a condition holds on every process (collective)."""
         return bool(self.gather(torch.tensor([condition])).all())
 
+    def progress(self, batches: list[range], title: str) -> Iterator[list[int]]:
+        """The rows of each batch, under a progress bar of the first process that appears after five seconds."""
+        total = sum(map(len, batches))
+        with tqdm(total=total, desc=title, unit="image", delay=5, leave=False, disable=self.rank > 0) as bar:
+            for batch in batches:
+                yield list(batch)
+                bar.update(len(batch))
+
 
 SINGLE_PROCESS = WorkSplit(0, 1, lambda rows: rows[None])
-
-
-def batches(rows: list[int], size: int, title: str) -> Iterator[list[int]]:
-    """At most `size` rows at a time, under a progress bar that appears after five seconds."""
-    with tqdm(total=len(rows), desc=title, unit="image", delay=5, leave=False) as bar:
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
-            yield batch
-            bar.update(len(batch))

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from diffgan.noise import draw_noise
 from diffgan.pairs.batch import PairBatch
+from diffgan.pairs.devices import require_precision
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.registry import load_teacher
 
@@ -72,6 +73,10 @@ def generate_pairs(
 
     Args:
         precision: Lightning's name of it.
+
+    Raises:
+        UserError: the device does not have the precision.
     """
     trainer = pl.Trainer(accelerator="auto", devices=1, precision=precision, callbacks=list(callbacks), **QUIET)
+    require_precision(precision, trainer.precision)
     return trainer.predict(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))

@@ -13,9 +13,11 @@ from diffgan.storage.store import Store
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
 # Fields that are recorded and not compared: they say how a set was made, not which set it is.
-RECORDED = ("teacher", "batch_size", "versions", "compile")
+RECORDED = ("teacher", "batch_size", "versions", "compile", "device")
+MADE = ("device", "versions", "compile")  # what the rounding of a batch depends on
 MINIMUM = {"seed_base": 0}  # of integer fields; of those not named here it is 1
-DEFAULTS = {"compile": False}  # of fields that older manifests lack
+DEFAULTS = {"compile": False, "device": ""}  # of fields that older manifests lack
+OMITTED = ("device",)  # fields that are not written where they have their default
 TYPE_NAMES = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
 
 
@@ -27,6 +29,7 @@ class Manifest:
     precision: Lightning's name of the precision in which the teacher ran.  batch_size: pairs solved at once; another
     one changes latents by rounding only, so a set may be finished with another one.  versions: of the libraries when
     the set was started.  compile: whether the network was compiled then, which changes latents by rounding too.
+    device: what computed then, see `diffgan.pairs.devices`; "" in manifests of versions before 0.3.
     """
 
     teacher: str
@@ -46,6 +49,7 @@ class Manifest:
     batch_size: int
     versions: dict[str, str]
     compile: bool = False
+    device: str = ""
 
     # ---- reading and writing ----
 
@@ -91,7 +95,16 @@ class Manifest:
 
     def content(self) -> bytes:
         """The bytes of the manifest's file."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+        omitted = [name for name in OMITTED if getattr(self, name) == DEFAULTS[name]]
+        values = {name: value for name, value in asdict(self).items() if name not in omitted}
+        return (json.dumps(values, indent=2) + "\n").encode()
+
+    def made(self) -> dict[str, Any] | None:
+        """How the worker with this manifest makes batches, for the headers of its shards; None if that is unknown.
+
+        It is unknown in sets that older versions have started, whose shards keep their bytes.
+        """
+        return {name: getattr(self, name) for name in MADE} if self.device else None
 
     # ---- comparing ----
 

@@ -10,7 +10,7 @@ from diffgan.errors import UserError
 from diffgan.pairs.claims import CLAIMS
 from diffgan.pairs.headers import parse_header
 from diffgan.pairs.listing import PARTIAL_SHARD, PARTIAL_SHARDS
-from diffgan.pairs.manifest import MANIFEST, Manifest
+from diffgan.pairs.manifest import MADE, MANIFEST, Manifest
 from diffgan.pairs.shard_format import read_shard, shards_size
 from diffgan.pairs.shard_reader import open_shard
 from diffgan.storage.local import LocalStore
@@ -90,9 +90,9 @@ def _require_same_manifest(store: Store, manifest: Manifest) -> None:
     """
     stored = Manifest.parse(store.read(MANIFEST), store.path(MANIFEST))
     manifest.require_same(stored.identity(), store.path(MANIFEST))
-    for name in ("batch_size", "compile"):
+    for name in ("batch_size", *MADE):
         before, now = getattr(stored, name), getattr(manifest, name)
-        if before != now:
+        if before not in (now, ""):
             print(
                 f"diffgan: {store.place}: started with {name} {before}, continued with {now}: latents may differ by "
                 "rounding from those of an uninterrupted run",

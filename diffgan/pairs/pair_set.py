@@ -10,7 +10,8 @@ shard `i // shard_size`. A shard holds
     noise          (N, C, H, W) float32, only with `store_noise`
 
 and, in the safetensors header, the number of the shard, how many of its prompts the tokenizer truncated (`truncated`),
-a `digest` of the tensors, and the fields that manifests of one set share.
+a `digest` of the tensors, how they were made (`batch_size`, and `made`: device, library versions and `compile` of its
+batches, each way once; sets begun before version 0.3 lack both), and the fields that manifests of one set share.
 """
 
 from collections.abc import Sequence

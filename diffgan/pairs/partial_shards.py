@@ -4,7 +4,7 @@ A partial shard is named by the numbers of its pairs, which were solved in one b
 that may differ between workers. Partial shards of another batch size are of no use to a worker and are left alone.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,10 +20,14 @@ from diffgan.storage.tensor_files import tensors_digest
 
 
 class PartialShard(NamedTuple):
-    """tensors: those of a shard, for some of its pairs.  truncated: how many prompts the tokenizer truncated."""
+    """tensors: those of a shard, for some of its pairs.  truncated: how many prompts the tokenizer truncated.
+
+    made: how its batches were made, each way once; None if that is what the worker's manifest says, or unknown.
+    """
 
     tensors: dict[str, Tensor]
     truncated: int
+    made: list[dict[str, Any]] | None = None
 
 
 def write_partial_shard(
@@ -34,7 +38,7 @@ def write_partial_shard(
     Raises:
         UserError: the file cannot be written.
     """
-    content = shard_content(manifest, shard, partial_shard.tensors, partial_shard.truncated)
+    content = shard_content(manifest, shard, partial_shard.tensors, partial_shard.truncated, partial_shard.made)
     store.write(partial_shard_name(shard, numbers), content)
 
 
@@ -56,7 +60,7 @@ def read_partial_shard(store: Store, manifest: Manifest, shard: int, numbers: ra
         store.remove(name)
         return None
     manifest.require_same(header, store.path(name))
-    return PartialShard(tensors, header["truncated"])
+    return PartialShard(tensors, header["truncated"], header.get("made"))
 
 
 def join_partial_shards(partial_shards: list[PartialShard]) -> PartialShard:
@@ -69,4 +73,15 @@ def join_partial_shards(partial_shards: list[PartialShard]) -> PartialShard:
     tensors = {name: torch.cat(column) for name, column in columns.items()}
     lengths = torch.cat([column.diff() for column in offsets])
     tensors["prompt_offsets"] = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return PartialShard(tensors, sum(partial_shard.truncated for partial_shard in partial_shards))
+    truncated = sum(partial_shard.truncated for partial_shard in partial_shards)
+    return PartialShard(tensors, truncated, _joined_made(partial_shards))
+
+
+def _joined_made(partial_shards: list[PartialShard]) -> list[dict[str, Any]] | None:
+    """Every way in which one of the batches was made, once, in their order; None if one is unknown."""
+    joined: list[dict[str, Any]] = []
+    for partial_shard in partial_shards:
+        if partial_shard.made is None:
+            return None
+        joined += [made for made in partial_shard.made if made not in joined]
+    return joined

@@ -3,6 +3,7 @@
 import json
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,9 +73,23 @@ def pack(pairs: PairBatch, store_noise: bool, file: str) -> dict[str, Tensor]:
     return tensors
 
 
-def shard_content(manifest: Manifest, shard: int, tensors: dict[str, Tensor], truncated: int) -> bytes:
-    """The bytes of a shard's file, which depend on the manifest, the tensors and `truncated` alone."""
-    header = {"shard": shard, "truncated": truncated, "digest": tensors_digest(tensors)} | manifest.identity()
+def shard_content(
+    manifest: Manifest,
+    shard: int,
+    tensors: dict[str, Tensor],
+    truncated: int,
+    made: list[dict[str, Any]] | None = None,
+) -> bytes:
+    """The bytes of a shard's file, which depend on the arguments alone.
+
+    Args:
+        made: how its batches were made, each way once; by default as the manifest says. It is written, with the batch
+            size, unless it is unknown.
+    """
+    header = {"shard": shard, "truncated": truncated, "digest": tensors_digest(tensors)}
+    if manifest.made():
+        header |= {"batch_size": manifest.batch_size, "made": [manifest.made()] if made is None else made}
+    header |= manifest.identity()
     return save(tensors, {HEADER: json.dumps(header)})
 
 

@@ -85,6 +85,10 @@ class ShardReader:
         self._open.move_to_end(shard)
         return self._open[shard]
 
+    def keep_open(self, shards: int) -> None:
+        """Allow at least so many shards to be open at once."""
+        self.max_open = max(self.max_open, shards)
+
     def prefetch(self, shards: Sequence[int]) -> None:
         """Copy remote shards that will be read soon to the cache, in a thread; nothing is done for local ones."""
         if not isinstance(self.store, LocalStore):
@@ -98,14 +102,16 @@ class ShardReader:
         """
         numbers = np.asarray(numbers, dtype=np.int64)
         shards, rows = np.divmod(numbers, self.rows)
-        if len(shards) and (shards == shards[0]).all():
-            tensors = self[int(shards[0])].tensors
+        tensors = self[int(shards[0])].tensors
+        if (shards == shards[0]).all():
             return [tensors[field].index_select(0, torch.from_numpy(rows)) for field in fields]
+        gathered = [tensors[field].new_empty(len(numbers), *tensors[field].shape[1:]) for field in fields]
         order = np.argsort(shards, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
-        gathered = [self.gather(numbers[group], fields) for group in groups if len(group)]
-        inverse = torch.from_numpy(np.argsort(order, kind="stable"))
-        return [torch.cat(tensors)[inverse] for tensors in zip(*gathered, strict=True)]
+        for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            tensors, places = self[int(shards[group[0]])].tensors, torch.from_numpy(group)
+            for field, rows_of_all in zip(fields, gathered, strict=True):
+                rows_of_all.index_copy_(0, places, tensors[field].index_select(0, torch.from_numpy(rows[group])))
+        return gathered
 
 
 class Prefetcher:

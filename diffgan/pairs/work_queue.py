@@ -179,7 +179,7 @@ class WorkQueue:
         ]
         if None not in partial_shards:
             joined = join_partial_shards(partial_shards)
-            content = shard_content(self.manifest, shard, joined.tensors, joined.truncated)
+            content = shard_content(self.manifest, shard, joined.tensors, joined.truncated, joined.made)
             self.manifest.require_unchanged(self.store)
             self.store.write(self.manifest.name(shard), content)
             self._remove_partial_shards(shard)

@@ -205,6 +205,8 @@ class Teacher(nn.Module, ABC):
     ) -> Tensor:
         """x = ODE(z, c, w) with classifier-free guidance, both halves of it in one batched network call.
 
+        The network computes in its own dtype or under autocast; guidance and the solver's latent are float32.
+
         Args:
             noise: z, (N, C, H, W), N(0, I).
             conditioning: c, N rows, from `encode`.
@@ -214,13 +216,13 @@ class Teacher(nn.Module, ABC):
             solver: name of a deterministic scheduler class of diffusers.
 
         Returns:
-            Latents (N, C, H, W) in the network's dtype.
+            Latents (N, C, H, W), float32 (float64 if the network is).
 
         Raises:
             UserError: as in `solver`.
         """
         scheduler = self.solver(steps, solver)
-        latent = solvers.initial_latent(scheduler, noise.to(self.denoiser.dtype))  # (N, C, H, W)
+        latent = solvers.initial_latent(scheduler, noise.to(_at_least_float32(self.denoiser.dtype)))  # (N, C, H, W)
         if guidance != 1:
             unconditional = self.unconditional(len(noise)).map(lambda tensor: tensor.to(noise.device))
             conditioning = Conditioning.cat([unconditional, conditioning])  # 2 N rows
@@ -235,13 +237,17 @@ class Teacher(nn.Module, ABC):
     def _predict(self, latent: Tensor, t: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
         """The guided prediction (Ho & Salimans 2022, arXiv 2207.12598): eps(z) + w (eps(z, c) - eps(z)).
 
+        The halves are combined in float32: w multiplies their difference, and with it the rounding of 16 bits.
+
         Args:
+            latent: (N, C, H, W), float32 or float64; the prediction has its dtype.
             conditioning: N rows if `guidance` is 1, else 2 N, the unconditional ones first.
         """
+        inputs = latent.to(self.denoiser.dtype)
         if guidance == 1:
-            return self._adapter.predict(self.denoiser, latent, t, conditioning)
-        both = self._adapter.predict(self.denoiser, torch.cat([latent, latent]), t, conditioning)  # (2 N, C, H, W)
-        unconditional, conditional = both.chunk(2)
+            return self._adapter.predict(self.denoiser, inputs, t, conditioning).to(latent.dtype)
+        both = self._adapter.predict(self.denoiser, torch.cat([inputs, inputs]), t, conditioning)  # (2 N, C, H, W)
+        unconditional, conditional = both.to(latent.dtype).chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     # ---- images ----
@@ -256,3 +262,8 @@ class Teacher(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of solver and guidance for a network of this dtype."""
+    return torch.promote_types(dtype, torch.float32)

@@ -62,7 +62,7 @@ def distances(evaluator: GlyphEvaluator, images: Tensor) -> list[float]:
     for view in (PLAIN, GRAIN):
         metrics += [FrechetDistance("efficientnet", view), KernelDistance("efficientnet", view)]
     images_of: Callable[[list[int]], Tensor] = lambda rows: images[rows]  # noqa: E731
-    values = evaluator.measure(metrics, images_of, list(range(len(images))), "distances")
+    values = evaluator.measure(metrics, images_of, len(images), "distances")
     columns = [column for metric in metrics for column in metric.columns]
     return [values[column.key] * column.scale for column in columns]
 

@@ -44,11 +44,17 @@ class Shape(NamedTuple):
     store_noise: bool
 
 
-def write_set(folder: Path, shape: Shape) -> Manifest:
-    """Two shards of random latents."""
+def write_set(folder: Path, shape: Shape, rows: int = ROWS, shards: int = 2) -> Manifest:
+    """Shards of random latents."""
     teacher = {"teacher": "t", "teacher_digest": "d", "scheduler": {}, "timestep_spacing": "trailing", "steps": 1}
     settings = {"precision": "32-true", "guidance": 1.0, "latent_space": {}, "prompts_digest": "p", "seed_base": 0}
-    sizes = {"pairs": 2 * ROWS, "shard_size": ROWS, "store_noise": shape.store_noise, "batch_size": 1, "versions": {}}
+    sizes = {
+        "pairs": shards * rows,
+        "shard_size": rows,
+        "store_noise": shape.store_noise,
+        "batch_size": 1,
+        "versions": {},
+    }
     manifest = Manifest(**teacher, **settings, **sizes, latent_shape=list(shape.latent))
     manifest.write(folder)
     for shard in range(manifest.shards):
@@ -121,6 +127,25 @@ def throughput(shape: Shape) -> None:
     print(f"{latent}, {noise}: {ours:6.0f} pairs/s, webdataset {theirs:6.0f}: {ours / theirs:5.1f} times", flush=True)
 
 
+# ---- interleaving ----
+
+
+def interleaving(mixed: int = 8) -> None:
+    """Pairs per processor second of many small shards, read one after another and `mixed` at once."""
+    with tempfile.TemporaryDirectory() as name:
+        write_set(Path(name), Shape(SD15, True), rows=32, shards=32)
+        streams = []
+        for interleave in (1, mixed):
+            data = LatentPairs(name, BATCH, validation_pairs=0, interleave=interleave)
+            data.setup("fit")
+            streams.append(data.train_dataloader)
+        turns = [tuple(map(cpu_seconds, streams)) for _ in range(ROUNDS)]
+    alone, together = (32 * 32 / statistics.median(seconds) for seconds in zip(*turns, strict=True))
+    print(
+        f"32 shards of 32, one at a time {alone:6.0f} pairs/s, {mixed} at once {together:6.0f}: {together / alone:.2f}"
+    )
+
+
 # ---- waiting ----
 
 
@@ -183,6 +208,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for shape in (Shape(latent, stored) for latent in (SD15, GLYPHS) for stored in (True, False)):
         throughput(shape)
+    interleaving()
     print("pairs per processor second, one process   (aim: at least 5 times with stored noise)")
     print(f"share of a training that waits for pairs  {waiting_share():.2%}   (aim: below 1%)", flush=True)
     drawn, stored = bytes_per_pair(False), bytes_per_pair(True)

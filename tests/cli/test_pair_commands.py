@@ -179,10 +179,15 @@ def test_a_root_folder_that_cannot_be_created_is_refused_in_one_line(command, tm
 def test_verify_accepts_an_intact_set(unbroken, capsys):
     output = shown(capsys, "pairs", "verify", unbroken, "--sample", 10)
     assert "6 shards, 44 pairs: headers, seeds, prompts, values, digests are right" in output
-    deviation, largest, allowed = map(
-        float, re.search(r"most (\S+) of latents up to (\S+), allowed (\S+)", output).groups()
-    )
-    assert 0 < deviation <= 2**-11 * largest + 1e-4 < allowed
+    pairs, batches = map(int, re.search(r"(\d+) pairs in (\d) batches made again on the same kind of", output).groups())
+    assert 10 <= pairs <= 12 and batches in (4, 5) and output.endswith("libraries: all bits are the same\n")
+
+
+def test_verify_with_a_tolerance_prints_the_deviation(unbroken, capsys):
+    output = shown(capsys, "pairs", "verify", unbroken, "--tolerance", 0.01)
+    assert "44 pairs in 17 batches made again deviate" in output
+    deviation, largest = map(float, re.search(r"most (\S+) of latents up to (\S+), allowed 0.01", output).groups())
+    assert 0 < deviation <= 2**-11 * largest + 1e-4
 
 
 def rewritten(file, change, keep_digest=True):
@@ -252,7 +257,7 @@ def draw_other_noise(monkeypatch):
 
 def test_verify_uses_stored_noise(with_noise, unbroken, monkeypatch, capsys):
     draw_other_noise(monkeypatch)
-    assert "44 pairs made again" in shown(capsys, "pairs", "verify", with_noise)
+    assert "44 pairs in 17 batches made again" in shown(capsys, "pairs", "verify", with_noise)
     assert "draws other noise here" in refusal(capsys, ["pairs", "verify", str(unbroken)])
 
 
@@ -285,7 +290,7 @@ def test_verify_requires_the_teacher_of_the_set(complete_set, other_pipeline, ca
         capsys, ["pairs", "verify", str(complete_set), "--teacher", str(other_pipeline)]
     )
     moved = shutil.copytree(tiny_pipeline, tmp_path / "moved")
-    assert "44 pairs made again" in shown(capsys, "pairs", "verify", complete_set, "--teacher", moved)
+    assert "44 pairs in 17 batches made again" in shown(capsys, "pairs", "verify", complete_set, "--teacher", moved)
 
 
 @pytest.mark.parametrize("missing, others", [([3], ""), ([3, 4], ", and 1 other"), ([3, 4, 5], ", and 2 others")])

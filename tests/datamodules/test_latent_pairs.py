@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from datamodules.latent_pairs import LatentPairs
+from datamodules.latent_pairs import LatentPairs, shuffled
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs.batch import PairBatch
@@ -74,8 +75,9 @@ def stretches(loader, count: int) -> list[list[list[int]]]:
     return [[numbers(batch) for batch in loader] for _ in range(count)]
 
 
-def test_every_training_pair_is_read_once_per_epoch_and_held_out_pairs_never(folder):
-    data = opened(folder)
+@pytest.mark.parametrize("interleave", [1, 2, 3, 99])  # five shards, the last one smaller
+def test_every_training_pair_is_read_once_per_epoch_and_held_out_pairs_never(folder, interleave):
+    data = opened(folder, interleave=interleave)
     epochs = stretches(data.train_dataloader(), 3)
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [BATCH] * len(data.train_dataloader())
@@ -102,27 +104,68 @@ def test_shards_are_read_one_after_another(folder):
     assert epoch != sorted(epoch)
 
 
+def test_the_order_without_interleaving_is_that_of_earlier_versions():
+    """Runs of 0.2 continue in it."""
+    random = np.random.default_rng([3, 1])
+    starts = random.permutation(5) * SHARD
+    expected = np.concatenate([start + random.permutation(min(SHARD, 40 - start)) for start in starts])
+    assert np.array_equal(shuffled(40, SHARD, 3, 1).numbers, expected)
+
+
+def test_interleaved_shards_are_mixed(folder):
+    """Groups of two, two and one of the five shards: batches draw from all shards of a group, groups do not mix."""
+    epoch = np.array(flat(stretches(opened(folder, interleave=2).train_dataloader(), 1)[0])) // SHARD
+    order = shuffled(40, SHARD, 3, 0, 2)
+    start = 0
+    for group in (order.shards[:2], order.shards[2:4], order.shards[4:]):
+        end = int(order.ends[list(order.shards).index(group[0])])
+        assert set(epoch[start:end]) == set(group.tolist())
+        if len(group) == 2:
+            assert all(set(epoch[i : i + 8]) == set(group.tolist()) for i in range(start, end - 7))
+        start = end
+    assert start == 40
+
+
+def test_the_shards_of_the_next_group_are_fetched_ahead(folder, monkeypatch):
+    """Whatever a batch reads was asked for by an earlier one, but for the first group."""
+    asked, known = [], set()
+    data = opened(folder, interleave=2)
+    monkeypatch.setattr(data.pairs.shards, "prefetch", lambda shards: asked.append(set(shards)))
+    first = set(shuffled(40, SHARD, 3, 0, 2).shards[:2].tolist())
+    stream = data.train_dataloader()
+    for batch in chain(iter(stream), iter(stream)):  # two epochs
+        read = {i // SHARD for i in numbers(batch)}
+        assert read <= known | first and not read & asked[-1]
+        known |= asked[-1]
+
+
+def test_interleave_is_at_least_one(folder):
+    with pytest.raises(UserError, match="interleave: 0 must be at least 1"):
+        opened(folder, interleave=0)
+
+
+@pytest.mark.parametrize("interleave", [1, 3])
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (3, 0), (5, 0), (7, 0), (10, 0), (3, 2), (5, 2)])
-def test_a_resumed_stream_continues_where_it_stopped(folder, stop, workers):
-    unbroken = flat(stretches(opened(folder).train_dataloader(), 3))
-    stream, seen = opened(folder, workers=workers).train_dataloader(), []
+def test_a_resumed_stream_continues_where_it_stopped(folder, stop, workers, interleave):
+    unbroken = flat(stretches(opened(folder, interleave=interleave).train_dataloader(), 3))
+    stream, seen = opened(folder, workers=workers, interleave=interleave).train_dataloader(), []
     while len(seen) < stop:
         for batch in stream:
             seen.append(numbers(batch))
             if len(seen) == stop:
                 break
     assert stream.state_dict() == {"position": stop * BATCH}
-    resumed = opened(folder, workers=workers).train_dataloader()
+    resumed = opened(folder, workers=workers, interleave=interleave).train_dataloader()
     resumed.load_state_dict(stream.state_dict())
     rest = [numbers(batch) for batch in resumed]
     assert seen + rest == unbroken[: len(seen) + len(rest)]
     assert (len(seen) + len(rest)) % len(resumed) == 0  # to the end of Lightning's epoch
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_the_global_batches_are_the_same_on_any_number_of_processes(folder, world_size):
-    alone = flat(stretches(opened(folder).train_dataloader(), 2))
-    ranks = [opened(folder, Place(rank, world_size)) for rank in range(world_size)]
+@pytest.mark.parametrize(("world_size", "interleave"), [(2, 1), (4, 1), (2, 3)])
+def test_the_global_batches_are_the_same_on_any_number_of_processes(folder, world_size, interleave):
+    alone = flat(stretches(opened(folder, interleave=interleave).train_dataloader(), 2))
+    ranks = [opened(folder, Place(rank, world_size), interleave=interleave) for rank in range(world_size)]
     shares = [flat(stretches(data.train_dataloader(), 2)) for data in ranks]
     assert all(len(batch) == BATCH // world_size for share in shares for batch in share)
     together = [sorted(flat(parts)) for parts in zip(*shares, strict=True)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 from diffgan.cli import coco_captions
 from diffgan.errors import UserError
@@ -71,11 +72,21 @@ def test_images_have_no_distance_from_themselves(files):
 
 
 def test_processes_share_the_rows_and_each_counts_once():
-    for count, world in ((7, 2), (8, 3), (2, 4), (6, 3)):
-        shares = [WorkSplit(rank, world, None).rows(count) for rank in range(world)]
-        assert len({len(rows) for rows in shares}) == 1
-        gather = lambda rows, shares=shares: torch.tensor(shares)  # noqa: E731
-        assert WorkSplit(0, world, gather).in_order(torch.tensor(shares[0]), count).tolist() == list(range(count))
+    """In the batches of one process; all make equally many, though the last one may be smaller."""
+    for count, world, size in ((7, 2, 2), (8, 3, 1), (2, 4, 3), (6, 3, 2), (13, 2, 4), (1, 1, 9)):
+        shares = [WorkSplit(rank, world, None).batches(count, size) for rank in range(world)]
+        assert len({len(batches) for batches in shares}) == 1
+        (alone,) = {tuple(WorkSplit(0, 1, None).batches(count, size))}
+        assert {batch for batches in shares for batch in batches} == set(alone)
+        rows = [torch.tensor([row for batch in batches for row in batch]) for batches in shares]
+        longest = max(map(len, rows))
+
+        def gather(own, rows=rows, longest=longest):
+            if own.numel() == 1 and own.ndim == 1 and int(own) == len(rows[0]):
+                return torch.tensor([[len(part)] for part in rows])
+            return torch.stack([nn.functional.pad(part, (0, longest - len(part))) for part in rows])
+
+        assert WorkSplit(0, world, gather).in_order(rows[0], count, size).tolist() == list(range(count))
 
 
 def test_statistics_of_other_tools(files):

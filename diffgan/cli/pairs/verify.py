@@ -1,6 +1,6 @@
-"""The verb `pairs verify`: check every byte of a pair set, and make a sample of its pairs again."""
+"""The verb `pairs verify`: check every byte of a pair set, and make some of its batches again."""
 
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,45 +10,30 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
-from diffgan.pairs.generation import PairGeneration, PromptBatch, generate_pairs
+from diffgan.pairs.devices import device_kind, this_device
 from diffgan.pairs.headers import parse_header
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.opening import require_teacher
+from diffgan.pairs.regeneration import Deviation, StoredBatch, deviation, limits_of, make_again
 from diffgan.pairs.shard_format import NOISE_HEAD, NOISE_TOLERANCE, batches_of
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
 from diffgan.storage.tensor_files import tensors_digest
-from diffgan.teachers.solvers import named_in
 
-# How far a latent that is made again may deviate.
-STORAGE = 2**-11  # of the largest latent: float16 on disk
-ROUNDING = {"32": 2e-3, "64": 2e-3}  # by the bits of the precision: a batch of other pairs sums in another order
-ROUNDING_IN_HALF = 0.2
-
-
-class Sample(NamedTuple):
-    """A pair of a set.
-
-    file: of its shard.  seed: of z.  noise_head: (4,).  latent: (C, H, W) float16.  noise: (C, H, W) float32, if the
-    set stores it.
-    """
-
-    file: str
-    seed: int
-    noise_head: Tensor
-    prompt: str
-    latent: Tensor
-    noise: Tensor | None
+DELETE = "delete it and run `diffgan predict` again"
 
 
 def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance: float | None = None) -> None:
     """Check a pair set: every shard's header, seeds, prompts, values and digest, and a sample of pairs made again.
 
+    Pairs are made again in the batches in which they were made. On the same kind of device, with the same libraries,
+    every bit must be the same; elsewhere latents may deviate as far as rounding explains.
+
     Args:
         folder: of the pair set: a path or URL.
-        sample: pairs to be made again, chosen at random, the same ones every time; 0 makes none.
+        sample: at least so many pairs are made again, in whole batches chosen at random, the same ones every time; 0
+            makes none.
         teacher: path of the set's teacher; by default the one in the manifest.
-        tolerance: largest allowed deviation of a latent; by default what storage and rounding explain.
+        tolerance: largest allowed deviation of a latent, wherever it was made.
     """
     if sample < 0:
         raise UserError(f"--sample: {sample} must be at least 0")
@@ -56,39 +41,56 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         raise UserError(f"--tolerance: {tolerance} must be at least 0")
     store = open_store(folder)
     manifest = Manifest.read(store)
-    chosen = set(np.random.default_rng(0).permutation(manifest.pairs)[:sample].tolist())
-    samples, undigested = _check_shards(store, manifest, chosen)
+    batches, undigested = _check_shards(store, manifest, _chosen(manifest, sample))
     checked = "headers, seeds, prompts, values" + ("" if undigested else ", digests")
     print(f"{folder}: {manifest.shards} shards, {manifest.pairs} pairs: {checked} are right")
     if undigested:
         print(f"{folder}: {undigested} shards of an older version have no digest: their bytes were not compared")
-    _check_noise(samples)
-    if samples:
-        print(f"{folder}: {_make_again(manifest, samples, teacher, tolerance)}")
+    for batch in batches:
+        _check_noise(batch)
+    if batches:
+        latents = make_again(manifest, batches, teacher or manifest.teacher)
+        for line in _compare(manifest, batches, latents, tolerance):
+            print(f"{folder}: {line}")
+
+
+def _chosen(manifest: Manifest, sample: int) -> list[range]:
+    """At least `sample` pairs, in whole batches of the manifest's size, chosen at random."""
+    spans = (manifest.span(shard) for shard in range(manifest.shards))
+    batches = [numbers for span in spans for numbers in batches_of(span, manifest.batch_size)]
+    order, chosen, pairs = np.random.default_rng(0).permutation(len(batches)), [], 0
+    for i in order:
+        if pairs >= sample:
+            break
+        chosen.append(batches[i])
+        pairs += len(batches[i])
+    return chosen
 
 
 # ---- files ----
 
 
-def _check_shards(store: Store, manifest: Manifest, chosen: set[int]) -> tuple[list[Sample], int]:
-    """The pairs of the chosen numbers, and how many shards have no digest.
+def _check_shards(store: Store, manifest: Manifest, chosen: list[range]) -> tuple[list[StoredBatch], int]:
+    """The batches that hold the chosen pairs, and how many shards have no digest.
 
     Raises:
         UserError: names the first shard that is missing or damaged.
     """
     manifest.require_complete(store)
-    samples, undigested = [], 0
+    batches, undigested = [], 0
     for shard in range(manifest.shards):
-        file = store.path(manifest.name(shard))
-        tensors, has_digest = _check_shard(store, manifest, shard, file)
-        undigested += not has_digest
-        rows = [row for row, number in enumerate(manifest.span(shard)) if number in chosen]
-        samples += [_sample(file, tensors, row, manifest.store_noise) for row in rows]
-    return samples, undigested
+        file, span = store.path(manifest.name(shard)), manifest.span(shard)
+        header, tensors = _check_shard(store, manifest, shard, file)
+        undigested += "digest" not in header
+        for numbers in batches_of(span, header.get("batch_size", manifest.batch_size)):
+            if any(numbers.start < other.stop and other.start < numbers.stop for other in chosen):
+                rows = slice(numbers.start - span.start, numbers.stop - span.start)
+                batches.append(_stored_batch(file, header, tensors, rows))
+    return batches, undigested
 
 
-def _check_shard(store: Store, manifest: Manifest, shard: int, file: str) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a shard, and whether it has a digest.
+def _check_shard(store: Store, manifest: Manifest, shard: int, file: str) -> tuple[dict, dict[str, Tensor]]:
+    """The header and tensors of a shard.
 
     Raises:
         UserError: the shard is damaged or belongs to another set.
@@ -103,8 +105,8 @@ def _check_shard(store: Store, manifest: Manifest, shard: int, file: str) -> tup
     except (SafetensorError, KeyError, ValueError) as error:
         fault = str(error)
     if fault:
-        raise UserError(f"{file}: shard is damaged ({fault}); delete it and run `diffgan predict` again")
-    return tensors, "digest" in header
+        raise UserError(f"{file}: shard is damaged ({fault}); {DELETE}")
+    return header, tensors
 
 
 def _fault(manifest: Manifest, shard: int, tensors: dict[str, Tensor]) -> str | None:
@@ -144,76 +146,111 @@ def _digest_fault(header: dict, tensors: dict[str, Tensor]) -> str | None:
     return None
 
 
-def _sample(file: str, tensors: dict[str, Tensor], row: int, store_noise: bool) -> Sample:
-    begin, end = tensors["prompt_offsets"][row : row + 2].tolist()
-    prompt = tensors["prompt_bytes"][begin:end].numpy().tobytes().decode()
-    noise = tensors["noise"][row].clone() if store_noise else None  # cloned, so that the shard can be freed
-    noise_head, latent = tensors["noise_head"][row].clone(), tensors["latent"][row].clone()
-    return Sample(file, tensors["seed"][row].item(), noise_head, prompt, latent, noise)
+def _stored_batch(file: str, header: dict, tensors: dict[str, Tensor], rows: slice) -> StoredBatch:
+    """Rows of a shard, copied, so that the shard can be freed."""
+    ends = tensors["prompt_offsets"][rows.start : rows.stop + 1].tolist()
+    text = tensors["prompt_bytes"].numpy()
+    prompts = [text[begin:end].tobytes().decode() for begin, end in pairwise(ends)]
+    seed, noise_head, latent = (tensors[name][rows].clone() for name in ("seed", "noise_head", "latent"))
+    noise = tensors["noise"][rows].clone() if "noise" in tensors else None
+    return StoredBatch(file, seed, prompts, noise_head, latent, noise, header.get("made", []))
 
 
-def _check_noise(samples: list[Sample]) -> None:
+def _check_noise(batch: StoredBatch) -> None:
     """Raises: UserError if noise that is not stored is drawn differently here."""
-    for sample in samples:
-        if sample.noise is not None:
-            continue
-        noise_head = draw_noise([sample.seed], tuple(sample.latent.shape)).flatten()[:NOISE_HEAD]
-        if not (noise_head - sample.noise_head).abs().max() <= NOISE_TOLERANCE:
-            raise UserError(f"{sample.file}: seed {sample.seed} draws other noise here than the set was made from")
+    if batch.noise is not None:
+        return
+    noise_head = draw_noise(batch.seed.tolist(), tuple(batch.latent.shape[1:])).flatten(1)[:, :NOISE_HEAD]
+    differs = ~((noise_head - batch.noise_head).abs().amax(1) <= NOISE_TOLERANCE)
+    if differs.any():
+        seed = batch.seed[differs][0].item()
+        raise UserError(f"{batch.file}: seed {seed} draws other noise here than the set was made from")
 
 
-# ---- the teacher ----
+# ---- latents made again ----
 
 
-def _make_again(manifest: Manifest, samples: list[Sample], teacher: str | None, tolerance: float | None) -> str:
-    """How far the latents deviate, in words.
+def _compare(
+    manifest: Manifest, batches: list[StoredBatch], latents: list[Tensor], tolerance: float | None
+) -> list[str]:
+    """What was compared and how far the latents deviate, in words, for both kinds of batches.
 
     Raises:
         UserError: a latent deviates by more than is allowed.
     """
-    deviations = _deviations(manifest, samples, teacher or manifest.teacher)
-    worst = int(deviations.argmax())
-    largest = max(sample.latent.abs().max().item() for sample in samples)
-    allowed = allowed_deviation(manifest.precision, largest) if tolerance is None else tolerance
-    comparison = f"{deviations[worst]:.2g} of latents up to {largest:.2g}, allowed {allowed:.2g}"
-    if not deviations[worst] <= allowed:
-        file, seed = samples[worst].file, samples[worst].seed
-        compiled = " (made by a compiled network, which rounds differently: --tolerance)" if manifest.compile else ""
-        raise UserError(
-            f"{file}: made again, seed {seed} deviates by {comparison}{compiled}; delete it and run `diffgan predict` "
-            "again"
-        )
-    return f"{len(samples)} pairs made again deviate by at most {comparison}"
+    if tolerance is not None:
+        return [_within_tolerance(batches, latents, tolerance)]
+    lines = []
+    for exact in (True, False):
+        chosen = [i for i, batch in enumerate(batches) if batch.is_reproducible == exact]
+        if chosen:
+            compare = _exact if exact else _within_limits
+            lines.append(compare(manifest, [batches[i] for i in chosen], [latents[i] for i in chosen]))
+    return lines
 
 
-def allowed_deviation(precision: str, largest: float) -> float:
-    """What storage and rounding explain, for latents of at most `largest` made in Lightning's `precision`."""
-    return STORAGE * largest + ROUNDING.get(precision.split("-")[0], ROUNDING_IN_HALF)
+def _exact(manifest: Manifest, batches: list[StoredBatch], latents: list[Tensor]) -> str:
+    """Every bit must be the same."""
+    found = deviation(batches, latents)
+    if found.differs.any():
+        i = int(found.largest.where(found.differs, -1).argmax())
+        expected = "its bits should be the same on this device with these libraries; --tolerance sets a limit"
+        raise UserError(_refusal(batches, found, i, latents, expected))
+    return f"{_counts(batches)} made again on the same kind of device with the same libraries: all bits are the same"
 
 
-def _deviations(manifest: Manifest, samples: list[Sample], teacher: str) -> Tensor:
+def _within_limits(manifest: Manifest, batches: list[StoredBatch], latents: list[Tensor]) -> str:
+    """Every latent must be as near as rounding explains."""
+    found, limits = deviation(batches, latents), limits_of(manifest, batches)
+    for values, limit, what in ((found.rms, limits.rms, "rms"), (found.largest, limits.largest, "one value")):
+        if not (values <= limit).all():
+            i = int(values.nan_to_num(torch.inf).argmax())
+            expected = f"{what} {values[i]:.2g} of the latents' rms, allowed {limit:.2g}"
+            raise UserError(_refusal(batches, found, i, latents, expected))
+    return (
+        f"{_counts(batches)} made again{_elsewhere(batches)}: {int((~found.differs).sum())} have the same bits; they "
+        f"deviate by at most {found.rms.max():.2g} rms, allowed {limits.rms:.2g}, and {found.largest.max():.2g} in one "
+        f"value, allowed {limits.largest:.2g}, of the latents' rms"
+    )
+
+
+def _within_tolerance(batches: list[StoredBatch], latents: list[Tensor], tolerance: float) -> str:
+    """Every latent must be as near as --tolerance says."""
+    largest = _largest(batches, latents)
+    comparison = f"{largest.max():.2g} of latents up to {_range(batches):.2g}, allowed {tolerance:.2g}"
+    if not (largest <= tolerance).all():
+        found, i = deviation(batches, latents), int(largest.argmax())
+        raise UserError(_refusal(batches, found, i, latents, f"allowed {tolerance:.2g}"))
+    return f"{_counts(batches)} made again deviate by at most {comparison}"
+
+
+def _largest(batches: list[StoredBatch], latents: list[Tensor]) -> Tensor:
     """(N,): the largest deviation of each pair's latent."""
-    module = _StoredNoiseGeneration(teacher, manifest.steps, manifest.guidance, named_in(manifest.scheduler))
-    module.stored = {sample.seed: sample.noise for sample in samples if sample.noise is not None}
-    module.setup("predict")
-    require_teacher(manifest, module.teacher, teacher)
-    batches = []
-    for numbers in batches_of(range(len(samples)), manifest.batch_size):
-        batch = samples[numbers.start : numbers.stop]
-        seed = torch.tensor([sample.seed for sample in batch])
-        batches.append(PromptBatch(seed, [sample.prompt for sample in batch]))
-    pairs = generate_pairs(module, batches, manifest.precision)
-    made_again = torch.cat([batch.latent.cpu() for batch in pairs])
-    stored = torch.stack([sample.latent.float() for sample in samples])
-    return (made_again - stored).abs().flatten(1).amax(1)
+    stored = torch.cat([batch.latent for batch in batches]).float()
+    return (torch.cat(latents) - stored).abs().flatten(1).amax(1)
 
 
-class _StoredNoiseGeneration(PairGeneration):
-    """Solves from stored noise if there is any; in the batch it would be rounded to the trainer's precision."""
+def _range(batches: list[StoredBatch]) -> float:
+    return max(batch.latent.abs().max().item() for batch in batches)
 
-    stored: dict[int, Tensor]  # seed -> (C, H, W)
 
-    def noise(self, seed: Tensor) -> Tensor:
-        if not self.stored:
-            return super().noise(seed)
-        return torch.stack([self.stored[value] for value in seed.tolist()])
+def _counts(batches: list[StoredBatch]) -> str:
+    pairs = sum(len(batch.seed) for batch in batches)
+    return f"{pairs} pairs in {len(batches)} batch{'es' * (len(batches) > 1)}"
+
+
+def _elsewhere(batches: list[StoredBatch]) -> str:
+    """Where the batches were made, if that is known, and where they were made again."""
+    made = sorted({made["device"] for batch in batches for made in batch.made})
+    here = device_kind(this_device())
+    if not made:
+        return f" on {here}; what made them is unknown"
+    libraries = " with other libraries" if made == [here] else ""
+    return f" on {here}{libraries}; they were made on {' and '.join(made)}"
+
+
+def _refusal(batches: list[StoredBatch], found: Deviation, i: int, latents: list[Tensor], expected: str) -> str:
+    """The line about the pair at position i."""
+    file = [batch.file for batch in batches for _ in batch.seed][i]
+    by = _largest(batches, latents)[i]
+    return f"{file}: made again, seed {found.seed[i]} deviates by {by:.2g} ({expected}); {DELETE}"
