@@ -31,8 +31,8 @@ class Evaluation(pl.Callback):
             raise UserError(f"{type(self).__name__}: every_images {every_images} must be at least 1")
         if every_images is None and fit_only:
             raise UserError(f"{type(self).__name__}: fit_only requires every_images, or it never evaluates")
-        self.interval = None if every_images is None else ImageInterval(every_images)
-        self.fit_only = fit_only
+        self.every_images, self.fit_only = every_images, fit_only
+        self._interval = None if every_images is None else ImageInterval(every_images)
         self.metrics: dict[str, float | str] = {}
         self._evaluator: Evaluator | None = None
 
@@ -42,13 +42,13 @@ class Evaluation(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Build the evaluator, so that a missing file is found now; a stage without an evaluation needs none."""
-        evaluates = self.interval is not None if stage == "fit" else not self.fit_only
+        evaluates = self.every_images is not None if stage == "fit" else not self.fit_only
         if self._evaluator is None and evaluates:
             self._evaluator = self.build_evaluator()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.interval is not None:  # one image back: a run that ended during an evaluation makes it again
-            self.interval.start(max(0, pl_module.images_seen - 1))
+        if self._interval is not None:  # one image back: a run that ended during an evaluation makes it again
+            self._interval.start(max(0, pl_module.images_seen - 1))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.metrics = {}
@@ -63,7 +63,7 @@ class Evaluation(pl.Callback):
         """Whether to evaluate at this validation."""
         if trainer.state.fn != "fit":
             return not self.fit_only
-        return self.interval is not None and self.interval.passed(pl_module.images_seen)
+        return self._interval is not None and self._interval.passed(pl_module.images_seen)
 
     def run(self, pl_module: pl.LightningModule) -> None:
         """Evaluate now, log the numbers and keep them in `metrics` (collective)."""
