@@ -73,9 +73,9 @@ class Evaluation(pl.Callback):
 
     def evaluate(self, pl_module: pl.LightningModule) -> dict[str, float | str]:
         """The metrics of the generator (collective)."""
-        return self._evaluator.evaluate(
-            one_step(pl_module), pl_module.teacher.latent_shape, self.device(pl_module), work_split(pl_module)
-        )
+        shape, device = pl_module.teacher.latent_shape, self.device(pl_module)
+        with pl_module.teacher_on_device(denoiser=False), pl_module.average_on_device():
+            return self._evaluator.evaluate(one_step(pl_module), shape, device, work_split(pl_module))
 
     def device(self, pl_module: pl.LightningModule) -> str:
         """Where the networks of the metrics compute."""
@@ -91,7 +91,7 @@ def work_split(pl_module: pl.LightningModule) -> WorkSplit:
 
 
 def one_step(pl_module: pl.LightningModule) -> Generate:
-    """The averaged generator, called once, and the decoder."""
+    """The averaged generator, called once, and the decoder; both must be on the device."""
 
     def generate(noise: Tensor, prompts: list[str]) -> Tensor:
         latent = pl_module.generator_ema(noise.to(pl_module.device), pl_module.teacher.encode(prompts))

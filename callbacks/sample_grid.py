@@ -11,14 +11,14 @@ from callbacks.run_folder import run_folder
 from diffgan.conditioning import Conditioning
 from diffgan.images import save_image_grid, to_uint8
 from diffgan.methods.base import Distillation
+from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
-from diffgan.teachers.base import Teacher
 
 
 class SampleGrid(pl.Callback):
     """Draw the same noises and prompts with the teacher (once) and the student (at every validation and test).
 
-    The last row is the student before its training: the teacher's network called once.
+    The last row is the student before its training: the teacher's network called once, at the student's timestep.
 
     Writes `samples/images-<images seen>.png` in the run's folder and the TensorBoard image `samples`.
 
@@ -31,7 +31,7 @@ class SampleGrid(pl.Callback):
     def __init__(self, prompts: list[str], seed: int = 3_500_000_000, steps: int = 50, guidance: float = 3.0):
         self.prompts, self.seed = prompts, seed
         self.steps, self.guidance = steps, guidance
-        self._teacher_images: tuple[Tensor, Tensor] | None = None  # after all steps, after one
+        self._teacher_images: tuple[Tensor, Tensor] | None = None  # solved, and of one call
         self.folder = Path()
 
     def setup(self, trainer: pl.Trainer, pl_module: Distillation, stage: str) -> None:
@@ -46,22 +46,27 @@ class SampleGrid(pl.Callback):
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, pl_module: Distillation) -> Path:
         """Write the grid of the current student; returns its path (collective: weights may be shards)."""
-        teacher = pl_module.teacher
         seeds = range(self.seed, self.seed + len(self.prompts))
-        noise = draw_noise(seeds, teacher.latent_shape).to(pl_module.device)
-        conditioning = teacher.encode(self.prompts)
-        if self._teacher_images is None:
-            self._teacher_images = self._draw_teacher(teacher, noise, conditioning)
-        student = teacher.decode(pl_module.generator_ema(noise, conditioning))
+        noise = draw_noise(seeds, pl_module.teacher.latent_shape).to(pl_module.device)
+        first_time = self._teacher_images is None
+        with pl_module.teacher_on_device(denoiser=first_time) as teacher, pl_module.average_on_device() as generator:
+            conditioning = teacher.encode(self.prompts)
+            if first_time:
+                self._teacher_images = self._draw_teacher(pl_module, noise, conditioning)
+            student = teacher.decode(generator(noise, conditioning))
         path = self.folder / f"images-{pl_module.images_seen:08d}.png"
         if trainer.is_global_zero:
             self._write(path, student, trainer, pl_module.images_seen)
         return path
 
-    def _draw_teacher(self, teacher: Teacher, noise: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        """Images after all steps with guidance, and after one step without."""
+    def _draw_teacher(
+        self, pl_module: Distillation, noise: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Images after all steps with guidance, and of the untrained student, without."""
+        teacher, timestep = pl_module.teacher, pl_module.generator.timestep
+        untrained = OneStepGenerator(teacher.denoiser, teacher.scheduler, timestep)
         solved = teacher.decode(teacher.solve(noise, conditioning, self.steps, self.guidance))
-        return solved, teacher.decode(teacher.solve(noise, conditioning, 1, 1.0))
+        return solved, teacher.decode(untrained(noise, conditioning))
 
     def _write(self, path: Path, student: Tensor, trainer: pl.Trainer, images_seen: int) -> None:
         solved, untrained = self._teacher_images

@@ -125,13 +125,14 @@ class TrainingHealth(pl.Callback):
     @torch.no_grad()
     def diversity(self, pl_module: Distillation) -> Tensor:
         """Diversity of the averaged student, divided by that of the teacher: ()."""
-        teacher, count = pl_module.teacher, len(self.prompts) * self.noises
-        noise = draw_noise(range(self.seed, self.seed + count), teacher.latent_shape).to(pl_module.device)
-        conditioning = teacher.encode([prompt for prompt in self.prompts for _ in range(self.noises)])
-        if self._teacher_diversity is None:
-            latents = teacher.solve(noise, conditioning, self.steps, self.guidance)
-            self._teacher_diversity = spread(latents, self.noises)
-        return spread(pl_module.generator_ema(noise, conditioning), self.noises) / self._teacher_diversity
+        count, first_time = len(self.prompts) * self.noises, self._teacher_diversity is None
+        noise = draw_noise(range(self.seed, self.seed + count), pl_module.teacher.latent_shape).to(pl_module.device)
+        with pl_module.teacher_on_device(denoiser=first_time) as teacher, pl_module.average_on_device() as generator:
+            conditioning = teacher.encode([prompt for prompt in self.prompts for _ in range(self.noises)])
+            if first_time:
+                latents = teacher.solve(noise, conditioning, self.steps, self.guidance)
+                self._teacher_diversity = spread(latents, self.noises)
+            return spread(generator(noise, conditioning), self.noises) / self._teacher_diversity
 
     def state_dict(self) -> dict[str, Any]:
         return {"bad_since": dict(self.bad_since), "right": [float(accuracy) for accuracy in self._accuracies]}

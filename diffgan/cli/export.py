@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
+from diffgan.methods.checks import only_timestep
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.storage.digests import digest
 from diffgan.storage.folders import replace_folder
@@ -33,12 +34,15 @@ def export(run: Path, output: Path) -> None:
         output: the pipeline directory; must not exist yet, or be an older export, which is replaced when the new one is
             complete.
     """
-    path, checkpoint = _teacher_of(run), run / "checkpoints" / "last.ckpt"
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    path, timestep = _teacher_and_timestep(run)
     with replace_folder(output, RECORD) as folder:
         teacher = load_teacher(path)
         if (name := _first_not_finite(teacher.state_dict())) is not None:
             raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")
         record = {"run": run.name, "checkpoint": _load_student(teacher, checkpoint)}
+        if timestep is not None:
+            teacher.schedule = teacher.schedule.ending_at(timestep)
         _save(teacher, folder)
         write_json(record, folder / RECORD)
     print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1")
@@ -59,11 +63,11 @@ def _save(teacher: Teacher, folder: Path) -> None:
         raise OSError(number, os.strerror(number)) from error
 
 
-def _teacher_of(run: Path) -> str:
-    """The teacher's path as the run's configuration names it."""
+def _teacher_and_timestep(run: Path) -> tuple[str, int | None]:
+    """The teacher's path and the student's timestep (None: the last one) as the run's configuration names them."""
     try:
-        config = yaml.safe_load((run / "fit.yaml").read_text())
-        return config["model"]["init_args"]["teacher"]
+        model = yaml.safe_load((run / "fit.yaml").read_text())["model"]["init_args"]
+        return model["teacher"], only_timestep(model.get("timesteps"))  # runs of 0.2 have none
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
 

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "workers",
     "cache_gb",
 )  # a run may be made longer
+ADDED = {"timesteps": None, "float32_output": False}  # arguments that older records lack, with what these runs did
 
 
 class UserSettingsCLI(LightningCLI):
@@ -139,10 +140,12 @@ class DiffganCLI(UserSettingsCLI):
             return
         before = _flat(translate_config(yaml.safe_load(record.read_text())))
         now = _flat(yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False)))
-        for key in (key for key in now if key in before and key.split(".")[0] in EXPERIMENT):
-            if before[key] != now[key] and key.split(".")[-1] not in MAY_CHANGE:
+        for key in (key for key in now if key.split(".")[0] in EXPERIMENT):
+            argument = key.split(".")[-1]
+            was = before.get(key, ADDED.get(argument, now[key]))
+            if was != now[key] and argument not in MAY_CHANGE:
                 raise UserError(
-                    f"{record}: {key} was {before[key]!r} and is {now[key]!r} now; choose another folder "
+                    f"{record}: {key} was {was!r} and is {now[key]!r} now; choose another folder "
                     "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
                 )
 

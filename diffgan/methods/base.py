@@ -1,5 +1,6 @@
 """Distillation: what every method shares, and what callbacks may rely on."""
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -7,29 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods.checkpointing import keep_trained, optimized_names
-from diffgan.methods.checks import check_monitors, check_pairs, check_precision
+from diffgan.methods.checks import check_monitors, check_pairs, check_precision, only_timestep
+from diffgan.methods.frozen_networks import FrozenNetworks
 from diffgan.methods.micro_batches import check_micro_batches
 from diffgan.methods.optimization import AlternatingOptimization, OptimizerSettings
+from diffgan.methods.rounding import bf16_rms
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
-from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.strategies import check_strategy, shard
 
+ROUNDED_PAIRS = 4  # pairs on which the rounding error of bfloat16 is measured
 
-class Distillation(AlternatingOptimization, ABC):
+
+class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
     """A training of a one-step generator from the noise-latent pairs of a teacher.
 
     A method defines `build_networks` and `training_step`.
 
-    Callbacks may use `teacher`, `generator`, `generator_ema`, `images`, `images_seen`, `observed`, `last_checkpoint`,
-    `ema_half_life_images`, `log_curves` and `stop`.
+    Callbacks may use `teacher_on_device`, `average_on_device`, `teacher`, `generator`, `generator_ema`, `images`,
+    `images_seen`, `observed`, `last_checkpoint`, `ema_half_life_images`, `ema_on_cpu`, `log_curves` and `stop`.
 
     Args:
         teacher: pipeline directory, hub id, or "glyphs" for the embedded one.
@@ -40,10 +43,14 @@ class Distillation(AlternatingOptimization, ABC):
         gradient_checkpointing: recompute the networks' activations in the backward pass instead of storing them.
         compile: apply torch.compile to the networks.
         channels_last: memory format of the networks.
+        timesteps: where the student is called, one training timestep; None: the last one.
+        float32_output: under bf16-mixed the generator's last block and head compute in float32.
+
+    Raises:
+        UserError: `timesteps` has more than one entry.
     """
 
     generator: OneStepGenerator
-    generator_ema: OneStepGenerator  # frozen moving average of `generator`
 
     def __init__(
         self,
@@ -55,14 +62,16 @@ class Distillation(AlternatingOptimization, ABC):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         channels_last: bool = True,
+        timesteps: list[int] | None = None,
+        float32_output: bool = False,
     ):
         super().__init__(optimizers)
+        self.timestep, self.float32_output = only_timestep(timesteps), float32_output
         self.strict_loading = False  # frozen networks are not in checkpoints; `check_checkpoint` checks the rest
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
         self.images, self.micro_batch_count = images, accumulate
         self.gradient_checkpointing, self.compile_networks = gradient_checkpointing, compile
         self.channels_last = channels_last
-        self.teacher: Teacher | None = None
         self.teacher_digest = ""
         self.ema_half_life_images = 0.0  # set by the EMA callback
 
@@ -79,6 +88,11 @@ class Distillation(AlternatingOptimization, ABC):
             `enable_gradient_checkpointing()`.
         """
 
+    def build_generator(self) -> OneStepGenerator:
+        """A one-step generator that begins as the teacher's network, at the student's timestep."""
+        network = copy.deepcopy(self.teacher.denoiser).requires_grad_(True)
+        return OneStepGenerator(network, self.teacher.scheduler, self.timestep, self.float32_output)
+
     def configure_model(self) -> None:
         """Build everything on the CPU: Lightning, or FSDP2 shard by shard, moves it to the device afterwards."""
         if self.teacher is not None:
@@ -88,13 +102,16 @@ class Distillation(AlternatingOptimization, ABC):
             self.networks = self.build_networks()
             self.generator_ema = ema.frozen_copy(self.generator)
             self._prepare_networks()
+            self.lower_text_precision()
+        if self.ema_on_cpu:
+            self.keep_average_on_cpu()
         if self.device_mesh is not None:
             all_processes = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))
             for network in (*self.networks.values(), self.generator_ema):
                 shard(network, network.blocks(), all_processes)
 
     def _load_teacher(self) -> None:
-        self.teacher = load_teacher(self.teacher_path)
+        self.keep_teacher(load_teacher(self.teacher_path))
         self.teacher_digest = weights_digest(self.teacher)
         self.regression.check_space(self.teacher.space)
         if self._trainer is not None:  # without a trainer there are no pairs to check
@@ -145,7 +162,17 @@ class Distillation(AlternatingOptimization, ABC):
         for optimizer in self.trainer.optimizers:
             checkpoints.lay_out_as_weights(optimizer)
         self._averaged = ema.following(self.generator_ema, self.generator)
+        if self.trainer.precision == "bf16-mixed":
+            self._log_rounding()
         self._stop_at_budget()
+
+    def _log_rounding(self) -> None:
+        """Log by how much generated latents differ from float32, on the last pairs of the set (collective)."""
+        pairs = self.trainer.datamodule.pairs
+        held_out = pairs.read(range(max(0, len(pairs) - ROUNDED_PAIRS), len(pairs)))
+        batch = self.transfer_batch_to_device(held_out, self.device, 0)
+        rms = bf16_rms(self.generator, batch.noise, self.encode(batch))
+        self.log_curves({"health/bf16_rms": rms}, self.images_seen)
 
     def finish_step(self, images: int) -> None:
         """End a training step on `images` images (of all processes): average, clock, curves, budget."""
@@ -183,10 +210,6 @@ class Distillation(AlternatingOptimization, ABC):
         """
         seed = hash((torch.initial_seed(), self.images_seen, self.global_rank, *stream)) & 0x7FFF_FFFF_FFFF_FFFF
         return torch.Generator().manual_seed(seed)
-
-    def encode(self, batch: PairBatch) -> Conditioning:
-        """The conditioning of a batch: read with the pairs, or else computed by the teacher's text encoder."""
-        return self.teacher.encode(batch.prompt) if batch.conditioning is None else batch.conditioning
 
     # ---- validation ----
 

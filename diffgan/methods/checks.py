@@ -1,6 +1,6 @@
 """Checks of a distillation's trainer and data before it starts; each raises UserError."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 
@@ -14,6 +14,19 @@ def check_precision(precision: str) -> None:
     """Refuse precisions other than `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision} is not supported; use one of {', '.join(PRECISIONS)}")
+
+
+def only_timestep(timesteps: Sequence[int] | None) -> int | None:
+    """The timestep at which the student is called; None is the last one.
+
+    Raises:
+        UserError: there is not exactly one.
+    """
+    if timesteps is None:
+        return None
+    if len(timesteps) != 1:
+        raise UserError(f"timesteps: {list(timesteps)} must have one entry (students of several steps: not yet)")
+    return timesteps[0]
 
 
 def check_monitors(callbacks: Iterable[pl.Callback], networks: Iterable[str]) -> None:

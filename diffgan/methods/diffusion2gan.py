@@ -1,6 +1,5 @@
 """Diffusion2GAN: regression to the teacher's latents and a conditional GAN, in latent space (paper, section 3)."""
 
-import copy
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from diffgan.methods.base import Distillation
 from diffgan.methods.gradient_balance import GradientBalance
 from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
-from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
 from diffgan.training.lr_schedules import warmup_cooldown
 from diffgan.training.strategies import keep_unsharded
@@ -46,6 +44,8 @@ class Diffusion2GAN(Distillation):
         gradient_checkpointing: recompute the networks' activations in the backward pass instead of storing them.
         compile: apply torch.compile to both networks; the gradient penalty stays eager.
         channels_last: memory format of the networks (faster on CPUs and tensor cores).
+        timesteps: where the student is called, a list of one training timestep; None: the last one.
+        float32_output: under bf16-mixed the generator's last block and head compute in float32.
 
     Raises:
         UserError: a value is out of range.
@@ -65,6 +65,8 @@ class Diffusion2GAN(Distillation):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         channels_last: bool = True,
+        timesteps: list[int] | None = None,
+        float32_output: bool = False,
     ):
         if not clip_norm > 0:
             raise UserError(f"clip_norm: {clip_norm} must be above 0")
@@ -72,9 +74,8 @@ class Diffusion2GAN(Distillation):
         optimizers = {"g": OptimizerSettings(generator_optimizer, learning_rate, clip_norm)}
         if adversarial is not None:
             optimizers["d"] = adversarial.optimizer_settings(cooldown_images, images)
-        super().__init__(
-            teacher, regression, images, optimizers, accumulate, gradient_checkpointing, compile, channels_last
-        )
+        options = (accumulate, gradient_checkpointing, compile, channels_last, timesteps, float32_output)
+        super().__init__(teacher, regression, images, optimizers, *options)
         self.adversarial = adversarial
         self.gradient_balance = GradientBalance()
         self._tried_gradient_penalty = False
@@ -82,7 +83,7 @@ class Diffusion2GAN(Distillation):
     def build_networks(self) -> dict[str, nn.Module]:
         """G and D, both initialised from the teacher's network."""
         denoiser = self.teacher.denoiser
-        self.generator = OneStepGenerator(copy.deepcopy(denoiser).requires_grad_(True), self.teacher.scheduler)
+        self.generator = self.build_generator()
         if self.adversarial is None:
             return {"g": self.generator}
         self.discriminator = self.adversarial.build_discriminator(denoiser)

@@ -1,5 +1,6 @@
 """The frozen teacher: prompts to conditioning, noise to latents by its probability-flow ODE, latents to images."""
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -130,15 +131,31 @@ class Teacher(nn.Module, ABC):
         """The network's device."""
         return next(self.denoiser.parameters()).device  # diffusers' own property visits every module
 
+    @property
+    def text_device(self) -> torch.device:
+        """The device of the text encoders, where `encode` returns its rows; a training may put them elsewhere."""
+        return next(self.text_encoders[0].parameters()).device
+
     # ---- encode ----
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode N prompts as N rows of conditioning; equal prompts are encoded once, too long ones are truncated."""
+        """Encode N prompts as N rows of conditioning; equal prompts are encoded once, too long ones are truncated.
+
+        Text encoders in a lower precision than float32 compute in it, inside autocast too.
+        """
         unique = list(dict.fromkeys(prompts))
         row_of = {prompt: row for row, prompt in enumerate(unique)}
-        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.device)
-        return self._encode(unique).map(lambda tensor: tensor[rows])
+        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.text_device)
+        with self._own_precision():
+            encoded = self._encode(unique)
+        return encoded.map(lambda tensor: tensor[rows])
+
+    def _own_precision(self) -> contextlib.AbstractContextManager:
+        """No autocast for text encoders in a lower precision: it has no layer norm of mixed precisions on CPUs."""
+        if self.text_encoders[0].dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.text_device.type, enabled=False)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """For each prompt, whether `encode` truncates it because it has more tokens than the text encoder takes."""
@@ -150,7 +167,7 @@ class Teacher(nn.Module, ABC):
         """Prompts -> tokens (N, L), int64."""
         length = tokenizer.model_max_length
         tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return tokens.input_ids.to(self.device)
+        return tokens.input_ids.to(self.text_device)
 
     # ---- solve ----
 
@@ -205,7 +222,8 @@ class Teacher(nn.Module, ABC):
         scheduler = self.solver(steps, solver)
         latent = solvers.initial_latent(scheduler, noise.to(self.denoiser.dtype))  # (N, C, H, W)
         if guidance != 1:
-            conditioning = Conditioning.cat([self.unconditional(len(noise)), conditioning])  # 2 N rows
+            unconditional = self.unconditional(len(noise)).map(lambda tensor: tensor.to(noise.device))
+            conditioning = Conditioning.cat([unconditional, conditioning])  # 2 N rows
         for t in scheduler.timesteps:
             inputs = solvers.model_input(scheduler, latent, t)  # (N, C, H, W)
             prediction = self._predict(inputs, t, conditioning, guidance)  # (N, C, H, W)
@@ -231,7 +249,7 @@ class Teacher(nn.Module, ABC):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each distribution."""
-        inputs = images.to(self.device, self.vae.dtype, memory_format=torch.channels_last)
+        inputs = images.to(self.vae.device, self.vae.dtype, memory_format=torch.channels_last)
         return self.space.to_model(self.vae.encode(inputs).latent_dist.mode())
 
     @torch.no_grad()

@@ -68,6 +68,14 @@ class DenoiserAdapter(ABC):
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         """The blocks of the network in the order of the forward pass: the units of sharding (FSDP2)."""
 
+    def output_modules(self, network: nn.Module) -> list[nn.Module]:
+        """The last block and the head, in whose rounding errors a low precision shows most.
+
+        Raises:
+            UserError: the adapter does not say which they are.
+        """
+        raise UserError(f"float32_output: is not supported for a {type(network).__name__}; leave it false")
+
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
         """Recompute the activations of every block in the backward pass instead of keeping them."""
         network.enable_gradient_checkpointing()
@@ -131,3 +139,7 @@ class UNetAdapter(DenoiserAdapter):
     def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
         stages = (*network.down_blocks, network.mid_block, *network.up_blocks)
         return [stage for stage in stages if stage is not None]
+
+    def output_modules(self, network: UNet2DConditionModel) -> list[nn.Module]:
+        modules = (network.up_blocks[-1], network.conv_norm_out, network.conv_out)
+        return [module for module in modules if module is not None]

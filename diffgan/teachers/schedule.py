@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 
-# The same settings for teacher, student and export, so that one step means the last training timestep.
+# The same settings for teacher, student and export, so that one step means the last timestep of the table.
 SCHEDULER_SETTINGS = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 WITHOUT_RUNGE_KUTTA = {"skip_prk_steps": True}  # PNDM as in every Stable Diffusion pipeline
@@ -72,7 +72,7 @@ class NoiseSchedule(ABC):
     @property
     @abstractmethod
     def last_timestep(self) -> int:
-        """The timestep with the most noise, where solvers begin and a student is called."""
+        """The timestep with the most noise, where solvers begin and, by default, a student is called."""
 
     @property
     @abstractmethod
@@ -86,6 +86,23 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def sigma(self, t: int) -> Tensor:
         """sigma_t, (), float32."""
+
+    def check_timestep(self, t: int) -> None:
+        """Raise a UserError if a student cannot be called at timestep t."""
+        if not 0 <= t <= self.last_timestep:
+            raise UserError(f"timesteps: {t} is not between 0 and the teacher's last timestep, {self.last_timestep}")
+
+    def ending_at(self, t: int) -> "NoiseSchedule":
+        """This schedule without the timesteps after t: solvers then begin at t, and one step is a call at t.
+
+        Raises:
+            UserError: t is not between 0 and the last timestep, or this kind of schedule ends at the last one only.
+        """
+        self.check_timestep(t)
+        if t != self.last_timestep:
+            kind = type(self.scheduler).__name__
+            raise UserError(f"timesteps: a {kind} supports a student at its last timestep only, {self.last_timestep}")
+        return self
 
     def check_steps(self, steps: int) -> None:
         """Raise a UserError if a solver cannot take so many steps."""
@@ -188,6 +205,19 @@ class DDIMSchedule(NoiseSchedule):
 
     def sigma(self, t: int) -> Tensor:
         return (1 - self.scheduler.alphas_cumprod[t]).sqrt()
+
+    def ending_at(self, t: int) -> "DDIMSchedule":
+        """The first t + 1 entries of the table, stated as `trained_betas`: alpha_t and sigma_t stay what they are.
+
+        With `trailing` spacing one step of any stock pipeline is then a call at t. (`leading` spacing with
+        `steps_offset: t` would be shorter, but `StableDiffusionPipeline` sets every other offset than 1 to 1.)
+        """
+        self.check_timestep(t)
+        if t == self.last_timestep:
+            return self
+        betas = self.scheduler.betas[: t + 1].tolist()  # with rescale_betas_zero_snr they are rescaled already
+        table = {"num_train_timesteps": t + 1, "trained_betas": betas, "rescale_betas_zero_snr": False}
+        return type(self)(DDIMScheduler.from_config(self.scheduler.config, **table))
 
     def solver_names(self) -> list[str]:
         return [scheduler.name for scheduler in KarrasDiffusionSchedulers]

@@ -43,8 +43,15 @@ def following(average: nn.Module, module: nn.Module) -> Following:
 
 @torch.no_grad()
 def update(pair: Following, factor: float) -> None:
-    """average <- factor * average + (1 - factor) * module; buffers are copied."""
-    torch._foreach_lerp_(pair.means, pair.values, 1 - factor)
+    """average <- factor * average + (1 - factor) * module; buffers are copied.
+
+    The average may be on the CPU while the module is on a GPU: its tensors are then copied to the host one by one.
+    """
+    if all(mean.device == value.device for mean, value in zip(pair.means, pair.values, strict=True)):
+        torch._foreach_lerp_(pair.means, pair.values, 1 - factor)
+    else:
+        for mean, value in zip(pair.means, pair.values, strict=True):
+            mean.lerp_(value.to(mean.device), 1 - factor)
     for mean, value in pair.buffers:
         mean.copy_(value)
 

@@ -8,7 +8,7 @@ from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses.regression import MSE
 from diffgan.methods.adversarial import AdversarialTraining
-from diffgan.methods.micro_batches import check_micro_batches, join, split, with_mismatches
+from diffgan.methods.micro_batches import MicroBatch, Samples, check_micro_batches, mismatch, split, take
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from tests.methods.three_networks import ThreeNetworks
 from tests.runs import assert_same_weights, checkpoint, curves, named, refused, write
@@ -72,17 +72,25 @@ def micro_batch_inputs():
     return noise, latent, Conditioning(torch.arange(8.0)[:, None, None])
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_micro_batches_have_the_rows_of_the_batch(count):
+    """Mismatched rows take the inputs of their neighbours in the batch, also where each row is a micro-batch."""
     noise, latent, conditioning = micro_batch_inputs()
-    batch = with_mismatches(noise, latent, conditioning, mismatch_share=0.25)
+    pairs, kinds = Samples(latent, noise, conditioning), torch.tensor([0, 1, 2, 3, 0, 0, 0, 0])
+    batch = MicroBatch(pairs, mismatch(pairs, kinds), kinds, torch.zeros(8, 1, 1, 1))
     micro_batches = split(batch, count)
-    assert [len(micro_batch.noise) for micro_batch in micro_batches] == [8 // count] * count
-    joined = join(micro_batches)
-    assert torch.equal(joined.noise, noise) and torch.equal(joined.latent, latent)
-    assert torch.equal(joined.other, latent[[1, 0, 3, 2, 5, 4, 7, 6]]) and joined.replaced.sum() == 2
-    assert torch.equal(joined.conditioning.text, conditioning.text)
-    rows = joined.take([5, 2])
+    assert [len(micro_batch.kinds) for micro_batch in micro_batches] == [8 // count] * count
+    rows = take(micro_batches, list(range(8)))
+    assert torch.equal(rows.noise, noise) and torch.equal(rows.latent, latent)
+    assert torch.equal(rows.conditioning.text, conditioning.text)
+    fakes = [part.fake(torch.zeros_like(part.pairs.latent)) for part in micro_batches]
+    generated = torch.zeros(4, 4, 2, 2)
+    joined = torch.cat([fake.latent for fake in fakes])
+    assert torch.equal(joined, torch.cat([generated[:1], latent[[1, 2, 2]], generated]))
+    assert torch.equal(torch.cat([fake.noise for fake in fakes]), noise[[0, 1, 3, 3, 4, 5, 6, 7]])
+    text = torch.cat([fake.conditioning.text for fake in fakes])
+    assert text.flatten().tolist() == [0, 0, 2, 3, 4, 5, 6, 7]
+    rows = take(micro_batches, [5, 2])
     assert torch.equal(rows.noise, noise[[5, 2]]) and rows.conditioning.text.flatten().tolist() == [5, 2]
 
 
@@ -99,5 +107,6 @@ def test_rows_of_the_gradient_penalty():
     rows = [adversarial.penalised_rows(images_seen, 8, 1) for images_seen in range(16, 64, 8)]
     assert rows == [[0, 4], [], [1, 5], [], [2, 6], []]
     assert adversarial.penalised_rows(32, 4, 2) == [1]
+    assert [adversarial.warmed_up(images) for images in (16, 515, 1015, 9999)] == [0.001, 0.5, 1.0, 1.0]
     off = AdversarialTraining(MultiScaleDiscriminator, torch.optim.SGD, **settings, r1_gamma=0.0)
     assert off.penalised_rows(16, 8, 1) == []

@@ -1,7 +1,5 @@
 """A method with three networks, which shows that the base class makes no assumption about their number."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -10,7 +8,6 @@ from diffgan.losses.regression import RegressionLoss
 from diffgan.methods.base import Distillation
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.nets.discriminator import MultiScaleDiscriminator
-from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
 
 CLIP_NORMS = {"g": 1.0, "d": 10.0, "s": 1e-3}
@@ -27,10 +24,9 @@ class ThreeNetworks(Distillation):
         super().__init__(teacher, regression, images, settings)
 
     def build_networks(self) -> dict[str, nn.Module]:
-        unet, scheduler = self.teacher.unet, self.teacher.scheduler
-        self.generator = OneStepGenerator(copy.deepcopy(unet).requires_grad_(True), scheduler)
-        self.discriminator = MultiScaleDiscriminator(unet)
-        self.student = OneStepGenerator(copy.deepcopy(unet).requires_grad_(True), scheduler)
+        self.generator = self.build_generator()
+        self.discriminator = MultiScaleDiscriminator(self.teacher.unet)
+        self.student = self.build_generator()
         return {"g": self.generator, "d": self.discriminator, "s": self.student}
 
     def training_step(self, batch: PairBatch, _) -> None:
