@@ -14,10 +14,13 @@ class COCOFID(Evaluation):
 
     Args:
         protocol: file of the protocol, e.g. configs/protocols/coco2014-30k.yaml.
-        every_images: in a fit, evaluate at the first validation after so many more images; by default never in a fit.
+        every_images: in a fit, evaluate at the first validation after each multiple of so many images; by default
+            never in a fit.
         extractor: features of the distance; FID's Inception by default.
         cache: folder where the statistics of the real images are kept between runs.
         batch_size: images of one process at once.
+        fit_only: evaluate in no `diffgan validate` and `diffgan test`: a short protocol to follow a run by, while
+            another callback with the complete one evaluates its result.
     """
 
     def __init__(
@@ -27,8 +30,9 @@ class COCOFID(Evaluation):
         extractor: nn.Module | None = None,
         cache: Path | None = None,
         batch_size: int = 16,
+        fit_only: bool = False,
     ):
-        super().__init__(every_images)
+        super().__init__(every_images, fit_only)
         self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
 
     def build_evaluator(self) -> CocoEvaluator:

@@ -8,6 +8,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.evaluation.evaluator import Evaluator, Generate
 from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
+from diffgan.training.image_clock import ImageInterval
 
 
 class Evaluation(pl.Callback):
@@ -17,40 +18,52 @@ class Evaluation(pl.Callback):
     `metrics` holds those of the last evaluation, with protocol and digest; it is empty after a validation without one.
 
     Args:
-        every_images: in a fit, evaluate at the first validation after so many more images; None: never in a fit.
+        every_images: in a fit, evaluate at the first validation after each multiple of so many images; None: never in
+            a fit.
+        fit_only: evaluate in no `diffgan validate` and `diffgan test`, where another callback evaluates.
+
+    Raises:
+        UserError: `every_images` is out of range, or there is no time at which it evaluates.
     """
 
-    def __init__(self, every_images: int | None):
+    def __init__(self, every_images: int | None, fit_only: bool = False):
         if every_images is not None and every_images < 1:
             raise UserError(f"{type(self).__name__}: every_images {every_images} must be at least 1")
-        self.every_images = every_images
+        if every_images is None and fit_only:
+            raise UserError(f"{type(self).__name__}: fit_only requires every_images, or it never evaluates")
+        self.every_images, self.fit_only = every_images, fit_only
+        self._interval = None if every_images is None else ImageInterval(every_images)
         self.metrics: dict[str, float | str] = {}
         self._evaluator: Evaluator | None = None
-        self._due = every_images
 
     @abstractmethod
     def build_evaluator(self) -> Evaluator:
         """The evaluator; raises UserError if a file or weights are missing."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Build the evaluator, so that a missing file is found now; a fit that never evaluates needs none."""
-        if self._evaluator is None and (stage != "fit" or self.every_images is not None):
+        """Build the evaluator, so that a missing file is found now; a stage without an evaluation needs none."""
+        evaluates = self.every_images is not None if stage == "fit" else not self.fit_only
+        if self._evaluator is None and evaluates:
             self._evaluator = self.build_evaluator()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._interval is not None:  # one image back: a run that ended during an evaluation makes it again
+            self._interval.start(max(0, pl_module.images_seen - 1))
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or (trainer.state.fn == "fit" and not self._is_due(pl_module.images_seen)):
-            self.metrics = {}
-            return
-        self.run(pl_module)
+        self.metrics = {}
+        if not trainer.sanity_checking and self._is_due(trainer, pl_module):
+            self.run(pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.run(pl_module)
+        if not self.fit_only:
+            self.run(pl_module)
 
-    def _is_due(self, images_seen: int) -> bool:
-        if self._due is None or images_seen < self._due:
-            return False
-        self._due = images_seen + self.every_images
-        return True
+    def _is_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether to evaluate at this validation."""
+        if trainer.state.fn != "fit":
+            return not self.fit_only
+        return self._interval is not None and self._interval.passed(pl_module.images_seen)
 
     def run(self, pl_module: pl.LightningModule) -> None:
         """Evaluate now, log the numbers and keep them in `metrics` (collective)."""

@@ -16,7 +16,8 @@ class GlyphEvaluation(Evaluation):
 
     Args:
         protocol: "glyphs-500" or "glyphs-2k".
-        every_images: in a fit, evaluate at the first validation after so many more images; by default never in a fit.
+        every_images: in a fit, evaluate at the first validation after each multiple of so many images; by default
+            never in a fit.
         cache: where features of the real images are kept between runs.
     """
 

@@ -41,7 +41,8 @@ class RunReport(pl.Callback):
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the record now, atomically."""
         newest = getattr(pl_module, "observed", {}) if trainer.state.fn == "fit" else {}
-        metrics = {**newest, **trainer.callback_metrics}
+        protocol = _protocol(trainer)
+        metrics = {**newest, **_current(trainer.callback_metrics, evaluated=bool(protocol))}
         report = {
             "stage": trainer.state.fn.value,
             "name": self.name or getattr(trainer.logger, "name", None) or "student",
@@ -49,7 +50,7 @@ class RunReport(pl.Callback):
             "images_seen": getattr(pl_module, "images_seen", None),
             "checkpoint": _checkpoint(trainer),
             "seconds": round(time.monotonic() - self._started, 1),
-            **_protocol(trainer),
+            **protocol,
             **environment(),
             "config": _configuration(trainer),
         }
@@ -57,10 +58,15 @@ class RunReport(pl.Callback):
 
 
 def _protocol(trainer: pl.Trainer) -> dict[str, str]:
-    """Name and digest of the protocol that the metrics belong to."""
-    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, Evaluation)]
-    metrics = evaluations[0].metrics if evaluations else {}
+    """Name and digest of the protocol that the metrics belong to; empty if nothing was evaluated now."""
+    evaluations = [callback.metrics for callback in trainer.callbacks if isinstance(callback, Evaluation)]
+    metrics = next(filter(None, evaluations), {})
     return {name: metrics[name] for name in ("protocol", "protocol_digest") if name in metrics}
+
+
+def _current(metrics: dict[str, Any], evaluated: bool) -> dict[str, Any]:
+    """The trainer's metrics without those of an evaluation at an earlier validation, which it keeps."""
+    return {name: value for name, value in metrics.items() if evaluated or not name.startswith("evaluation/")}
 
 
 def _checkpoint(trainer: pl.Trainer) -> dict[str, str] | None:

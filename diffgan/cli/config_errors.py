@@ -4,6 +4,7 @@ jsonargparse reports them as a tree of every alternative it tried. Its first bra
 """
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from inspect import signature
@@ -17,6 +18,7 @@ from diffgan.cli.renamed import translate_config
 from diffgan.cli.verbs import nearest
 
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only", "return_predictions")
+OPTIONAL = {"bitsandbytes": "bitsandbytes>=0.50"}  # packages of the extra `gpu`, which configurations name classes of
 PREAMBLE = ("Does not validate", "Errors:", "Given value type:", "- Not a valid subclass")
 UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)' is not accepted|does not accept option '([^']+)'")
 
@@ -112,6 +114,9 @@ def _unknown_option(key: str, words: Sequence[str]) -> str:
 
 def _unknown_class(mistake: Mistake, words: Sequence[str]) -> str:
     place = _place(mistake._replace(keys=(*mistake.keys, "class_path"), value=mistake.owner), words)
+    package = mistake.owner.partition(".")[0]
+    if package in OPTIONAL and importlib.util.find_spec(package) is None:
+        return f"{place}: the package {package} is not installed: pip install '{OPTIONAL[package]}'"
     by_name = {_bare(path): path for path in CLASSES}
     similar = nearest(_bare(mistake.owner), by_name)
     offer = f"; did you mean {by_name[similar]}?" if similar else ""

@@ -8,6 +8,7 @@ jsonargparse parses and merges the files; what it reads of each is prepared here
 * `trainer.callbacks` may map names to callbacks. Files and options then change single values; null removes one.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,11 +57,16 @@ class ConfigParser(LightningArgumentParser):
     prepared = Prepared([], {}, ())
     given: Sequence[str] = ()  # the command line, whose options and files an error message names
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.started_in = Path.cwd()  # while a file is parsed, the current folder is the file's
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake in one line and exit with code 2."""
         if not self.exit_on_error:  # a parser inside another one, which reports
             super().error(message, ex)
-        print_error(explain(message, self.given))
+        with contextlib.chdir(self.started_in):
+            print_error(explain(message, self.given))
         sys.exit(2)
 
     def parse_string(self, content: str, path: Any = "", **kwargs: Any) -> Any:

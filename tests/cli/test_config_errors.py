@@ -1,6 +1,7 @@
 """Mistakes in configurations end with one line: file, key, value, what is expected, the nearest known key."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 
@@ -114,6 +115,22 @@ def test_the_file_with_the_mistake_is_named(edited, tmp_path, capsys):
 )
 def test_mistake_in_an_option_is_one_line(words, message, edited, capsys):
     assert message in refused_by_the_parser(capsys, "fit", "-c", edited(lambda config: None), *words)
+
+
+def test_file_of_a_relative_path_is_named(edited, tmp_path, capsys, monkeypatch):
+    edited(put(MODEL, "images", "many"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert refused_by_the_parser(capsys, "fit", "-c", "../edited.yaml").startswith("diffgan: error: ../edited.yaml: ")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the package is installed")
+def test_missing_optional_package_is_one_line(capsys):
+    words = ["-c", "configs/sd15/distill.yaml", "-c", "configs/sd15/one-gpu.yaml"]
+    error = refused_by_the_parser(capsys, "fit", *words)
+    place = "configs/sd15/one-gpu.yaml: model.init_args.adversarial.init_args.optimizer.class_path"
+    assert error.startswith(f"diffgan: error: {place}") and error.count("\n") == 1
+    assert error.endswith("the package bitsandbytes is not installed: pip install 'bitsandbytes>=0.50'\n")
 
 
 def test_missing_argument_is_one_line(edited, capsys):

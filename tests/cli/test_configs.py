@@ -2,6 +2,7 @@
 
 import copy
 import re
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -104,12 +105,14 @@ HUB = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 STAGES = {"pairs": "predict", "latent_vgg": "fit", "calibration": "fit", "distill": "fit"}
+DIFFERENCES = {"sd15": {"guidance-8", "one-gpu", "paper"}, "sdxl": {"paper"}}
 
 
 @pytest.mark.parametrize("recipe", HUB)
 def test_recipes_for_stable_diffusion_meet(capsys, recipe):
-    """Every other file is a stage; one reads what another writes, of the same teacher."""
-    assert {file.stem for file in Path("configs", recipe).glob("*.yaml")} == {*STAGES, "recipe"}
+    """Every other file is a stage or a difference; a stage reads what another writes, of the same teacher."""
+    files = {file.stem for file in Path("configs", recipe).glob("*.yaml")}
+    assert files == {*STAGES, "recipe", *DIFFERENCES[recipe]}
     files = {stage: merged(capsys, verb, [f"configs/{recipe}/{stage}.yaml"]) for stage, verb in STAGES.items()}
     assert {config["trainer"]["accelerator"] for config in files.values()} == {"gpu"}
     models = {stage: config["model"]["init_args"] for stage, config in files.items()}
@@ -126,8 +129,61 @@ def test_recipes_for_stable_diffusion_meet(capsys, recipe):
     budget = models["distill"]
     starts = budget["adversarial"]["init_args"]["starts_at_images"]
     assert starts + budget["adversarial"]["init_args"]["warmup_images"] + budget["cooldown_images"] <= budget["images"]
-    protocol = read_protocol(Path(arguments(files["distill"], "evaluation")["protocol"]))
-    assert protocol.seeds.start >= files["pairs"]["data"]["init_args"]["pairs"]  # evaluated with noises of no pair
+    for evaluation in (name for name in files["distill"]["trainer"]["callbacks"] if "evaluation" in name):
+        protocol = read_protocol(Path(arguments(files["distill"], evaluation)["protocol"]))
+        assert protocol.seeds.start >= files["pairs"]["data"]["init_args"]["pairs"]  # evaluated with noises of no pair
+
+
+def test_guidance_8_has_pairs_and_a_run_of_its_own(capsys):
+    """And the perceptual loss of the recipe, which depends on the autoencoder alone."""
+    overlay = "configs/sd15/guidance-8.yaml"
+    for verb, stage in (("predict", "pairs"), ("fit", "distill")):
+        base = merged(capsys, verb, [f"configs/sd15/{stage}.yaml"])
+        other = merged(capsys, verb, [f"configs/sd15/{stage}.yaml", overlay])
+        folders = {
+            config["data"]["init_args"].get("folder") or arguments(config, "pairs")["folder"]
+            for config in (base, other)
+        }
+        assert folders == {"pairs/sd15", "pairs/sd15-guidance-8"}
+    assert merged(capsys, "predict", ["configs/sd15/pairs.yaml", overlay])["data"]["init_args"]["pairs"] == 12_000_000
+    assert base["trainer"]["logger"]["init_args"]["name"] != other["trainer"]["logger"]["init_args"]["name"]
+    assert base["model"]["init_args"]["regression"] == other["model"]["init_args"]["regression"]
+
+
+@pytest.mark.parametrize("recipe", ["glyphs", "sd15", "sdxl"])
+def test_papers_choices_are_a_run_of_their_own(capsys, recipe):
+    base, paper = (
+        merged(capsys, "fit", [f"configs/{recipe}/distill.yaml", *more])
+        for more in ([], [f"configs/{recipe}/paper.yaml"])
+    )
+    names = [config["trainer"]["logger"]["init_args"]["name"] for config in (base, paper)]
+    assert names == ["distill", "paper"]
+    settings = paper["model"]["init_args"]
+    assert settings["timesteps"] == [999]
+    distance = settings["regression"]["init_args"]["distance"]
+    assert distance["class_path"].endswith(".ELatentLPIPS") and distance["init_args"]["ensemble"] == "bgo"
+    adversarial = settings["adversarial"]["init_args"]
+    assert (adversarial["r1_every"], adversarial["r1_samples"], adversarial["input_noise"]) == (16, 1, 0.0)
+    assert set(adversarial["discriminator"]["init_args"].values()) == {True}
+
+
+def test_papers_batch_of_sd15_is_that_of_64_gpus(capsys):
+    paper = merged(capsys, "fit", ["configs/sd15/distill.yaml", "configs/sd15/paper.yaml"])
+    assert paper["trainer"]["num_nodes"] * paper["trainer"]["devices"] == 64
+    assert paper["data"]["init_args"]["batch_size"] == 1024
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="requires bitsandbytes")
+def test_one_gpu_has_one_process_and_small_optimizers(capsys):
+    config = merged(capsys, "fit", ["configs/sd15/distill.yaml", "configs/sd15/one-gpu.yaml"])
+    assert (config["trainer"]["devices"], config["trainer"]["strategy"]) == (1, "auto")
+    model = config["model"]["init_args"]
+    adversarial = model["adversarial"]["init_args"]
+    for optimizer in (model["generator_optimizer"], adversarial["optimizer"]):
+        assert optimizer["class_path"] == "bitsandbytes.optim.AdamW8bit"
+        assert "fused" not in optimizer["init_args"]
+    assert adversarial["r1"] == "finite_difference" and model["gradient_checkpointing"]
+    assert arguments(config, "ema")["on_cpu"]
 
 
 def test_pixels_and_latents_have_one_recipe(capsys):

@@ -13,19 +13,23 @@ import yaml
 from PIL import Image
 
 from diffgan.__main__ import main
+from diffgan.evaluation.features.inception import InceptionFeatures
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.perceptual.latent_vgg import LatentVGG16
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
 from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, random_inception, saved
 from tests.processes import run_on_two_processes
-from tests.runs import write
+from tests.runs import curves, write
 
 RECIPES = {"sd15": "sd1", "sdxl": "sdxl"}
-PROTOCOLS = {"sd15": "coco2014-30k", "sdxl": "coco2017-5k"}
+PROTOCOLS = {"sd15": ["coco2014-30k", "coco2014-5k"], "sdxl": ["coco2017-5k"]}  # of the test first
+FOLLOWED_BY = {"sd15": "progress_evaluation", "sdxl": "evaluation"}  # the callback that evaluates in the fit
+IMAGES = {"coco2014-30k": 7, "coco2014-5k": 4, "coco2017-5k": 7}
 CONFIGS = Path("configs").resolve()
 SMALLER = {
-    "pairs": {"data.pairs": 80, "data.batch_size": 16},
+    # float16 requires a GPU
+    "pairs": {"recipe.pair_count": 80, "data.batch_size": 16, "trainer.precision": "bf16-mixed"},
     "distill": {
         "model.images": 64,  # two batches: regression alone, then adversarial training
         "model.warmup_images": 16,
@@ -35,6 +39,7 @@ SMALLER = {
         "data.validation_pairs": 16,
         "data.workers": 0,
         "trainer.val_check_interval": 1,
+        "trainer.callbacks.checkpoint.init_args.every_images": 32,
     },
 }
 
@@ -42,6 +47,9 @@ SMALLER = {
 def words(verb, recipe, stage, devices=1, **changes):
     """The recipe's command on CPUs with less of everything; nothing else is changed."""
     settings = {**SMALLER[stage], "recipe.teacher": "tiny", "trainer.accelerator": "cpu", "trainer.devices": devices}
+    if stage == "distill":
+        settings[f"trainer.callbacks.{FOLLOWED_BY[recipe]}.init_args.every_images"] = 32
+        settings["trainer.callbacks.checkpoint.init_args.monitor"] = f"evaluation/fd_{InceptionFeatures().name}"
     settings |= changes
     given = [f"--{key}={value}".replace("model.", "model.init_args.", 1) for key, value in settings.items()]
     given = [word.replace("--data.", "--data.init_args.") for word in given]
@@ -57,18 +65,19 @@ def lay_out(recipe, folder):
     space = load_teacher(str(folder / "tiny")).space
     network = LatentVGG16(space.channels, width=0.125).eval()
     save_weights(folder / "runs" / recipe / "latent_lpips.safetensors", PerceptualWeights(network, space))
-    lay_out_protocol(PROTOCOLS[recipe], folder)
+    (folder / "configs" / "protocols").mkdir(parents=True)
+    for name in PROTOCOLS[recipe]:
+        lay_out_protocol(name, folder)
     (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)
     random_inception(folder / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
 
 
 def lay_out_protocol(name, folder):
-    """The protocol with 7 images, without CLIP, whose captions and images lie where its file says."""
+    """The protocol with a few images, without CLIP, whose captions and images lie where its file says."""
     protocol = yaml.safe_load((CONFIGS / "protocols" / f"{name}.yaml").read_text())
-    protocol |= {"images": 7, "clip_model": None, "clip_weights": None}
-    (folder / "configs" / "protocols").mkdir(parents=True)
+    protocol |= {"images": IMAGES[name], "clip_model": None, "clip_weights": None}
     write(folder / "configs" / "protocols" / f"{name}.yaml", protocol)
-    (folder / protocol["reference"]).mkdir(parents=True)
+    (folder / protocol["reference"]).mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for i in range(5):
         Image.fromarray(random.integers(0, 256, (40, 30, 3), np.uint8)).save(
@@ -92,17 +101,23 @@ def metrics(run):
     return record["metrics"][name], record["protocol_digest"]
 
 
+def evaluated_images(run):
+    """{images seen: images evaluated then} of the fit."""
+    return {step: values for (name, step), values in curves(run).items() if name == "evaluation/images"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_recipe_from_pairs_to_metrics(recipe, tmp_path):
     """With the recipe's strategy, precision, losses and callbacks on two processes; evaluated on two and on one."""
     main(words("predict", recipe, "pairs"))
-    fit = words("fit", recipe, "distill", devices=2)
+    fit, follows = words("fit", recipe, "distill", devices=2), IMAGES[PROTOCOLS[recipe][-1]]
     assert run_on_two_processes(fit) == [0, 0]
     run = tmp_path / "runs" / recipe / "distill"
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert weights["images_seen"] == 64 and any(name.startswith("discriminator.") for name in weights["state_dict"])
     assert len(list((run / "samples").glob("*.png"))) == 2
+    assert evaluated_images(run) == {32: {follows}, 64: {follows}} and (run / "checkpoints" / "best.ckpt").is_file()
     test = words("test", recipe, "distill", devices=2)
     assert run_on_two_processes(test, TORCH_HOME=str(tmp_path / "torch")) == [0, 0]
     shared, protocol = metrics(run)
@@ -112,7 +127,7 @@ def test_recipe_from_pairs_to_metrics(recipe, tmp_path):
 
 
 def test_a_teacher_is_evaluated_by_the_same_protocol(recipe, tmp_path):
-    protocol = f"configs/protocols/{PROTOCOLS[recipe]}.yaml"
+    protocol = f"configs/protocols/{PROTOCOLS[recipe][0]}.yaml"
     main(["evaluate", "tiny", "teacher.json", "--protocol", protocol, "--steps", "2", "--guidance", "3"])
     record = json.loads((tmp_path / "teacher.json").read_text())
     assert record["protocol_digest"] == read_protocol(Path(protocol)).digest
