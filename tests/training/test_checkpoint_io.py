@@ -142,7 +142,7 @@ def test_what_fails_in_the_background_is_raised_by_wait(tmp_path, monkeypatch):
 def test_other_plugins_are_refused():
     strategy = SingleDeviceStrategy("cpu")
     assert stream_checkpoints(strategy) is stream_checkpoints(strategy) is strategy.checkpoint_io
-    with pytest.raises(UserError, match="AsyncCheckpointIO.*leave this plugin out"):
+    with pytest.raises(UserError, match=r"AsyncCheckpointIO.*leave this plugin out"):
         stream_checkpoints(SingleDeviceStrategy("cpu", checkpoint_io=AsyncCheckpointIO()))
 
 
