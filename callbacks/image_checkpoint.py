@@ -44,7 +44,8 @@ class ImageCheckpoint(Checkpoint):
         monitor: metric of validation or evaluation, e.g. "validation/mse" or "evaluation/fid". After a validation that
             measured it with the lowest value so far, a checkpoint is written and kept as `best.ckpt`.
         asynchronous: copy the checkpoint to host memory (every saved tensor once: the size of the file) and write it
-            while the training goes on. It gets its name at the end of the first batch after it was written.
+            while the training goes on. It gets its name at the end of the first batch after it was written; a
+            validation waits for that.
 
     Raises:
         UserError: `every_images` is out of range.
@@ -128,6 +129,7 @@ class ImageCheckpoint(Checkpoint):
     # ---- the best validation ----
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module)  # a validation may be long
         if self._monitored is not None:
             self._monitored.start(trainer)
 

@@ -27,7 +27,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, purpose: str):
-        self._folder, self._purpose = folder, purpose
+        self._folder, self._purpose, self._owner = folder, purpose, os.getpid()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(folder / f"{purpose}.lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -54,5 +54,6 @@ class FolderLock:
             print(f"diffgan: {self._folder}: {warning}", file=sys.stderr)
 
     def release(self) -> None:
-        """Let other processes have the folder."""
-        os.close(self._descriptor)
+        """Let other processes have the folder; does nothing in a child of the process that holds it."""
+        if os.getpid() == self._owner:
+            os.close(self._descriptor)

@@ -178,7 +178,7 @@ def _add(archive: zipfile.ZipFile, stream: IO[bytes], name: str, data: bytes | m
 def _host_bytes(tensor: UntypedStorage | Tensor) -> Tensor:
     """The bytes of a storage, or of a tensor in contiguous order: (n,) uint8 on the CPU, not copied if possible."""
     if isinstance(tensor, UntypedStorage):
-        return torch.empty(0, dtype=torch.uint8).set_(tensor.cpu())
+        return torch.empty(0, dtype=torch.uint8, device="cpu").set_(tensor.cpu())
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
@@ -211,7 +211,7 @@ class _Pickler(pickle.Pickler):
         """How a tensor that is not contiguous is built again: as an empty one of its kind, with its shape."""
         if type(value) is not Tensor or value.layout is not torch.strided or value.is_contiguous():
             return NotImplemented
-        build, (storage, offset, _, _, *more) = torch.empty(0, dtype=value.dtype).__reduce_ex__(2)
+        build, (storage, offset, _, _, *more) = torch.empty(0, dtype=value.dtype, device="cpu").__reduce_ex__(2)
         stride = torch.empty(value.shape, device="meta").stride()
         return build, (_Contiguous(storage, value), offset, tuple(value.shape), stride, *more)
 
