@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from datamodules.prompts import Prompts
-from diffgan.errors import UserError, print_error
+from diffgan.errors import UserError
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.devices import device_kind
 from diffgan.pairs.generation import PairGeneration
@@ -19,6 +19,7 @@ from diffgan.pairs.opening import bytes_are_compared, open_pair_set
 from diffgan.pairs.work_queue import WorkQueue
 from diffgan.teachers import solvers
 from diffgan.teachers.digest import weights_digest
+from diffgan.training.refusals import stop_together
 
 NOT_COMPARED = "; `diffgan pairs verify` compares their bytes"
 
@@ -129,32 +130,6 @@ class PairWriter(pl.Callback):
             compile=module.compile_network,
             device=device_kind(device),
         )
-
-
-def stop_together(trainer: pl.Trainer, refusal: UserError | None) -> None:
-    """Stop all processes of a trainer if one of them refuses; otherwise the others would wait for it for ever.
-
-    Of several processes the first that refuses prints why, before a launcher notices that others exit and ends it.
-
-    Args:
-        refusal: why this process refuses; None if it does not.
-
-    Raises:
-        UserError: the only process refuses.
-        SystemExit: one of several does.
-    """
-    if trainer.world_size == 1:
-        if refusal is not None:
-            raise refusal
-        return
-    rank = trainer.world_size if refusal is None else trainer.global_rank
-    rank_tensor = torch.tensor(rank, device=trainer.strategy.root_device)
-    first = int(trainer.strategy.reduce(rank_tensor, reduce_op="min"))
-    if first < trainer.world_size:
-        if first == trainer.global_rank:
-            print_error(refusal)
-        trainer.strategy.barrier()
-        raise SystemExit(1)
 
 
 def _exit_after_sigterm(trainer: pl.Trainer) -> None:

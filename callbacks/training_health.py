@@ -1,6 +1,5 @@
 """Health of a distillation: diversity and discriminator accuracy, with a warning when a run goes wrong."""
 
-import os
 import sys
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.methods.base import Distillation
 from diffgan.noise import draw_noise
-from diffgan.training.checkpoints import GOOD
+from diffgan.training.checkpoints import GOOD, keep_as
 from diffgan.training.image_clock import ImageInterval
 
 ACCURACIES = ("d/accuracy_real", "d/accuracy_fake")
@@ -118,9 +117,7 @@ class TrainingHealth(pl.Callback):
         if last is None or not last.is_file():
             return
         if trainer.is_global_zero:
-            good = last.with_name(GOOD)
-            good.unlink(missing_ok=True)
-            os.link(last, good)
+            keep_as(last, last.with_name(GOOD))
 
     @torch.no_grad()
     def diversity(self, pl_module: Distillation) -> Tensor:

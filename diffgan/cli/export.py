@@ -19,28 +19,30 @@ from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
-from diffgan.training.checkpoints import GOOD, find_damage
+from diffgan.training.checkpoints import BEST, GOOD, LAST, PREVIOUS, find_damage
 
+CHECKPOINTS = {"last": LAST, "previous": PREVIOUS, "best": BEST, "good": GOOD}
 RECORD = "diffgan.json"  # marks a folder as an export and names the run and checkpoint it was made from
 
 
-def export(run: Path, output: Path) -> None:
+def export(run: Path, output: Path, checkpoint: str = "last") -> None:
     """Write the moving average of a run's generator as a pipeline directory of the teacher's class.
 
     In stock diffusers: `DiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
 
     Args:
-        run: the run's folder: it holds `fit.yaml` and `checkpoints/last.ckpt`.
+        run: the run's folder: it holds `fit.yaml` and `checkpoints/`.
         output: the pipeline directory; must not exist yet, or be an older export, which is replaced when the new one is
             complete.
+        checkpoint: "last", "previous", "best" (see ImageCheckpoint's `monitor`) or "good" (see TrainingHealth).
     """
-    checkpoint = run / "checkpoints" / "last.ckpt"
     path, timestep = _teacher_and_timestep(run)
+    file = _checkpoint_of(run, checkpoint)
     with replace_folder(output, RECORD) as folder:
         teacher = load_teacher(path)
         if (name := _first_not_finite(teacher.state_dict())) is not None:
             raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")
-        record = {"run": run.name, "checkpoint": _load_student(teacher, checkpoint)}
+        record = {"run": run.name, "checkpoint": _load_student(teacher, file)}
         if timestep is not None:
             teacher.schedule = teacher.schedule.ending_at(timestep)
         _save(teacher, folder)
@@ -70,6 +72,13 @@ def _teacher_and_timestep(run: Path) -> tuple[str, int | None]:
         return model["teacher"], only_timestep(model.get("timesteps"))  # runs of 0.2 have none
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
+
+
+def _checkpoint_of(run: Path, name: str) -> Path:
+    """The file of one of a run's checkpoints; raises UserError for an unknown name."""
+    if name not in CHECKPOINTS:
+        raise UserError(f"export: --checkpoint {name}: choose one of {', '.join(CHECKPOINTS)}")
+    return run / "checkpoints" / CHECKPOINTS[name]
 
 
 def _load_student(teacher: Teacher, path: Path) -> str:
@@ -115,7 +124,7 @@ def _average_of(path: Path, generator: OneStepGenerator, teacher_digest: str) ->
         if name not in expected or name not in average or average[name].shape != expected[name].shape:
             raise UserError(f"{path}: the checkpoint is of another model ({name} does not fit)")
     if (name := _first_not_finite(average)) is not None:
-        offer = _offer(path, GOOD, "previous.ckpt")
+        offer = _offer(path, GOOD, PREVIOUS)
         raise UserError(f"{path}: {prefix}{name} is not finite, the run has diverged{offer}")
     return average
 
@@ -129,6 +138,6 @@ def _offer(path: Path, *names: str) -> str:
     """How to resume from the first of these checkpoints that is there."""
     for earlier in (path.with_name(name) for name in names):
         if earlier.is_file():
-            argument = "previous" if earlier.name == "previous.ckpt" else earlier
+            argument = "previous" if earlier.name == PREVIOUS else earlier
             return f"; resume from the earlier {earlier.name}: diffgan fit --ckpt_path {argument}"
     return "; train again in another folder"

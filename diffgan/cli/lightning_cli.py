@@ -13,22 +13,19 @@ from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.class_names import import_named
 from diffgan.cli.config_files import ConfigParser, prepare
-from diffgan.cli.renamed import translate_config, translate_words
+from diffgan.cli.renamed import translate_words
+from diffgan.cli.resuming import (
+    NAMED,
+    FirstProcess,
+    choose_checkpoint,
+    lock_run,
+    require_file,
+    require_same_experiment,
+    require_whole,
+    set_aside_if_broken,
+)
 from diffgan.errors import UserError
 from diffgan.pairs.devices import require_precision
-from diffgan.training.checkpoints import find_damage
-
-EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
-MAY_CHANGE = (
-    "images",
-    "cooldown_images",
-    "max_steps",
-    "steps",
-    "cooldown",
-    "workers",
-    "cache_gb",
-)  # a run may be made longer
-ADDED = {"timesteps": None, "float32_output": False}  # arguments that older records lack, with what these runs did
 
 
 class UserSettingsCLI(LightningCLI):
@@ -98,12 +95,17 @@ class DiffganCLI(UserSettingsCLI):
         return trainer
 
     def before_fit(self) -> None:
-        self._find_checkpoint()
+        first = FirstProcess(self.trainer)
+        first.check(lock_run(self.trainer))
+        self._find_checkpoint(first)
+        first.end_checks()
 
     def before_validate(self) -> None:
-        if self._find_checkpoint() is None and not getattr(self.model, "complete_as_built", False):
+        first = FirstProcess(self.trainer)
+        if self._find_checkpoint(first) is None and not getattr(self.model, "complete_as_built", False):
             folder = run_folder(self.trainer)
             raise UserError(f"{self.subcommand}: no checkpoint in {folder}; run fit first, or give --ckpt_path")
+        first.end_checks()
 
     before_test = before_validate
 
@@ -114,73 +116,28 @@ class DiffganCLI(UserSettingsCLI):
                 "model.init_args.teacher names; leave --ckpt_path out"
             )
 
-    def _find_checkpoint(self) -> Path | None:
+    def _find_checkpoint(self, first: FirstProcess) -> Path | None:
         """The checkpoint that was asked for, or the run's last one if there is any."""
         options = self.config_init[self.subcommand]
         options["weights_only"] = True
-        option, newest = options["ckpt_path"], ImageCheckpoint.newest(self.trainer)
-        if option in (None, "last"):
-            if newest is None:
-                return None
-            if option is None and self.subcommand == "fit":
-                self._require_same_experiment()
-            print(f"diffgan: {self.subcommand} from {newest}", file=sys.stderr)
-            options["ckpt_path"] = str(newest)
-        elif option == "previous":
-            options["ckpt_path"] = str(run_folder(self.trainer) / "checkpoints" / "previous.ckpt")
-            if self.trainer.is_global_zero:
-                _set_aside_if_broken(newest)
-        else:
-            options["ckpt_path"] = option
-        checkpoint = Path(options["ckpt_path"])
-        _require_whole(checkpoint)
+        asked = options["ckpt_path"]
+        checkpoint = choose_checkpoint(self.trainer, asked)
+        if checkpoint is None:
+            options["ckpt_path"] = None
+            return None
+        if asked is None and self.subcommand == "fit":
+            parser = self._parser(self.subcommand)
+            config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))
+            require_same_experiment(run_folder(self.trainer) / "fit.yaml", config)
+        if asked in (None, "last"):
+            print(f"diffgan: {self.subcommand} from {checkpoint}", file=sys.stderr)
+        if asked in NAMED:
+            newest = ImageCheckpoint.newest(self.trainer)
+            first.check(lambda: set_aside_if_broken(newest))
+        require_file(checkpoint)
+        first.check(lambda: require_whole(checkpoint))
+        options["ckpt_path"] = str(checkpoint)
         return checkpoint
-
-    def _require_same_experiment(self) -> None:
-        """Raises UserError if the run's folder holds another experiment than the one to be continued."""
-        record, parser = run_folder(self.trainer) / "fit.yaml", self._parser(self.subcommand)
-        if not record.is_file():
-            return
-        before = _flat(translate_config(yaml.safe_load(record.read_text())))
-        now = _flat(yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False)))
-        for key in (key for key in now if key.split(".")[0] in EXPERIMENT):
-            argument = key.split(".")[-1]
-            was = before.get(key, ADDED.get(argument, now[key]))
-            if was != now[key] and argument not in MAY_CHANGE:
-                raise UserError(
-                    f"{record}: {key} was {was!r} and is {now[key]!r} now; choose another folder "
-                    "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
-                )
-
-
-def _set_aside_if_broken(newest: Path | None) -> None:
-    """Rename a broken `last.ckpt`, which the next save would otherwise keep in the place of the good one."""
-    if newest is not None and newest.name == "last.ckpt" and find_damage(newest):
-        newest.replace(newest.with_name("broken.ckpt"))
-
-
-def _require_whole(checkpoint: Path) -> None:
-    """Raises UserError if a checkpoint is not one file, or is broken.
-
-    A directory (a sharded checkpoint) is refused: nothing here writes one, and PyTorch unpickles what lies in it.
-    """
-    if checkpoint.is_dir():
-        raise UserError(f"--ckpt_path {checkpoint}: is a directory; name a file, e.g. checkpoints/last.ckpt of a run")
-    if not checkpoint.is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file")
-    if (reason := find_damage(checkpoint)) is None:
-        return
-    before, offer = checkpoint.with_name("previous.ckpt"), ""
-    if before.is_file() and before != checkpoint:
-        offer = f"; {before} is the one before: --ckpt_path previous"
-    raise UserError(f"{checkpoint}: the checkpoint is broken ({reason}){offer}")
-
-
-def _flat(config: Any, name: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    if not isinstance(config, dict):
-        return {name: config}
-    return {k: v for key, value in config.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
 
 
 def run_lightning(args: Sequence[str]) -> None:

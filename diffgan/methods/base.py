@@ -21,6 +21,7 @@ from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
 from diffgan.training import checkpoints, ema
+from diffgan.training.checkpoint_io import stream_checkpoints
 from diffgan.training.strategies import check_strategy, shard
 
 ROUNDED_PAIRS = 4  # pairs on which the rounding error of bfloat16 is measured
@@ -143,6 +144,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         check_strategy(self.trainer.strategy, len(self.settings))
         check_precision(self.trainer.precision)
         if stage == "fit":
+            stream_checkpoints(self.trainer.strategy)
             check_monitors(self.trainer.callbacks, self.settings)
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 

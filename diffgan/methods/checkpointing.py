@@ -15,13 +15,11 @@ def keep_trained(checkpoint: dict[str, Any], optimized_names: Sequence[list[str]
         checkpoint: as Lightning made it.
         optimized_names: for each optimizer, see `optimized_names`.
     """
-    weights = {
+    checkpoint["state_dict"] = {
         name: weight for name, weight in checkpoint["state_dict"].items() if not name.startswith(checkpoints.FROZEN)
     }
-    checkpoint["state_dict"] = checkpoints.contiguous(weights)
     states = zip(checkpoint["optimizer_states"], optimized_names, strict=True)
-    named = [checkpoints.keyed_by_name(state, names) for state, names in states]
-    checkpoint["optimizer_states"] = checkpoints.contiguous(named)
+    checkpoint["optimizer_states"] = [checkpoints.keyed_by_name(state, names) for state, names in states]
 
 
 def optimized_names(module: nn.Module, networks: Iterable[nn.Module], sharded: bool) -> list[list[str]]:

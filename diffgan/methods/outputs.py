@@ -72,7 +72,13 @@ def generator_curves(gradients: Sequence[OutputGradients]) -> dict[str, Tensor]:
 
 
 def squared_norms(gradients: Sequence[OutputGradients]) -> tuple[Tensor, Tensor]:
-    """|dL_reg/dx^|^2 and |dL_GAN/dx^|^2 over all micro-batches: () float32 each."""
-    regression = sum(gradient.regression.float().square().sum() for gradient in gradients)
-    adversarial = sum(gradient.gan.float().square().sum() for gradient in gradients)
+    """|dL_reg/dx^|^2 and |dL_GAN/dx^|^2 of a sample's own losses, averaged over all samples: () float32 each."""
+    regression = torch.stack([_mean_squared_norm(gradient.regression) for gradient in gradients]).mean()
+    adversarial = torch.stack([_mean_squared_norm(gradient.gan) for gradient in gradients]).mean()
     return regression, adversarial
+
+
+def _mean_squared_norm(gradient: Tensor) -> Tensor:
+    """Of the gradient of a mean over N samples, (N, C, H, W), as if each sample's loss were a loss of its own: ()."""
+    samples = len(gradient)
+    return gradient.float().mul(samples).square().sum() / samples

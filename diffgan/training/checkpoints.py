@@ -1,5 +1,8 @@
 """The content of training checkpoints: which weights, how optimizer states are stored, and checks before loading."""
 
+import contextlib
+import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,10 @@ from torch import Tensor
 from diffgan.errors import UserError, first_line
 
 FROZEN = ("teacher.", "regression.")  # prefixes of weights that checkpoints omit: rebuilt from the configuration
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the newest checkpoint of a run, and the one before
 GOOD = "good.ckpt"  # beside last.ckpt: the newest checkpoint from before a run went wrong
+BEST = "best.ckpt"  # beside last.ckpt: that of the lowest value of a metric
+PARTIAL = ".partial"  # suffix of files that are not complete
 
 # ---- weights ----
 
@@ -45,7 +51,7 @@ def _shape(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | str:
 
 
 def contiguous(state: Any) -> Any:
-    """The same nested dictionaries and lists with contiguous tensors.
+    """The same nested dictionaries and lists with contiguous tensors, as `checkpoint_io` writes them.
 
     Strategies that shard a loaded tensor read its values in contiguous order, whatever its memory format is.
     """
@@ -87,6 +93,33 @@ def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 # ---- files ----
+
+
+def keep_as(checkpoint: Path, kept: Path) -> None:
+    """Give a checkpoint a second name, which stays when the first name is given to another file.
+
+    The name is a hard link, so it takes no space of its own; where the file system has none, it is a copy.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    link = kept.with_name(kept.name + PARTIAL)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint, link)
+    except OSError:
+        shutil.copyfile(checkpoint, link)
+    link.replace(kept)
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()  # a link that is renamed to another link of the same file stays
+
+
+def replace_last(written: Path, keep_previous: bool) -> None:
+    """Make a complete checkpoint file the run's `last.ckpt`; the one before becomes `previous.ckpt` or is dropped."""
+    last = written.with_name(LAST)
+    if keep_previous and last.exists():
+        last.replace(last.with_name(PREVIOUS))
+    written.replace(last)
 
 
 def find_damage(checkpoint: Path) -> str | None:

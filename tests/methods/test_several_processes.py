@@ -20,23 +20,27 @@ from tests.runs import adversarial_settings, assert_same_weights, named, use_lar
     ],
 )
 def test_two_processes_train_as_one(adversarial_config, tmp_path, strategy, r1):
-    """D with mismatched rows of all kinds, R1, balanced G and moving average after six batches; one file each."""
+    """D with mismatched rows of all kinds, R1, balanced G and moving average after six batches; one file each.
+
+    Finite differences divide by a small step, which makes rounding errors larger.
+    """
+    loose = 4 if r1 == "finite_difference" else 1
     use_large_adam_eps(adversarial_config)
     adversarial_settings(adversarial_config).update(r1=r1, mismatch_share=0.5)
     main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
     together = write(tmp_path / "together.yaml", named(adversarial_config, "together"))
     words = ["fit", "-c", together, "-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
     assert run_on_two_processes(words) == [0, 0]
-    assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=5e-6, rtol=1e-4)
+    assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=loose * 5e-6, rtol=1e-4)
     if strategy == "fsdp":
         longer = ["--model.init_args.images", "64"]
         assert run_on_two_processes([*words, *longer]) == [0, 0]
         main(["fit", "-c", str(tmp_path / "fit.yaml"), *longer])
-        assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=1e-5, rtol=1e-4)
+        assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=loose * 1e-5, rtol=1e-4)
         main(["export", str(tmp_path / "together"), str(tmp_path / "student")])
         for path in (tmp_path / "fit.yaml", together):  # resumed on one process again
             main(["fit", "-c", str(path), "--model.init_args.images", "80"])
-        assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=2e-5, rtol=1e-4)
+        assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=loose * 2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("step", ["regression", "d", "r1", "g"])
@@ -82,8 +86,8 @@ def test_unsupported_strategies_are_refused():
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_gradient_that_is_not_finite_ends_both_processes(adversarial_config, tmp_path, strategy):
     adversarial_config["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 1e30
-    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config), "--trainer.devices", "2"]
-    words += ["-c", f"configs/strategies/{strategy}.yaml"]
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)]
+    words += ["-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
     assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
     error = (tmp_path / "errors").read_text()
     assert "the gradient's norm was nan after" in error and "Traceback" not in error

@@ -14,7 +14,6 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from callbacks.pair_writer import stop_together
 from datamodules.prompts import Prompts
 from diffgan.__main__ import main
 from diffgan.errors import UserError
@@ -24,6 +23,7 @@ from diffgan.pairs.shard_format import write_shard
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import machine
 from diffgan.teachers.registry import load_teacher
+from diffgan.training.refusals import stop_together
 from tests.pair_sets import PAIRS, contents, refusal, writer_settings
 from tests.processes import run_on_two_processes
 

@@ -1,0 +1,145 @@
+"""Which checkpoint a run goes on from, and whether it may: one `fit` in a folder, the same experiment, a whole file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch import Trainer
+
+from callbacks.image_checkpoint import ImageCheckpoint
+from callbacks.run_folder import run_folder
+from diffgan.cli.renamed import translate_config
+from diffgan.errors import UserError
+from diffgan.storage.folder_lock import FolderLock
+from diffgan.training.checkpoints import BEST, LAST, PREVIOUS, find_damage
+from diffgan.training.refusals import stop_together
+
+NAMED = {"previous": PREVIOUS, "best": BEST}  # values of --ckpt_path beside "last" and files
+EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
+MAY_CHANGE = (
+    "images",
+    "cooldown_images",
+    "max_steps",
+    "steps",
+    "cooldown",
+    "workers",
+    "cache_gb",
+)  # a run may be made longer
+# Arguments that older records lack, with what those runs did.
+ADDED = {"timesteps": None, "float32_output": False, "r1": "exact", "input_noise": 0.0, "interleave": 1}
+
+
+class FirstProcess(pl.Callback):
+    """Checks that the first process makes for all, before the trainer starts: reading a large file, locking a folder.
+
+    One process refuses at once. Several cannot talk to each other yet (Lightning starts them later, or an outer
+    launcher has started them side by side), so the first keeps its refusal, and all end together in `setup`, before
+    anything is written.
+
+    Args:
+        trainer: gets this callback, as its first.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self._trainer, self._refusal = trainer, None
+        self._held: list[Any] = []
+        trainer.callbacks.insert(0, self)
+
+    def check(self, check: Callable[[], Any]) -> None:
+        """Call `check` on the first process, unless it has refused already; what it returns is kept.
+
+        Raises:
+            UserError: the only process refuses.
+        """
+        if not self._trainer.is_global_zero or self._refusal is not None:
+            return
+        try:
+            self._held.append(check())
+        except UserError as error:
+            if self._trainer.world_size == 1:
+                raise
+            self._refusal = error
+
+    def end_checks(self) -> None:
+        """Call after the last check: a process that refuses opens no logger's files."""
+        if self._refusal is not None:
+            self._trainer.loggers = []
+
+    def setup(self, trainer: Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Raises SystemExit on all processes if the first has refused; it prints why."""
+        stop_together(trainer, self._refusal)
+
+    def teardown(self, trainer: Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for lock in (each for each in self._held if isinstance(each, FolderLock)):
+            lock.release()
+        self._held.clear()
+
+
+def lock_run(trainer: Trainer) -> Callable[[], FolderLock]:
+    """The check that no other process runs `fit` in the run's folder."""
+    folder = run_folder(trainer)
+    return lambda: FolderLock(folder, "fit")
+
+
+def choose_checkpoint(trainer: Trainer, asked: str | None) -> Path | None:
+    """The checkpoint that `--ckpt_path` names; None: the run's newest, if there is any.
+
+    asked: None, "last", "previous", "best" or a file.
+    """
+    if asked in (None, "last"):
+        return ImageCheckpoint.newest(trainer)
+    return run_folder(trainer) / "checkpoints" / NAMED[asked] if asked in NAMED else Path(asked)
+
+
+def set_aside_if_broken(newest: Path | None) -> None:
+    """Rename a broken `last.ckpt`, which the next save would otherwise keep in the place of the good one."""
+    if newest is not None and newest.name == LAST and find_damage(newest):
+        newest.replace(newest.with_name("broken.ckpt"))
+
+
+def require_file(checkpoint: Path) -> None:
+    """Raises UserError if a checkpoint is not one file.
+
+    A directory (a sharded checkpoint) is refused: nothing here writes one, and PyTorch unpickles what lies in it.
+    """
+    if checkpoint.is_dir():
+        raise UserError(f"--ckpt_path {checkpoint}: is a directory; name a file, e.g. checkpoints/last.ckpt of a run")
+    if not checkpoint.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file")
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Read a checkpoint file as a whole; raises UserError if it is broken."""
+    if (reason := find_damage(checkpoint)) is None:
+        return
+    before, offer = checkpoint.with_name(PREVIOUS), ""
+    if before.is_file() and before != checkpoint:
+        offer = f"; {before} is the one before: --ckpt_path previous"
+    raise UserError(f"{checkpoint}: the checkpoint is broken ({reason}){offer}")
+
+
+def require_same_experiment(record: Path, config: dict[str, Any]) -> None:
+    """Raises UserError if a run's folder holds another experiment than the one to be continued.
+
+    record: `fit.yaml` of the run, if it exists.  config: of the command.
+    """
+    if not record.is_file():
+        return
+    before, now = _flat(translate_config(yaml.safe_load(record.read_text()))), _flat(config)
+    for key in (key for key in now if key.split(".")[0] in EXPERIMENT):
+        argument = key.split(".")[-1]
+        was = before.get(key, ADDED.get(argument, now[key]))
+        if was != now[key] and argument not in MAY_CHANGE:
+            raise UserError(
+                f"{record}: {key} was {was!r} and is {now[key]!r} now; choose another folder "
+                "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
+            )
+
+
+def _flat(config: Any, name: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    if not isinstance(config, dict):
+        return {name: config}
+    return {k: v for key, value in config.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}

@@ -1,0 +1,32 @@
+"""Refusals on several processes: all end when one of them refuses."""
+
+import lightning.pytorch as pl
+import torch
+
+from diffgan.errors import UserError, print_error
+
+
+def stop_together(trainer: pl.Trainer, refusal: UserError | None) -> None:
+    """Stop all processes of a trainer if one of them refuses; otherwise the others would wait for it for ever.
+
+    Of several processes the first that refuses prints why, before a launcher notices that others exit and ends it.
+
+    Args:
+        refusal: why this process refuses; None if it does not.
+
+    Raises:
+        UserError: the only process refuses.
+        SystemExit: one of several does.
+    """
+    if trainer.world_size == 1:
+        if refusal is not None:
+            raise refusal
+        return
+    rank = trainer.world_size if refusal is None else trainer.global_rank
+    rank_tensor = torch.tensor(rank, device=trainer.strategy.root_device)
+    first = int(trainer.strategy.reduce(rank_tensor, reduce_op="min"))
+    if first < trainer.world_size:
+        if first == trainer.global_rank:
+            print_error(refusal)
+        trainer.strategy.barrier()
+        raise SystemExit(1)
