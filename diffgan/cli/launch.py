@@ -113,7 +113,8 @@ def _ends_on_sigterm() -> Iterator[None]:
 def _run(rank: int, port: int, count: int, work: Work) -> None:
     """What a new process does; it receives SIGINT should its parent be killed (torch.multiprocessing.spawn)."""
     filter_messages()
-    quiet_model_libraries()
+    if "diffusers" in sys.modules:  # with `work`; else it has nothing to do with models
+        quiet_model_libraries()
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     if "OMP_NUM_THREADS" not in os.environ:
