@@ -18,7 +18,7 @@ from diffgan.teachers.schedule import NoiseSchedule, public_config, schedule_for
 
 DEFAULT = "DDIMScheduler"
 NOT_DETERMINISTIC = "adds fresh noise at its steps, so a latent is no function of its z"
-PROBE_STEPS = 4
+PROBE_STEPS = 4  # fewer where the schedule has fewer timesteps
 
 
 def solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
@@ -105,7 +105,7 @@ def _failed_check(solver: SchedulerMixin, schedule: NoiseSchedule) -> str | None
         return NOT_DETERMINISTIC
     if (reason := schedule.mismatch(solver)) is not None:
         return reason
-    solver.set_timesteps(PROBE_STEPS)
+    solver.set_timesteps(_probe_steps(solver))
     first = round(float(solver.timesteps[0]))
     if first != schedule.last_timestep:
         return f"begins at timestep {first}, not at the last one, {schedule.last_timestep}"
@@ -120,7 +120,7 @@ def _is_deterministic(solver: SchedulerMixin) -> bool:
 def _trial_run(solver: SchedulerMixin, seed: int) -> Tensor:
     """The last latent of a few steps with a simple function as network, under the random numbers of `seed`."""
     solver = copy.deepcopy(solver)
-    solver.set_timesteps(PROBE_STEPS)
+    solver.set_timesteps(_probe_steps(solver))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         latent = initial_latent(solver, torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4))
@@ -128,6 +128,10 @@ def _trial_run(solver: SchedulerMixin, seed: int) -> Tensor:
             prediction = 0.1 * model_input(solver, latent, t)
             latent = solver.step(prediction, t, latent, return_dict=False)[0]
     return latent.nan_to_num()
+
+
+def _probe_steps(solver: SchedulerMixin) -> int:
+    return min(PROBE_STEPS, solver.config.num_train_timesteps)
 
 
 def _build(scheduler_class: type[SchedulerMixin], schedule: NoiseSchedule) -> SchedulerMixin:

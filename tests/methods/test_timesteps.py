@@ -62,8 +62,13 @@ def test_a_schedule_that_ends_earlier_keeps_its_table(betas, zero_snr):
 @pytest.mark.parametrize("timestep", [999, 399, 0])
 @pytest.mark.parametrize("family", ["miniature", "sd1", "sd2", "sdxl"])
 def test_an_exported_student_is_called_at_its_timestep(family, timestep, tmp_path):
-    """By stock diffusers without further settings, and by this project as a teacher of one step."""
+    """By stock diffusers without further settings, and by this project as a teacher of one step.
+
+    Equal within 1e-5 of the network's output, whose errors prediction of epsilon multiplies by sigma / alpha.
+    """
     teacher = load_teacher(str(saved(FAMILIES[family], tmp_path / "teacher")))
+    amplification = (teacher.schedule.sigma(timestep) / teacher.schedule.alpha(timestep)).item()
+    tolerance = {"rtol": 0, "atol": 1e-5 * max(1.0, amplification if family in ("sd1", "sdxl") else 0)}
     noise, conditioning = draw_noise([5, 6], teacher.latent_shape), teacher.encode(PROMPTS)
     with torch.no_grad():
         expected = OneStepGenerator(teacher.unet, teacher.scheduler, timestep)(noise, conditioning)
@@ -71,11 +76,11 @@ def test_an_exported_student_is_called_at_its_timestep(family, timestep, tmp_pat
     save_pipeline(teacher.as_pipeline(), tmp_path / "student")
     pipe, called = stock(tmp_path / "student"), []
     pipe.unet.register_forward_pre_hook(lambda _, inputs: called.append(int(inputs[1])))
-    torch.testing.assert_close(pipe(PROMPTS, latents=noise, **ONE_STEP).images, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pipe(PROMPTS, latents=noise, **ONE_STEP).images, expected, **tolerance)
     assert called == [timestep] and pipe.scheduler.init_noise_sigma == 1
     student = load_teacher(str(tmp_path / "student"))
     solved = student.solve(noise, student.encode(PROMPTS), 1, 1.0)
-    torch.testing.assert_close(solved, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(solved, expected, **tolerance)
 
 
 def test_x0_follows_from_the_table_at_the_timestep(tmp_path):
