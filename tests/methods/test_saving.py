@@ -99,6 +99,22 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(
     assert not os.listdir(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_save_in_the_background(saving_config, tmp_path, strategy):
+    """The first writes; the best checkpoint is that of one process."""
+    saving_config["model"]["init_args"]["generator_optimizer"]["init_args"]["eps"] = 1e-3
+    saving_config["model"]["init_args"]["images"] = 24
+    saver(saving_config).update(asynchronous=True, monitor="validation/mse")
+    main(["fit", "-c", write(tmp_path / "fit.yaml", saving_config)])
+    together = write(tmp_path / "together.yaml", named(saving_config, "together"))
+    words = ["fit", "-c", together, "-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
+    assert run_on_two_processes(words) == [0, 0]
+    assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=5e-6, rtol=1e-4)
+    files = [tmp_path / name / "checkpoints" / "best.ckpt" for name in ("run", "together")]
+    one, two = (torch.load(file, weights_only=True)["images_seen"] for file in files)
+    assert one == two
+
+
 # ---- kills ----
 
 
