@@ -28,7 +28,14 @@ MAY_CHANGE = (
     "cache_gb",
 )  # a run may be made longer
 # Arguments that older records lack, with what those runs did.
-ADDED = {"timesteps": None, "float32_output": False, "r1": "exact", "input_noise": 0.0, "interleave": 1}
+ADDED = {
+    "timesteps": None,
+    "float32_output": False,
+    "r1": "exact",
+    "generator_rate": 1.0,
+    "input_noise": 0.0,
+    "interleave": 1,
+}
 
 
 class FirstProcess(pl.Callback):

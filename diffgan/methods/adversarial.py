@@ -24,6 +24,7 @@ class AdversarialTraining:
         balanced: multiply `weight` by |grad L_reg| / |grad L_GAN| at the generated latent (`GradientBalance`): D then
             has the same share in the generator's gradient whatever the scales of the losses.
         starts_at_images: images trained with the regression loss alone before D is used.
+        generator_rate: factor of G's learning rate from `starts_at_images` on, above 0.
         warmup_images: images of the linear rise of D's learning rate and of lambda_GAN, from `starts_at_images` on.
         clip_norm: largest norm of D's gradient, above 0.
         r1: how the gradient penalty is computed: "exact" by a double backward pass, or "finite_difference" by two more
@@ -47,6 +48,7 @@ class AdversarialTraining:
         weight: float = 2.0,
         balanced: bool = True,
         starts_at_images: int = 0,
+        generator_rate: float = 1.0,
         warmup_images: int = 1000,
         clip_norm: float = 10.0,
         r1: Literal["exact", "finite_difference"] = "exact",
@@ -60,6 +62,7 @@ class AdversarialTraining:
         self.discriminator, self.optimizer = discriminator, optimizer
         self.weight, self.balanced, self.clip_norm = weight, balanced, clip_norm
         self.starts_at_images, self.warmup_images = starts_at_images, warmup_images
+        self.generator_rate = generator_rate
         self.r1_gamma, self.r1_every, self.r1_samples, self.r1_noise = r1_gamma, r1_every, r1_samples, r1_noise
         self.r1 = gradient_penalty.METHODS[r1]
         self.mismatch_share, self.input_noise = mismatch_share, input_noise
@@ -70,8 +73,9 @@ class AdversarialTraining:
         for name, limit in lowest.items():
             if getattr(self, name) < limit:
                 raise UserError(f"adversarial: {name} is {getattr(self, name)} and must be at least {limit}")
-        if not self.clip_norm > 0:
-            raise UserError(f"adversarial: clip_norm is {self.clip_norm} and must be above 0")
+        for name in ("clip_norm", "generator_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"adversarial: {name} is {getattr(self, name)} and must be above 0")
         if not 0 <= self.mismatch_share < 1:
             raise UserError(f"adversarial: mismatch_share is {self.mismatch_share} and must be in [0, 1)")
 

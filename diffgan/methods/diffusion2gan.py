@@ -17,7 +17,7 @@ from diffgan.methods.gradient_balance import GradientBalance
 from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.pairs.batch import PairBatch
-from diffgan.training.lr_schedules import warmup_cooldown
+from diffgan.training.lr_schedules import scaled_from, warmup_cooldown
 from diffgan.training.strategies import keep_unsharded
 
 
@@ -71,6 +71,8 @@ class Diffusion2GAN(Distillation):
         if not clip_norm > 0:
             raise UserError(f"clip_norm: {clip_norm} must be above 0")
         learning_rate = warmup_cooldown(warmup_images, cooldown_images, images)
+        if adversarial is not None:
+            learning_rate = scaled_from(adversarial.starts_at_images, adversarial.generator_rate, learning_rate)
         optimizers = {"g": OptimizerSettings(generator_optimizer, learning_rate, clip_norm)}
         if adversarial is not None:
             optimizers["d"] = adversarial.optimizer_settings(cooldown_images, images)

@@ -36,3 +36,8 @@ def warmup_cooldown(warmup: int, cooldown: int, total: int) -> Callable[[int], f
         return max(0.0, min(1.0, (now + 1) / max(1, warmup), (total - now) / max(1, cooldown)))
 
     return factor
+
+
+def scaled_from(start: int, scale: float, factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The schedule `factor`, multiplied by `scale` from `start` on."""
+    return lambda now: factor(now) * (scale if now >= start else 1.0)

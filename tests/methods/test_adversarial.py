@@ -3,11 +3,13 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from datamodules.latent_pairs import EpochOrder
 from diffgan.__main__ import main
 from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
@@ -69,6 +71,7 @@ def reference(folder, pipeline, batches, balanced):
         norms = [torch.autograd.grad(loss, fake, retain_graph=True)[0].norm() for loss in (regression, adversarial)]
         averages = [0.99 * mean + 0.01 * norm.square() for mean, norm in zip(averages, norms, strict=True)]
         rise = min(1, (8 * step + 1) / 20)
+        optimizer_g.param_groups[0]["lr"] = 0.5 * 1e-2
         weight = rise * 0.5 * ((averages[0] / averages[1]) ** 0.5 if balanced else 1.0)
         optimizer_g.zero_grad()
         (regression + weight * adversarial).backward()
@@ -81,7 +84,8 @@ def test_training_equals_the_algorithm_in_plain_torch(
     adversarial_config, pairs, tiny_pipeline, tmp_path, monkeypatch, balanced
 ):
     """Both networks after four batches equal a transcription of the algorithm in plain torch."""
-    monkeypatch.setattr("datamodules.latent_pairs.shuffled", lambda pairs, *_: torch.arange(pairs).numpy())
+    in_order = lambda pairs, *_: EpochOrder(np.arange(pairs), np.zeros(1, np.int64), np.full(1, pairs))  # noqa: E731
+    monkeypatch.setattr("datamodules.latent_pairs.shuffled", in_order)
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-2}}
     adversarial_config["model"]["init_args"] |= {
         "images": 32,
@@ -91,7 +95,7 @@ def test_training_equals_the_algorithm_in_plain_torch(
     }
     plain_d = plain | {"init_args": {"lr": 1e-2}}
     adversarial_settings(adversarial_config).update(
-        starts_at_images=0, warmup_images=20, clip_norm=1e9, optimizer=plain_d
+        starts_at_images=0, warmup_images=20, generator_rate=0.5, clip_norm=1e9, optimizer=plain_d
     )
     adversarial_settings(adversarial_config).update(r1_gamma=3.0, weight=0.5, balanced=balanced)
     adversarial_config["seed_everything"] = 0
@@ -146,6 +150,7 @@ def test_user_mistakes_end_with_one_line(adversarial_config, tmp_path, capsys):
         ([f"{options}.r1_every", "0"], "r1_every"),
         ([f"{options}.weight", "-1"], "weight"),
         ([f"{options}.clip_norm", "0"], "clip_norm"),
+        ([f"{options}.generator_rate", "0"], "generator_rate"),
         (["--model.init_args.clip_norm", "-1"], "clip_norm"),
         ([f"{options}.r1_samples", "16"], "r1_samples"),
         ([f"{options}.r1_samples", "3"], "r1_samples"),
