@@ -1,6 +1,7 @@
-"""Health of a distillation: diversity and discriminator accuracy are measured, and end a run that goes wrong."""
+"""Health of a distillation: diversity and discriminator accuracy, with a warning when a run goes wrong."""
 
 import os
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,22 +18,23 @@ ACCURACIES = ("d/accuracy_real", "d/accuracy_fake")
 
 
 class TrainingHealth(pl.Callback):
-    """Log `health/diversity` and `health/discriminator_accuracy`; end the run when either is bad for too long.
+    """Log `health/diversity` and `health/discriminator_accuracy`; warn when either is bad for too long.
 
     Diversity is the mean distance among the averaged student's latents of one prompt, divided by that among the
     teacher's latents of the same noises. The discriminator is saturated when it classifies nearly all real and
-    generated latents correctly: the student then learns nothing more from it. At every check without a finding the
+    generated latents correctly: the student may then learn little from it. At every check without a finding the
     newest checkpoint is kept as `good.ckpt`. (A gradient that is not finite ends the run in any case.)
 
     Args:
         prompts: with which diversity is measured; short prompts, which leave much open, work best.
         noises: number of noises for each prompt, at least 2.
         every_images: images between two checks, at least 1.
-        patience_images: images for which a finding may last before the run ends.
+        patience_images: images for which a finding may last before a warning.
         least_diversity: the student is collapsing below this share of the teacher's diversity.
         saturated_at: the discriminator is saturated above this accuracy.
         steps, guidance: of the teacher, as its pairs were made.
         seed: of the first noise.
+        stop: end the run instead of warning.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class TrainingHealth(pl.Callback):
         steps: int = 20,
         guidance: float = 3.0,
         seed: int = 3_600_000_000,
+        stop: bool = False,
     ):
         if not prompts or noises < 2 or every_images < 1:
             raise UserError("TrainingHealth: requires a prompt, noises of at least 2, and every_images of at least 1")
         self.prompts, self.noises, self.seed = prompts, noises, seed
         self.interval, self.patience_images = ImageInterval(every_images), patience_images
         self.least_diversity, self.saturated_at = least_diversity, saturated_at
-        self.steps, self.guidance = steps, guidance
+        self.steps, self.guidance, self.stop = steps, guidance, stop
+        self._warned: set[str] = set()  # findings of which the user knows
         self.bad_since: dict[str, int] = {}  # by finding: images seen at its first check
         self._accuracies: list[Tensor] = []  # of the batches since the last check
         self._teacher_diversity: Tensor | None = None
@@ -70,7 +74,7 @@ class TrainingHealth(pl.Callback):
         """Measure and log (collective).
 
         Raises:
-            UserError: something has been bad for too long.
+            UserError: something has been bad for too long, and `stop` is set.
         """
         self._check_diversity(pl_module)
         if self._accuracies:
@@ -94,10 +98,19 @@ class TrainingHealth(pl.Callback):
     def _update_finding(self, finding: str, bad: bool, pl_module: Distillation) -> None:
         if not bad:
             self.bad_since.pop(finding, None)
+            self._warned.discard(finding)
             return
         lasted = pl_module.images_seen - self.bad_since.setdefault(finding, pl_module.images_seen)
         if lasted >= self.patience_images:
-            pl_module.stop(f"{finding}: for {lasted} images now")
+            self._report(f"{finding}: for {lasted} images now", finding, pl_module)
+
+    def _report(self, message: str, finding: str, pl_module: Distillation) -> None:
+        """Stop the run, or warn once until the finding is gone."""
+        if self.stop:
+            pl_module.stop(message)
+        if finding not in self._warned and pl_module.trainer.is_global_zero:
+            print(f"diffgan: warning: after {pl_module.images_seen} images: {message}", file=sys.stderr)
+        self._warned.add(finding)
 
     def _keep_good_checkpoint(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
         """Link `good.ckpt` to the newest checkpoint: it stays while later ones are of a run that goes wrong."""

@@ -13,14 +13,20 @@ POINTS = 60  # of a curve: neighbouring values are averaged
 COLUMNS = 3  # of panels
 # Title of a panel -> its curves.
 PANELS = {
-    "discriminator accuracy": ("d/accuracy_real", "d/accuracy_fake", "d/accuracy_mismatched"),
+    "discriminator accuracy": ("d/accuracy_real", "d/accuracy_fake"),
+    "discriminator accuracy, mismatched": (
+        "d/accuracy_mismatched_text",
+        "d/accuracy_mismatched_noise",
+        "d/accuracy_mismatched_latent",
+        "d/accuracy_mismatched",  # of version 0.2
+    ),
     "discriminator loss (ln 4: it guesses)": ("d/loss",),
     "regression loss": ("g/regression", "validation/regression"),
     "gradient norm": ("g/gradient_norm", "d/gradient_norm"),
-    "gradient penalty": ("d/r1",),
+    "|gradient of D|^2": ("d/r1",),
     "diversity / the teacher's": ("health/diversity",),
 }
-LOGARITHMIC = ("gradient norm", "gradient penalty")
+LOGARITHMIC = ("gradient norm", "|gradient of D|^2")
 
 
 def plot(run: Path, output: Path) -> None:

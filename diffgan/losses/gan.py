@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffgan.losses.mix_and_match import GENERATED, NAMES
 from diffgan.nets.discriminator import ReadOut
 
 
@@ -55,25 +56,29 @@ def score(read_outs: Sequence[ReadOut]) -> Tensor:
     return torch.stack([read_out.logits.float().flatten(1).mean(1) for read_out in read_outs]).mean(0)
 
 
-def discriminator_statistics(real: Tensor, fake: Tensor, replaced: Tensor) -> dict[str, Tensor]:
-    """Mean scores and accuracies of D on real, generated and mismatched samples.
+def discriminator_statistics(real: Tensor, fake: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+    """Mean scores and accuracies of D on real samples and on each kind of fake ones.
 
     Args:
         real: scores of real samples, (N,); correct when above 0.
         fake: scores of fake samples, (N,); correct when below 0.
-        replaced: (N,) bool, true where mix-and-match replaced the generated sample.
+        kinds: of the fake samples, (N,) on the CPU, see `mix_and_match.fake_kinds`.
 
     Returns:
-        `d/score_*` and `d/accuracy_*`, each (). A kind without samples is omitted.
+        `d/score_*` and `d/accuracy_*`, each (), for real, fake (generated), and mismatched_text, _noise and _latent. A
+        kind without samples is omitted.
     """
-    scores = {"real": real, "fake": fake[~replaced], "mismatched": fake[replaced]}
-    statistics = {}
-    for kind, values in scores.items():
-        if len(values):
-            correct = values > 0 if kind == "real" else values < 0
-            statistics[f"d/score_{kind}"] = values.mean()
-            statistics[f"d/accuracy_{kind}"] = correct.float().mean()
+    statistics = _statistics("real", real, real > 0)
+    for kind, name in {GENERATED: "fake", **NAMES}.items():
+        rows = (kinds == kind).nonzero().flatten()
+        if len(rows):
+            scores = fake[rows.to(fake.device)]
+            statistics |= _statistics(name, scores, scores < 0)
     return statistics
+
+
+def _statistics(name: str, scores: Tensor, correct: Tensor) -> dict[str, Tensor]:
+    return {f"d/score_{name}": scores.mean(), f"d/accuracy_{name}": correct.float().mean()}
 
 
 def split(read_outs: Sequence[ReadOut], count: int) -> tuple[list[ReadOut], list[ReadOut]]:
@@ -87,8 +92,8 @@ def balance(regression: Tensor, adversarial: Tensor) -> Tensor:
     """|grad L_reg| / |grad L_GAN|: the weight that makes both gradients equally long (Esser et al. 2021, eq. 7).
 
     Args:
-        regression: squared norm of the gradient of L_reg at the generator's output: ().
-        adversarial: squared norm of the gradient of L_GAN at the generator's output: ().
+        regression: squared norm of the gradient of L_reg at the generator's output, or a mean of such norms: ().
+        adversarial: the same of L_GAN: ().
 
     Returns:
         (), at most 1e4.

@@ -1,37 +1,55 @@
-"""Mix-and-match: real latents under the noise and prompt of another pair count as fake (paper, section 3.3)."""
+"""Mix-and-match: real latents under the noise or text of another pair count as fake (paper, section 3.3)."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+GENERATED, TEXT, NOISE, LATENT = range(4)  # kinds of fake samples: see `fake_kinds`
+NAMES = {TEXT: "mismatched_text", NOISE: "mismatched_noise", LATENT: "mismatched_latent"}
 
-def neighbours(latent: Tensor) -> Tensor:
+
+def neighbours(rows: Tensor) -> Tensor:
     """The batch with samples 2k and 2k + 1 exchanged: (N, ...), N even."""
-    return latent[torch.arange(len(latent), device=latent.device) ^ 1]
+    return rows[torch.arange(len(rows), device=rows.device) ^ 1]
 
 
-def mismatched(batch: int, share: float, device: torch.device | None = None) -> Tensor:
-    """Rows that `mix_and_match` replaces: (batch,) bool, true in round(batch * share) evenly spaced rows.
+def fake_kinds(first: int, rows: int, share: float, mismatches: Sequence[int]) -> Tensor:
+    """What the fake samples of a discriminator step are.
 
-    Args:
-        batch: rows of the batch.
-        share: in [0, 1).
-        device: device of the result.
-    """
-    steps = torch.arange(batch + 1, device=device, dtype=torch.float64) * share
-    return steps.add(0.5).floor().diff() > 0
+    A mismatched sample is sharp but wrong: only z and c show that it is fake.
 
+        GENERATED   G's latent under its own noise and text
+        TEXT        the real latent and its noise under the text of another pair
+        NOISE       the real latent and its text under the noise of another pair
+        LATENT      the real latent of another pair under this noise and text
 
-def mix_and_match(generated: Tensor, other: Tensor, replaced: Tensor) -> Tensor:
-    """The fake samples of a discriminator step: generated latents, some replaced by real ones of another pair.
-
-    A real latent under the noise and prompt of its neighbour is sharp but wrong: only z and c show that it is fake.
+    Rows are counted over the whole training, so the kinds depend neither on the batch size nor on the number of
+    processes: mismatched rows are evenly spaced, and their kinds alternate.
 
     Args:
-        generated: latents of the student, (N, C, H, W).
-        other: real latents of other pairs, (N, C, H, W).
-        replaced: (N,) bool.
+        first: number of the first row, counted over all processes and since the start of the training.
+        rows: number of rows.
+        share: of the mismatched rows, in [0, 1).
+        mismatches: kinds of mismatched rows, in the order in which they alternate.
 
     Returns:
-        (N, C, H, W)
+        (rows,) int64, on the CPU.
     """
-    return torch.where(replaced[:, None, None, None], other, generated)
+    with torch.device("cpu"):
+        boundaries = torch.arange(first, first + rows + 1, dtype=torch.float64)
+        mismatched_before = boundaries.mul(share).add(0.5).floor().long()  # (rows + 1,)
+        kinds = torch.tensor(mismatches)[mismatched_before[:-1] % len(mismatches)]
+        return torch.where(mismatched_before.diff() > 0, kinds, GENERATED)
+
+
+def select(kinds: Tensor, chosen: int, these: Tensor, others: Tensor) -> Tensor:
+    """Rows of `these` where the kind is `chosen`, and of `others` elsewhere.
+
+    Args:
+        kinds: of each row, (N,).
+        chosen: a kind.
+        these, others: (N, ...) on one device.
+    """
+    mask = (kinds == chosen).to(these.device, non_blocking=True)
+    return torch.where(mask.view(-1, *[1] * (these.dim() - 1)), these, others)

@@ -175,9 +175,13 @@ class Distillation(AlternatingOptimization, ABC):
             logger.log_metrics(values, step=images_seen)
             logger.save()
 
-    def rng(self) -> torch.Generator:
-        """A random generator that depends on (seed, images seen, rank): resuming needs no stored state."""
-        seed = hash((torch.initial_seed(), self.images_seen, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF
+    def rng(self, *stream: int) -> torch.Generator:
+        """A random generator that depends on (seed, images seen, rank): resuming needs no stored state.
+
+        Args:
+            stream: numbers that distinguish independent uses of one step.
+        """
+        seed = hash((torch.initial_seed(), self.images_seen, self.global_rank, *stream)) & 0x7FFF_FFFF_FFFF_FFFF
         return torch.Generator().manual_seed(seed)
 
     def encode(self, batch: PairBatch) -> Conditioning:
@@ -202,7 +206,12 @@ class Distillation(AlternatingOptimization, ABC):
     # ---- checkpoints ----
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained networks, the clock, and the digest of the teacher."""
+        """Keep the trained networks, the clock, and the digest of the teacher.
+
+        Raises:
+            UserError: a gradient was not finite since the checkpoint before.
+        """
+        self.check_gradients()
         self.clear_idle_optimizers()
         checkpoint["images_seen"] = self.images_seen
         checkpoint["teacher_digest"] = self.teacher_digest

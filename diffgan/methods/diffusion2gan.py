@@ -1,6 +1,7 @@
 """Diffusion2GAN: regression to the teacher's latents and a conditional GAN, in latent space (paper, section 3)."""
 
 import copy
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 
 from diffgan.errors import UserError
 from diffgan.losses import gan
-from diffgan.losses.gradient_penalty import r1_loss, second_derivatives
+from diffgan.losses.gradient_penalty import Penalty, full_precision, r1_loss
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods import outputs
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.base import Distillation
-from diffgan.methods.micro_batches import MicroBatch, join, split, with_mismatches
+from diffgan.methods.gradient_balance import GradientBalance
+from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
@@ -29,7 +31,7 @@ class Diffusion2GAN(Distillation):
         D: one step on L_D = softplus(-D(x, z, c)) + softplus(D(x~, z, c)), and R1 at every `r1_every`-th step
         G: one step on L_reg(x^, x) + lambda_GAN softplus(-D(x^, z, c))
         G_ema follows G
-    x~ is x^ with some rows mismatched (mix-and-match).
+    x~ is x^ with some rows mismatched (mix-and-match): those have another text, noise or latent.
 
     Args:
         teacher: pipeline directory, hub id, or "glyphs" for the embedded one.
@@ -74,6 +76,8 @@ class Diffusion2GAN(Distillation):
             teacher, regression, images, optimizers, accumulate, gradient_checkpointing, compile, channels_last
         )
         self.adversarial = adversarial
+        self.gradient_balance = GradientBalance()
+        self._tried_gradient_penalty = False
 
     def build_networks(self) -> dict[str, nn.Module]:
         """G and D, both initialised from the teacher's network."""
@@ -105,19 +109,32 @@ class Diffusion2GAN(Distillation):
         if self.uses_discriminator:
             self.discriminator_step(micro_batches, generated)
         self.generator_step(micro_batches, generated)
+        self.try_gradient_penalty(micro_batches)
         self.finish_step(len(batch.prompt) * self.trainer.world_size)
 
     def split_batch(self, batch: PairBatch) -> list[MicroBatch]:
         """The process's share of the batch, with its mismatched rows, as micro-batches."""
-        mismatch_share = self.adversarial.mismatch_share if self.uses_discriminator else 0.0
-        return split(
-            with_mismatches(batch.noise, batch.latent, self.encode(batch), mismatch_share), self.micro_batch_count
-        )
+        pairs = Samples(batch.latent, batch.noise, self.encode(batch))
+        rows = len(batch.prompt)
+        if self.uses_discriminator:
+            first = self.images_seen + self.global_rank * rows
+            kinds = self.adversarial.fake_kinds(first, rows, self.discriminator)
+        else:
+            kinds = torch.zeros(rows, dtype=torch.int64, device="cpu")
+        whole = MicroBatch(pairs, mismatch(pairs, kinds), kinds, self.input_noise(batch.latent))
+        return split(whole, self.micro_batch_count)
+
+    def input_noise(self, latent: Tensor) -> Tensor:
+        """Noise of D's inputs, (N, C, H, W); zeros (N, 1, 1, 1) without."""
+        if not self.uses_discriminator or self.adversarial.input_noise == 0:
+            return latent.new_zeros(len(latent), 1, 1, 1)
+        noise = torch.randn(latent.shape, generator=self.rng(1), device="cpu")
+        return self.adversarial.input_noise * noise.to(latent)
 
     def generate(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
         """x^ = G(z, c), (N, C, H, W) each; with its graph for `generator_step` if there is one micro-batch."""
         with torch.set_grad_enabled(len(micro_batches) == 1):
-            return [self.generator(micro_batch.noise, micro_batch.conditioning) for micro_batch in micro_batches]
+            return [self.generator(pairs.noise, pairs.conditioning) for pairs, *_ in micro_batches]
 
     def discriminator_step(self, micro_batches: list[MicroBatch], generated: list[Tensor]) -> None:
         """One optimizer step of D on L_D, plus R1 at every `r1_every`-th step."""
@@ -132,17 +149,32 @@ class Diffusion2GAN(Distillation):
 
     def gradient_penalty(self, micro_batches: list[MicroBatch]) -> None:
         """At every `r1_every`-th step add the gradient of r1_every (gamma / 2) |grad_x D|^2 on a rotating sample."""
-        settings, processes = self.adversarial, self.trainer.world_size
-        pairs = sum(len(micro_batch.noise) for micro_batch in micro_batches)
-        rows = settings.penalised_rows(self.images_seen, pairs, processes)
-        if not rows:
+        processes = self.trainer.world_size
+        pairs = sum(len(micro_batch.kinds) for micro_batch in micro_batches)
+        rows = self.adversarial.penalised_rows(self.images_seen, pairs, processes)
+        if rows:
+            penalty = self.penalise(take(micro_batches, rows))
+            curves = {"d/r1": penalty.squared_norm, "d/r1_loss": penalty.loss.detach()}
+            self.log_curves(curves, self.images_seen + pairs * processes)
+
+    def penalise(self, samples: Samples) -> Penalty:
+        """Add the gradient of r1_every (gamma / 2) |grad_x D|^2 to D's gradients."""
+        settings = self.adversarial
+        gamma = settings.r1_gamma * settings.r1_every
+        precision = full_precision(self.device, settings.r1.second_derivatives)
+        with precision, keep_unsharded(self.discriminator):
+            penalty = r1_loss(settings.r1, self.discriminator, *samples, gamma, settings.r1_noise)
+            self.manual_backward(penalty.loss)
+        return penalty
+
+    def try_gradient_penalty(self, micro_batches: list[MicroBatch]) -> None:
+        """After the first step of a fit compute one penalty for nothing: a run that lacks the memory fails now."""
+        tried, self._tried_gradient_penalty = self._tried_gradient_penalty, True
+        if tried or self.adversarial is None or self.adversarial.r1_gamma == 0 or self.uses_discriminator:
             return
-        sample = join(micro_batches).take(rows)
-        inputs, gamma = (sample.latent, sample.noise, sample.conditioning), settings.r1_gamma * settings.r1_every
-        with second_derivatives(self.device), keep_unsharded(self.discriminator):
-            loss = r1_loss(self.discriminator, *inputs, gamma, settings.r1_noise)
-            self.manual_backward(loss)
-        self.log_curves({"d/r1": loss.detach()}, self.images_seen + pairs * processes)
+        samples = self.adversarial.r1_samples_per_process(self.trainer.world_size)
+        with self.optimizing("d"):  # which clears the gradients
+            self.penalise(take(micro_batches, list(range(samples))))
 
     def generator_step(self, micro_batches: list[MicroBatch], generated: list[Tensor]) -> None:
         """One optimizer step of G on L_reg + lambda_GAN L_GAN, through dL_G/dx^."""
@@ -151,7 +183,7 @@ class Diffusion2GAN(Distillation):
             weight = self.gan_weight(gradients)
             for micro_batch, latent, gradient in self.accumulate("g", micro_batches, generated, gradients):
                 if len(micro_batches) > 1:  # the first pass kept no graph
-                    latent = self.generator(micro_batch.noise, micro_batch.conditioning)
+                    latent = self.generator(micro_batch.pairs.noise, micro_batch.pairs.conditioning)
                 self.manual_backward(latent, gradient=gradient.total(weight) / len(micro_batches))
             optimizer.step()
         self.observed |= outputs.generator_curves(gradients)
@@ -163,22 +195,37 @@ class Diffusion2GAN(Distillation):
         random, gradients = self.rng(), []
         for micro_batch, latent in zip(micro_batches, generated, strict=True):
             latent, gan_gradient, gan_loss = latent.detach().requires_grad_(True), None, None
-            regression = self.regression(latent, micro_batch.latent, random).mean()
+            pairs = micro_batch.pairs
+            regression = self.regression(latent, pairs.latent, random).mean()
             (regression_gradient,) = torch.autograd.grad(regression, latent)
             if self.uses_discriminator:
-                gan_loss = gan.generator_loss(self.discriminator(latent, micro_batch.noise, micro_batch.conditioning))
+                noisy = latent + micro_batch.input_noise
+                gan_loss = gan.generator_loss(self.discriminator(noisy, pairs.noise, pairs.conditioning))
                 (gan_gradient,) = torch.autograd.grad(gan_loss, latent)
                 gan_loss = gan_loss.detach()
             gradients.append(outputs.OutputGradients(regression_gradient, gan_gradient, regression.detach(), gan_loss))
         return gradients
 
     def gan_weight(self, gradients: list[outputs.OutputGradients]) -> Tensor | float:
-        """lambda_GAN: `weight`, times the ratio of the gradients' norms if `balanced`; 0 without discriminator."""
+        """lambda_GAN: `weight`, rising at first, times the gradients' ratio if `balanced`; 0 without discriminator."""
         if not self.uses_discriminator:
             return 0.0
+        weight = self.adversarial.weight * self.adversarial.warmed_up(self.images_seen)
         if not self.adversarial.balanced:
-            return self.adversarial.weight
+            return weight
         norms = outputs.squared_norms(gradients)
-        ratio = gan.balance(*(self.trainer.strategy.reduce(norm, reduce_op="mean") for norm in norms))
+        ratio = self.gradient_balance.update(*(self.trainer.strategy.reduce(norm, reduce_op="mean") for norm in norms))
         self.observed["g/gradient_ratio"] = ratio
-        return self.adversarial.weight * ratio
+        return weight * ratio
+
+    # ---- checkpoints ----
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the averages of `balanced`."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["gradient_balance"] = self.gradient_balance.averages
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the averages of `balanced`; checkpoints of version 0.2 have none."""
+        super().on_load_checkpoint(checkpoint)
+        self.gradient_balance.averages = checkpoint.get("gradient_balance", self.gradient_balance.averages)

@@ -1,6 +1,6 @@
 """Micro-batches: the equal parts in which a process computes its share of a batch, one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,50 +11,83 @@ from diffgan.errors import UserError
 from diffgan.losses import mix_and_match
 
 
-class MicroBatch(NamedTuple):
-    """N pairs, and the real latents of other pairs that mix-and-match puts in their place.
+class Samples(NamedTuple):
+    """N inputs of D.
 
-    noise: z, (N, C, H, W).  latent: x, the teacher's latent, (N, C, H, W).  other: x', a real latent of another pair,
-    (N, C, H, W).  replaced: (N,) bool, rows whose fake sample is x'.  conditioning: c, N rows.
+    latent, noise: x and z, (N, C, H, W).  conditioning: c, N rows.
     """
 
-    noise: Tensor
     latent: Tensor
-    other: Tensor
-    replaced: Tensor
+    noise: Tensor
     conditioning: Conditioning
 
-    def take(self, rows: list[int]) -> "MicroBatch":
-        """Some of the rows."""
-        noise, latent, other, replaced = (tensor[rows] for tensor in self[:4])
-        return MicroBatch(noise, latent, other, replaced, self.conditioning.map(lambda tensor: tensor[rows]))
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Samples":
+        """Apply `change`, such as a selection of rows, to every tensor."""
+        return Samples(change(self.latent), change(self.noise), self.conditioning.map(change))
 
 
-def with_mismatches(noise: Tensor, latent: Tensor, conditioning: Conditioning, mismatch_share: float) -> MicroBatch:
-    """A batch and the rows of it that mix-and-match replaces.
+class MicroBatch(NamedTuple):
+    """N pairs, and what D's fake samples are made of.
+
+    pairs: the pairs: x, z, c.
+    mismatched: the pairs with the latent, noise or text of another pair in mismatched rows.
+    kinds: of the fake samples, (N,) int64 on the CPU, see `mix_and_match.fake_kinds`.
+    input_noise: added to D's real and generated latents, (N, C, H, W), or zeros (N, 1, 1, 1).
+    """
+
+    pairs: Samples
+    mismatched: Samples
+    kinds: Tensor
+    input_noise: Tensor
+
+    def real(self) -> Samples:
+        """The real samples of a discriminator step."""
+        return self.pairs._replace(latent=self.pairs.latent + self.input_noise)
+
+    def fake(self, generated: Tensor) -> Samples:
+        """The fake samples of a discriminator step: generated and mismatched ones.
+
+        generated: x^ of every row, (N, C, H, W); mismatched rows do not use it.
+        """
+        latent = mix_and_match.select(self.kinds, mix_and_match.GENERATED, generated, self.mismatched.latent)
+        return self.mismatched._replace(latent=latent + self.input_noise)
+
+
+def mismatch(pairs: Samples, kinds: Tensor) -> Samples:
+    """The pairs with the latent, noise or text of their neighbours in the rows of that kind.
 
     Args:
-        noise, latent: (N, C, H, W); N is even if `mismatch_share` is above 0.
-        conditioning: N rows.
-        mismatch_share: share of the rows whose fake sample is replaced, in [0, 1).
+        pairs: N rows; N is even if there are mismatched rows.
+        kinds: (N,), see `mix_and_match.fake_kinds`.
     """
-    other = mix_and_match.neighbours(latent) if mismatch_share else latent
-    replaced = mix_and_match.mismatched(len(latent), mismatch_share, latent.device)
-    return MicroBatch(noise, latent, other, replaced, conditioning)
+    if not kinds.any():
+        return pairs
+
+    def neighbours_where(kind: int) -> Callable[[Tensor], Tensor]:
+        return lambda rows: mix_and_match.select(kinds, kind, mix_and_match.neighbours(rows), rows)
+
+    latent = neighbours_where(mix_and_match.LATENT)(pairs.latent)
+    noise = neighbours_where(mix_and_match.NOISE)(pairs.noise)
+    return Samples(latent, noise, pairs.conditioning.map(neighbours_where(mix_and_match.TEXT)))
 
 
 def split(batch: MicroBatch, count: int) -> list[MicroBatch]:
     """`count` micro-batches of contiguous rows; `count` divides the rows of the batch."""
-    tensors = zip(*(tensor.chunk(count) for tensor in batch[:4]), strict=True)
-    conditionings = [batch.conditioning.map(lambda tensor, i=i: tensor.chunk(count)[i]) for i in range(count)]
-    return [MicroBatch(*rows, conditioning) for rows, conditioning in zip(tensors, conditionings, strict=True)]
+
+    micro_batches = []
+    for i in range(count):
+        rows = lambda tensor, i=i: tensor.chunk(count)[i]  # noqa: E731
+        pairs, mismatched = batch.pairs.map(rows), batch.mismatched.map(rows)
+        micro_batches.append(MicroBatch(pairs, mismatched, rows(batch.kinds), rows(batch.input_noise)))
+    return micro_batches
 
 
-def join(micro_batches: Sequence[MicroBatch]) -> MicroBatch:
-    """The inverse of `split`."""
-    noise, latent, other, replaced, conditionings = zip(*micro_batches, strict=True)
-    tensors = (torch.cat(tensors) for tensors in (noise, latent, other, replaced))
-    return MicroBatch(*tensors, Conditioning.cat(conditionings))
+def take(micro_batches: Sequence[MicroBatch], rows: list[int]) -> Samples:
+    """Pairs of several micro-batches of equal size, in the order of `rows`."""
+    size = len(micro_batches[0].kinds)
+    taken = [micro_batches[row // size].pairs.map(lambda tensor, i=row % size: tensor[i : i + 1]) for row in rows]
+    latents, noises, conditionings = zip(*taken, strict=True)
+    return Samples(torch.cat(latents), torch.cat(noises), Conditioning.cat(conditionings))
 
 
 def check_micro_batches(pairs_per_process: int, count: int) -> None:

@@ -17,6 +17,8 @@ from diffgan.errors import UserError
 from diffgan.training import checkpoints
 from diffgan.training.strategies import full_tensor, gradient_sync
 
+UNREAD_NORMS = 8  # gradient norms after which the host waits for the device once to read them
+
 
 class OptimizerSettings(NamedTuple):
     """How one network is optimized.
@@ -29,6 +31,23 @@ class OptimizerSettings(NamedTuple):
     learning_rate: Callable[[int], float]
     clip_norm: float
     starts_at_images: int = 0
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], norm: Tensor) -> None:
+    """Prevent an optimizer's next step from using a gradient that is not finite, without asking the device.
+
+    Fused optimizers skip the whole step; others take it with zeros in place of NaN and infinity.
+
+    Args:
+        optimizer: whose step follows.
+        gradients: of its weights.
+        norm: of all of them, ().
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = norm.isfinite().logical_not().float()
+        return
+    for gradient in gradients:
+        torch.nan_to_num_(gradient, 0.0, 0.0, 0.0)
 
 
 class AlternatingOptimization(pl.LightningModule):
@@ -49,6 +68,7 @@ class AlternatingOptimization(pl.LightningModule):
         self.images_seen = 0
         self.observed: dict[str, Tensor] = {}  # values of the newest batch, (), by curve
         self.last_checkpoint: Path | None = None  # set by the ImageCheckpoint callback
+        self._unread_norms: list[tuple[int, str, Tensor]] = []  # of the newest steps: images seen, network, norm
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimizer for each network, in the order of `build_networks`."""
@@ -93,17 +113,34 @@ class AlternatingOptimization(pl.LightningModule):
                 yield items
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Observe and clip the norm of the gradient; stop the run if it is not finite."""
+        """Observe and clip the norm of the gradient on the device; skip the step if the norm is not finite."""
         name = self._name_of_optimizer[id(optimizer)]
-        limit = self.settings[name].clip_norm
+        if len(self._unread_norms) >= UNREAD_NORMS:
+            self.check_gradients()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        self.observed[f"{name}/gradient_norm"] = full_tensor(norm)
-        value = self.observed[f"{name}/gradient_norm"].item()
-        if not math.isfinite(value):
-            self.stop(f"{name}: the gradient's norm is {value}; lower the learning rate")
-        if value > limit:  # otherwise the gradient would only be multiplied by 1
-            clip_grads_with_norm_(parameters, limit, norm)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        clip_grads_with_norm_(parameters, self.settings[name].clip_norm, norm)
+        norm = full_tensor(norm)
+        skip_unless_finite(optimizer, gradients, norm)
+        self.observed[f"{name}/gradient_norm"] = norm
+        self._unread_norms.append((self.images_seen, name, norm))
+
+    def check_gradients(self) -> None:
+        """Read the norms of the newest steps from the device.
+
+        Raises:
+            UserError: one was not finite. Its step was skipped.
+        """
+        norms, self._unread_norms = self._unread_norms, []
+        values = torch.stack([norm for *_, norm in norms]).tolist() if norms else []
+        for (images_seen, name, _), value in zip(norms, values, strict=True):
+            if not math.isfinite(value):
+                self.stop(f"{name}: the gradient's norm was {value} after {images_seen}; lower the learning rate")
+
+    def on_train_end(self) -> None:
+        """Read the last norms."""
+        self.check_gradients()
 
     def clear_idle_optimizers(self) -> None:
         """Undo the step at learning rate 0 that FSDP2 makes an optimizer without state take when it saves or loads."""

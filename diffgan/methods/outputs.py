@@ -8,7 +8,6 @@ from torch import Tensor
 
 from diffgan.conditioning import Conditioning
 from diffgan.losses import gan
-from diffgan.losses.mix_and_match import mix_and_match
 from diffgan.methods.micro_batches import MicroBatch
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 
@@ -16,13 +15,13 @@ from diffgan.nets.discriminator import MultiScaleDiscriminator
 class DiscriminatorOutput(NamedTuple):
     """Of a discriminator step.
 
-    loss: L_D, ().  real, fake: D's scores of the samples, (N,).  replaced: (N,) bool, fakes that are mismatched.
+    loss: L_D, ().  real, fake: D's scores of the samples, (N,).  kinds: of the fake samples, (N,) on the CPU.
     """
 
     loss: Tensor
     real: Tensor
     fake: Tensor
-    replaced: Tensor
+    kinds: Tensor
 
 
 class OutputGradients(NamedTuple):
@@ -48,21 +47,20 @@ def discriminator_output(
 
     generated: x^, without its graph, (N, C, H, W).
     """
-    noise, real, other, replaced, conditioning = micro_batch
-    fake = mix_and_match(generated, other, replaced)
-    twice = Conditioning.cat([conditioning, conditioning])
-    read_outs = discriminator(torch.cat([real, fake]), torch.cat([noise, noise]), twice)
-    real, fake = gan.split(read_outs, len(real))
-    loss = gan.discriminator_loss(real, fake)
-    return DiscriminatorOutput(loss, gan.score(real).detach(), gan.score(fake).detach(), replaced)
+    real, fake = micro_batch.real(), micro_batch.fake(generated)
+    latent, noise = torch.cat([real.latent, fake.latent]), torch.cat([real.noise, fake.noise])
+    read_outs = discriminator(latent, noise, Conditioning.cat([real.conditioning, fake.conditioning]))
+    of_real, of_fake = gan.split(read_outs, len(micro_batch.kinds))
+    loss = gan.discriminator_loss(of_real, of_fake)
+    return DiscriminatorOutput(loss, gan.score(of_real).detach(), gan.score(of_fake).detach(), micro_batch.kinds)
 
 
 def discriminator_curves(outputs: Sequence[DiscriminatorOutput]) -> dict[str, Tensor]:
     """`d/loss`, scores and accuracies over all micro-batches, each ()."""
     losses, *scores = zip(*outputs, strict=True)
-    real, fake, replaced = (torch.cat(tensors) for tensors in scores)
+    real, fake, kinds = (torch.cat(tensors) for tensors in scores)
     loss = torch.stack(losses).detach().mean()
-    return {"d/loss": loss} | gan.discriminator_statistics(real, fake, replaced)
+    return {"d/loss": loss} | gan.discriminator_statistics(real, fake, kinds)
 
 
 def generator_curves(gradients: Sequence[OutputGradients]) -> dict[str, Tensor]:

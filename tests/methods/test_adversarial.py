@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgan.__main__ import main
+from diffgan.conditioning import Conditioning
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.pair_set import PairSet
@@ -33,16 +34,24 @@ def reference(folder, pipeline, batches, balanced):
     discriminator = MultiScaleDiscriminator(teacher.unet)
     optimizer_g = torch.optim.SGD(generator.parameters(), 1e-2)
     optimizer_d = torch.optim.SGD(discriminator.parameters(), 1e-2)
+    averages = [0.0, 0.0]
     for step in range(batches):
         batch = PairSet(folder).read(range(8 * step, 8 * step + 8))
         z, x, c = batch.noise, batch.latent, teacher.encode(batch.prompt)
         fake = generator(z, c)
-        fakes = fake.detach().clone()
-        fakes[[1, 5]] = x[[0, 4]]
-        logits = lambda latent: [r.logits for r in discriminator(latent, z, c)]  # noqa: E731, B023
-        loss_d = sum(
-            F.softplus(-r).mean() + F.softplus(f).mean() for r, f in zip(logits(x), logits(fakes), strict=True)
-        )
+        fakes, noises, text = fake.detach().clone(), z.clone(), c.text.clone()
+        for i, row in enumerate((1, 5)):
+            fakes[row] = x[row]
+            kind = (2 * step + i) % 3
+            if kind == 0:
+                text[row] = c.text[row - 1]
+            elif kind == 1:
+                noises[row] = z[row - 1]
+            else:
+                fakes[row] = x[row - 1]
+        logits = lambda *inputs: [r.logits for r in discriminator(*inputs)]  # noqa: E731
+        outs = zip(logits(x, z, c), logits(fakes, noises, Conditioning(text)), strict=True)
+        loss_d = sum(F.softplus(-r).mean() + F.softplus(f).mean() for r, f in outs)
         optimizer_d.zero_grad()
         (loss_d / 6).backward()
         if step % 2 == 0:
@@ -53,11 +62,14 @@ def reference(folder, pipeline, batches, balanced):
             score = sum(r.logits.mean((1, 2, 3)) for r in outs).sum() / 6
             (gradient,) = torch.autograd.grad(score, point, create_graph=True)
             (0.5 * 3.0 * 2 * gradient.square().sum() / 2).backward()
+        optimizer_d.param_groups[0]["lr"] = 1e-2 * min(1, (8 * step + 1) / 20)
         optimizer_d.step()
-        adversarial = sum(F.softplus(-r).mean() for r in logits(fake)) / 6
+        adversarial = sum(F.softplus(-r).mean() for r in logits(fake, z, c)) / 6
         regression = (fake - x).square().mean()
         norms = [torch.autograd.grad(loss, fake, retain_graph=True)[0].norm() for loss in (regression, adversarial)]
-        weight = 0.5 * (norms[0] / norms[1] if balanced else 1.0)
+        averages = [0.99 * mean + 0.01 * norm.square() for mean, norm in zip(averages, norms, strict=True)]
+        rise = min(1, (8 * step + 1) / 20)
+        weight = rise * 0.5 * ((averages[0] / averages[1]) ** 0.5 if balanced else 1.0)
         optimizer_g.zero_grad()
         (regression + weight * adversarial).backward()
         optimizer_g.step()
@@ -77,7 +89,10 @@ def test_training_equals_the_algorithm_in_plain_torch(
         "clip_norm": 1e9,
         "generator_optimizer": plain,
     }
-    adversarial_settings(adversarial_config).update(starts_at_images=0, warmup_images=1, clip_norm=1e9, optimizer=plain)
+    plain_d = plain | {"init_args": {"lr": 1e-2}}
+    adversarial_settings(adversarial_config).update(
+        starts_at_images=0, warmup_images=20, clip_norm=1e9, optimizer=plain_d
+    )
     adversarial_settings(adversarial_config).update(r1_gamma=3.0, weight=0.5, balanced=balanced)
     adversarial_config["seed_everything"] = 0
     main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
@@ -102,7 +117,7 @@ def test_micro_batches_do_not_change_the_result(adversarial_config, tmp_path):
     assert_same_weights(tmp_path / "run", tmp_path / "split", exactly=False, atol=5e-6, rtol=1e-4)
     whole, split = curves(tmp_path / "run"), curves(tmp_path / "split")
     for name in ("g/regression", "g/gan", "g/gradient_ratio", "d/score_real", "d/score_fake", "d/loss"):
-        assert split[name, 16].pop() == pytest.approx(whole[name, 16].pop(), abs=1e-5), name
+        assert split[name, 16].pop() == pytest.approx(whole[name, 16].pop(), abs=1e-5, rel=1e-4), name
 
 
 def test_r1_mix_and_match_and_inputs_can_be_switched_off(adversarial_config, tmp_path):
@@ -116,7 +131,7 @@ def test_r1_mix_and_match_and_inputs_can_be_switched_off(adversarial_config, tmp
     names = checkpoint(tmp_path / "run")["state_dict"]
     assert not any("noise_in" in name or "latent_in" in name for name in names)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
-    assert "d/accuracy_fake" in metrics and "d/score_mismatched" not in metrics
+    assert "d/accuracy_fake" in metrics and not any("mismatched" in name for name in metrics)
     assert not any(name == "d/r1" for name, _ in curves(tmp_path / "run"))
 
 
@@ -125,7 +140,8 @@ def test_user_mistakes_end_with_one_line(adversarial_config, tmp_path, capsys):
     options = "--model.init_args.adversarial.init_args"
     for words, reason in (
         (["--model.init_args.accumulate", "3"], "accumulate"),
-        ([f"{options}.mismatch_share", "0.01"], "mismatch_share"),
+        ([f"{options}.input_noise", "-0.1"], "input_noise"),
+        ([f"{options}.r1", "approximate"], "r1"),
         ([f"{options}.mismatch_share", "1.5"], "mismatch_share"),
         ([f"{options}.r1_every", "0"], "r1_every"),
         ([f"{options}.weight", "-1"], "weight"),

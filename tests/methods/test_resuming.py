@@ -35,7 +35,7 @@ def kill_somewhere(words, folder, seconds):
 def test_run_killed_three_times_equals_the_uninterrupted_run(adversarial_config, tmp_path):
     """Weights, averages, both optimizers and every logged loss are equal to the bit."""
     adversarial_config["model"]["init_args"]["images"] = 240
-    adversarial_settings(adversarial_config)["starts_at_images"] = 40
+    adversarial_settings(adversarial_config).update(starts_at_images=40, warmup_images=80, input_noise=0.1)
     main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
     path = write(tmp_path / "killed.yaml", named(adversarial_config, "killed"))
     for seconds in (0.05, 0.4, 0.9):

@@ -10,10 +10,19 @@ from tests.processes import run_on_two_processes
 from tests.runs import adversarial_settings, assert_same_weights, named, use_large_adam_eps, write
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(adversarial_config, tmp_path, strategy):
-    """D, R1, G and moving average of both strategies, after six batches; the checkpoint is one file."""
+@pytest.mark.parametrize(
+    ("strategy", "r1"),
+    [
+        ("ddp", "exact"),
+        ("fsdp", "finite_difference"),
+        pytest.param("ddp", "finite_difference", marks=pytest.mark.slow),
+        pytest.param("fsdp", "exact", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one(adversarial_config, tmp_path, strategy, r1):
+    """D with mismatched rows of all kinds, R1, balanced G and moving average after six batches; one file each."""
     use_large_adam_eps(adversarial_config)
+    adversarial_settings(adversarial_config).update(r1=r1, mismatch_share=0.5)
     main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
     together = write(tmp_path / "together.yaml", named(adversarial_config, "together"))
     words = ["fit", "-c", together, "-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
@@ -68,3 +77,13 @@ def test_unsupported_strategies_are_refused():
             check_strategy(strategy, 2)
     check_strategy(DDPStrategy(), 1)
     check_strategy(FSDP2Strategy(), 2)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradient_that_is_not_finite_ends_both_processes(adversarial_config, tmp_path, strategy):
+    adversarial_config["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 1e30
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config), "--trainer.devices", "2"]
+    words += ["-c", f"configs/strategies/{strategy}.yaml"]
+    assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
+    error = (tmp_path / "errors").read_text()
+    assert "the gradient's norm was nan after" in error and "Traceback" not in error
