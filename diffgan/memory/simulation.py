@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses import gan
-from diffgan.losses.gradient_penalty import r1_loss, second_derivatives
+from diffgan.losses.gradient_penalty import full_precision, r1_loss
 from diffgan.memory.gpu_autocast import autocast, gpu_lists
 from diffgan.memory.networks import make_fake
 from diffgan.memory.tracker import MemoryTracker, storage_bytes
 from diffgan.methods import outputs
 from diffgan.methods.diffusion2gan import Diffusion2GAN
-from diffgan.methods.micro_batches import MicroBatch, join
-from diffgan.pairs.batch import PairBatch
+from diffgan.methods.micro_batches import MicroBatch, Samples, split, take
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.denoiser import adapter_for
 
 CPU = torch.device("cpu")
 BATCH = "batch"
@@ -55,6 +54,18 @@ class Pass(NamedTuple):
         return sum(self.peak.values())
 
 
+def simulate_decoding(teacher: Teacher, images: int) -> float:
+    """Bytes that decoding so many images in float32 takes above the weights; the teacher's VAE becomes fake."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        make_fake(teacher.vae)
+        tracker = MemoryTracker()
+        tracker.ignore([*teacher.vae.parameters(), *teacher.vae.buffers()])
+        latent = torch.empty(images, *teacher.latent_shape)
+        with tracker, tracker.measure("decoding"):
+            teacher.decode(latent)
+    return sum(tracker.peak.values())
+
+
 class Step(NamedTuple):
     """passes: in their order.  states: bytes of optimizer states by network."""
 
@@ -75,20 +86,23 @@ def build_networks(module: Diffusion2GAN, teacher: Teacher) -> None:
             network.enable_gradient_checkpointing()
 
 
-def simulate_step(module: Diffusion2GAN, pairs: int, mixed: bool, gradient_share: float) -> Step:
+def simulate_step(
+    module: Diffusion2GAN, pairs: int, mixed: bool, processes: int = 1, gradient_share: float = 1.0
+) -> Step:
     """The memory of every pass of a step.
 
     Args:
         module: with networks made by `build_networks`; they become fake tensors.
         pairs: of one process.
         mixed: bf16-mixed precision, else float32.
+        processes: of the whole run.
         gradient_share: as in `MemoryTracker`.
 
     Raises:
         UserError: an optimizer needs the values of tensors.
     """
     with gpu_lists(), FakeTensorMode(allow_non_fake_inputs=True):
-        simulation = _Simulation(module, pairs, mixed, gradient_share)
+        simulation = _Simulation(module, pairs, mixed, processes, gradient_share)
         states = {name: simulation.prepare_optimizer(name) for name in module.networks}
         with simulation.tracker:
             simulation.run()
@@ -96,8 +110,8 @@ def simulate_step(module: Diffusion2GAN, pairs: int, mixed: bool, gradient_share
 
 
 class _Simulation:
-    def __init__(self, module: Diffusion2GAN, pairs: int, mixed: bool, gradient_share: float):
-        self.module, self.pairs, self.mixed = module, pairs, mixed
+    def __init__(self, module: Diffusion2GAN, pairs: int, mixed: bool, processes: int, gradient_share: float):
+        self.module, self.pairs, self.mixed, self.processes = module, pairs, mixed, processes
         self.tracker, self.passes = MemoryTracker(gradient_share), []
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for part in (*module.networks.values(), module.regression):
@@ -143,10 +157,8 @@ class _Simulation:
     def run(self) -> None:
         """One step with the discriminator, if there is one; then one batch of validation."""
         module = self.module
-        if module.adversarial is not None:
-            module.images_seen = module.adversarial.starts_at_images
         with self.tracker.measure(BATCH):
-            micro_batches = module.split_batch(self._batch())[:2]
+            micro_batches = self._micro_batches()
         with self._pass(GENERATOR, "g", backward=False):
             generated = module.generate(micro_batches)
         if module.adversarial is not None:
@@ -156,14 +168,20 @@ class _Simulation:
         with self._pass(VALIDATION, "g", backward=False), torch.no_grad():
             self._validate()
 
-    def _batch(self) -> PairBatch:
+    def _pairs(self) -> Samples:
         """A process's pairs with their conditioning."""
         teacher, count = self.module.teacher, self.pairs
         tokens = teacher.text_encoders[0].config.max_position_embeddings
-        one = teacher._adapter.empty_conditioning(teacher.denoiser.config, tokens)
+        adapter = adapter_for(teacher.denoiser)
+        one = adapter.empty_conditioning(teacher.denoiser.config, tokens)
         conditioning = one.map(lambda row: torch.empty(count, *row.shape[1:]))
-        noise, latent = torch.empty(2, count, *teacher.latent_shape)
-        return PairBatch(torch.empty(count, dtype=torch.int64), noise, [""] * count, latent, conditioning)
+        return Samples(*torch.empty(2, count, *teacher.latent_shape), conditioning)
+
+    def _micro_batches(self) -> list[MicroBatch]:
+        """As `Diffusion2GAN.split_batch`: the first two."""
+        pairs = self._pairs()
+        whole = MicroBatch(pairs, pairs.map(torch.clone), torch.empty(self.pairs), torch.zeros_like(pairs.latent))
+        return split(whole, self.module.micro_batch_count)[:2]
 
     def _train_discriminator(self, micro_batches: list[MicroBatch], generated: list[Tensor]) -> None:
         with self._training("d") as discriminator:
@@ -174,19 +192,17 @@ class _Simulation:
                     del output
             if self.module.adversarial.r1_gamma:
                 with self._pass(R1, "d", backward=True, mixed=False):
-                    self._penalise(discriminator, join(micro_batches))
+                    self._penalise(discriminator, micro_batches)
             with self._pass(f"{DISCRIMINATOR}, optimizer", "", backward=False):
                 self._optimizer_step("d")
 
-    def _penalise(self, discriminator: nn.Module, batch: MicroBatch) -> None:
+    def _penalise(self, discriminator: nn.Module, micro_batches: list[MicroBatch]) -> None:
         settings = self.module.adversarial
-        sample = batch.take(list(range(settings.r1_samples_per_process(1))))
-        inputs = (sample.latent, sample.noise, sample.conditioning)
-        if getattr(settings, "r1", "exact") == "exact":
-            with second_derivatives(CPU):
-                r1_loss(discriminator, *inputs, settings.r1_gamma, settings.r1_noise).backward()
-            return
-        _finite_differences(discriminator, *inputs)
+        available = sum(len(micro_batch.kinds) for micro_batch in micro_batches)
+        rows = [row % available for row in range(settings.r1_samples_per_process(self.processes))]
+        samples = take(micro_batches, rows)
+        with full_precision(CPU, settings.r1.second_derivatives):
+            r1_loss(settings.r1, discriminator, *samples, settings.r1_gamma, settings.r1_noise).loss.backward()
 
     def _train_generator(self, micro_batches: list[MicroBatch], generated: list[Tensor]) -> None:
         with self._training("g") as generator:
@@ -195,7 +211,7 @@ class _Simulation:
                 for i, (micro_batch, gradient) in enumerate(zip(micro_batches, gradients, strict=True)):
                     latent, generated[i] = generated[i], None
                     if len(micro_batches) > 1:
-                        latent = generator(micro_batch.noise, micro_batch.conditioning)
+                        latent = generator(micro_batch.pairs.noise, micro_batch.pairs.conditioning)
                     latent.backward(gradient)
                     del latent
             with self._pass("generator, optimizer", "", backward=False):
@@ -207,11 +223,12 @@ class _Simulation:
         for micro_batch, latent in zip(micro_batches, generated, strict=True):
             latent = latent.detach().requires_grad_(True)
             with self._pass(REGRESSION, "", backward=True):
-                loss = self.module.regression(latent, micro_batch.latent, torch.Generator()).mean()
+                loss = self.module.regression(latent, micro_batch.pairs.latent, torch.Generator()).mean()
                 (gradient,) = torch.autograd.grad(loss, latent)
             if self.module.adversarial is not None:
                 with self._pass(GAN_GRADIENT, "d", backward=True):
-                    read_outs = self.module.discriminator(latent, micro_batch.noise, micro_batch.conditioning)
+                    inputs = (latent + micro_batch.input_noise, micro_batch.pairs.noise, micro_batch.pairs.conditioning)
+                    read_outs = self.module.discriminator(*inputs)
                     loss = gan.generator_loss(read_outs)
                     del read_outs
                     gradient = gradient + torch.autograd.grad(loss, latent)[0]
@@ -220,7 +237,7 @@ class _Simulation:
 
     def _validate(self) -> None:
         """As `Distillation.validation_step`, on all pairs of a process at once."""
-        batch = self._batch()
+        batch = self._pairs()
         generated = self.module.generator(batch.noise, batch.conditioning)
         self.module.regression(generated, batch.latent, torch.Generator())
 
@@ -232,13 +249,3 @@ class _Simulation:
         yield self.module.networks[name]
         for network in self.module.networks.values():
             network.requires_grad_(True)
-
-
-def _finite_differences(discriminator: nn.Module, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> None:
-    """The passes of R1 by finite differences along the gradient, in float32."""
-    conditioning = conditioning.map(Tensor.float)
-    latent = latent.detach().requires_grad_(True)
-    (direction,) = torch.autograd.grad(gan.score(discriminator(latent, noise, conditioning)).sum(), latent)
-    for sign in (1, -1):
-        moved = latent.detach() + sign * direction
-        gan.score(discriminator(moved, noise, conditioning)).sum().mul(sign).backward()
