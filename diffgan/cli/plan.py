@@ -90,7 +90,7 @@ def _distances(config: Any) -> Iterator[Any]:
         return
     if str(config.get("class_path")).rpartition(".")[2] in DISTANCES:
         yield config["init_args"]
-    for value in vars(config).values():
+    for value in (config if isinstance(config, dict) else vars(config)).values():
         yield from _distances(value)
 
 

@@ -93,7 +93,8 @@ EXACT, FINITE = {PENALTY: "exact"}, {PENALTY: "finite_difference"}
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_peak_is_that_of_an_h100(tmp_path):
-    alone = {"trainer.devices": 1, "trainer.strategy": "auto", f"{MODEL}.accumulate": 1, "data.init_args.batch_size": 32}
+    alone = {"trainer.devices": 1, "trainer.strategy": "auto"}
+    alone |= {f"{MODEL}.accumulate": 1, "data.init_args.batch_size": 32}
     planned = recipe_budget(tmp_path, ["sd15/distill.yaml"], alone | EXACT)
     text = planned.parts["text encoders"]
     assert planned.peak - text + TEACHER == pytest.approx(H100_PEAK, rel=0.1)
