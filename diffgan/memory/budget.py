@@ -142,7 +142,7 @@ def _complete(each: Pass, module: Diffusion2GAN, setup: TrainingSetup, sizes: di
         keep_unsharded = each.name == R1
         peak[GATHERED] = gathered_bytes(network, network.blocks(), each.backward, keep_unsharded)
     if each.name == R1 and module.adversarial.r1.second_derivatives:
-        peak[WORKSPACE] = R1_WORKSPACE * each.peak[R1]
+        peak[WORKSPACE] = R1_WORKSPACE * each.peak.get(R1, 0.0)
     if each.name == VALIDATION and setup.ema_on_cpu:
         peak[AVERAGE] = sizes["g"]
     return each._replace(peak=peak)
