@@ -19,7 +19,7 @@ LAYERS = (
     ("diffgan.pairs", "diffgan.glyphs", "diffgan.perceptual", "diffgan.nets"),
     ("datamodules", "diffgan.evaluation", "diffgan.losses"),
     ("diffgan.methods",),
-    ("callbacks",),
+    ("callbacks", "diffgan.memory"),
     ("diffgan.cli",),
     ("diffgan.__main__",),
 )

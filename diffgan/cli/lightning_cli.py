@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.class_names import import_named
-from diffgan.cli.config_files import ConfigParser, prepare
+from diffgan.cli.config_files import ConfigParser, Prepared, prepare
 from diffgan.cli.renamed import translate_words
 from diffgan.cli.resuming import (
     NAMED,
@@ -43,10 +43,14 @@ class UserSettingsCLI(LightningCLI):
 
     def parse_arguments(self, parser: ConfigParser, args: Sequence[str]) -> None:
         """Parse the command line; raises UserError for a file or a reference that cannot be read."""
-        prepared = prepare(args)
+        prepared = self.prepare(args)
         for each in (parser, *self._subcommand_parsers.values()):
             each.prepared, each.given = prepared, tuple(args)
         super().parse_arguments(parser, prepared.words)
+
+    def prepare(self, args: Sequence[str]) -> Prepared:
+        """The command line and the texts of its files for jsonargparse."""
+        return prepare(args)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's step that opens the checkpoint and merges its hyper-parameters: left out."""

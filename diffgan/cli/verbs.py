@@ -23,6 +23,7 @@ VERBS = {
     "validate": Verb(LIGHTNING, "train", "run the validation of a run's checkpoint"),
     "test": Verb(LIGHTNING, "train", "run the evaluation callbacks of a run's checkpoint"),
     "predict": Verb(LIGHTNING, "train", "generate noise-latent pairs; the same command resumes"),
+    "plan": Verb("diffgan.cli.plan:plan", "train", "the memory that a distillation takes, before any download"),
     "sample": Verb("diffgan.cli.sample:sample", "use", "generate images with a teacher or an exported student"),
     "export": Verb("diffgan.cli.export:export", "use", "write a run's student as a diffusers pipeline directory"),
     "convert": Verb("diffgan.cli.convert:convert", "use", "convert the authors' E-LatentLPIPS weights to safetensors"),

@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 
 from callbacks.pair_writer import PairWriter
 from datamodules.prompts import Prompts
-from diffgan.cli.lightning_cli import UserSettingsCLI
 from diffgan.cli.pairs.units import format_duration, format_size
+from diffgan.cli.planning import ConfigReader, print_lines
 from diffgan.errors import UserError
 from diffgan.pairs.generation import PairGeneration, generate_pairs
 from diffgan.teachers.cost import NetworkCost
@@ -77,7 +77,7 @@ def plan(
         *_work_lines(recipe, cost, calls),
         *_time_lines(recipe.data.pairs, rate, devices),
     ]
-    print("\n".join(f"{name:<15}{text}" for name, text in lines))
+    print_lines(lines)
 
 
 def calls_per_pair(module: PairGeneration, cost: NetworkCost) -> int:
@@ -108,26 +108,13 @@ def _check_options(options: RateOptions) -> None:
 # ---- the configuration ----
 
 
-class _ConfigReader(UserSettingsCLI):
-    """Builds what `predict` would run, and does not run it."""
-
-    def instantiate_trainer(self, **kwargs) -> pl.Trainer:
-        return pl.Trainer(accelerator="cpu", logger=False)  # the configured one may need devices that are not here
-
-    def predict(self, **kwargs) -> None:
-        pass
-
-
 def read_recipe(config: list[str]) -> Recipe:
     """What the configurations describe, later ones overriding earlier ones.
 
     Raises:
         UserError: they do not make pairs, do not write them, or give an impossible shard size.
     """
-    arguments = ["predict"]
-    for file in config:
-        arguments += ["-c", file]
-    cli = _ConfigReader(args=arguments, auto_configure_optimizers=False, save_config_callback=None)
+    cli = ConfigReader("predict", config)
     trainer = cli.config_init["predict"]["trainer"]
     writer = _find_writer(trainer["callbacks"])
     if not (isinstance(cli.model, PairGeneration) and isinstance(cli.datamodule, Prompts) and writer):
