@@ -13,7 +13,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -43,7 +43,7 @@ class StreamingCheckpointIO(TorchCheckpointIO):
     def __init__(self):
         super().__init__()
         self._in_background = False
-        self._writing: Future | None = None
+        self._writing: _Call | None = None
 
     @contextlib.contextmanager
     def in_background(self, enabled: bool = True) -> Iterator[None]:
@@ -67,33 +67,43 @@ class StreamingCheckpointIO(TorchCheckpointIO):
         archive = CheckpointArchive(checkpoint)
         if self._in_background:
             archive.copy_to_host()
-            self._writing = _start(lambda: archive.write(Path(path)))
+            self._writing = _Call(partial(archive.write, Path(path)))
         else:
             archive.write(Path(path))
 
     def is_writing(self) -> bool:
         """Whether a file is being written in the background."""
-        return self._writing is not None and not self._writing.done()
+        return self._writing is not None and self._writing.is_running()
 
     def wait(self) -> None:
         """Wait for the file that is written in the background; raises OSError if it cannot be written."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            writing.result()
+            writing.wait()
 
 
-def _start(call: Callable[[], None]) -> Future:
-    """Run a call in a thread that does not keep the process from ending."""
-    future = Future()
+class _Call:
+    """A call that runs in a thread which does not keep the process from ending."""
 
-    def run() -> None:
+    def __init__(self, call: Callable[[], None]):
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), name="checkpoint-writer", daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], None]) -> None:
         try:
-            future.set_result(call())
+            call()
         except BaseException as error:
-            future.set_exception(error)
+            self._error = error
 
-    threading.Thread(target=run, name="checkpoint-writer", daemon=True).start()
-    return future
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait until the thread has ended and freed its tensors: Python aborts if it ends meanwhile."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def stream_checkpoints(strategy: Strategy) -> StreamingCheckpointIO:
@@ -143,16 +153,16 @@ class CheckpointArchive:
         Raises:
             OSError: the system refuses (disk full, no permission). The partial file is removed.
         """
-        partial = path if path.suffix == PARTIAL else path.with_name(path.name + PARTIAL)
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        unnamed = path if path.suffix == PARTIAL else path.with_name(path.name + PARTIAL)
+        unnamed.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as stream:
+            with unnamed.open("wb") as stream:
                 self._write_records(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial.replace(path)
+            unnamed.replace(path)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            unnamed.unlink(missing_ok=True)
             raise
 
     def _write_records(self, stream: IO[bytes]) -> None:

@@ -157,7 +157,7 @@ def test_a_second_fit_in_the_folder_is_refused(saving_config, tmp_path, capsys):
     child = start(["fit", "-c", path])
     wait_for((tmp_path / "run" / "fit.yaml").is_file, child)
     before = set(contents(tmp_path / "run"))
-    (line,) = refused(capsys, "fit", "-c", path, "--seed_everything", "1").splitlines()
+    (line,) = refused(capsys, "fit", "-c", path, "--model.init_args.images", "8").splitlines()
     assert line.startswith(f"diffgan: error: {tmp_path / 'run'}: another fit is running in this folder")
     assert set(contents(tmp_path / "run")) == before and child.is_alive()
     os.kill(child.pid, signal.SIGKILL)

@@ -173,11 +173,11 @@ print(json.dumps({"training": training, "before": before, "saving": peak()}))
 """
 
 
-@pytest.mark.parametrize(("how", "layers", "allowed"), [("at once", 178, 1.05), ("background", 44, 1.85)])
+@pytest.mark.parametrize(("how", "layers", "allowed"), [("at once", 178, 1.05), ("background", 44, 1.25)])
 def test_memory_during_a_save(tmp_path, how, layers, allowed):
-    """Weights of 400 MB, channels last, and as much momentum: at most 5% above the training, without a TMPDIR.
+    """Weights (channels last) and momentum, 840 MB together: at most 5% above the training, without a TMPDIR.
 
-    The host copy of the background is once what is saved, two thirds of what the training holds.
+    The host copy of the background takes once what is saved: here 208 MB beside about 1050.
     """
     nowhere = os.environ | {"TMPDIR": str(tmp_path / "nowhere"), "MALLOC_MMAP_THRESHOLD_": "65536"}
     words = [sys.executable, "-c", MEASURE, str(tmp_path / "last.ckpt"), str(layers), how]
