@@ -167,7 +167,9 @@ def test_another_timestep_is_another_experiment(config, tmp_path, capsys):
         del older["model"]["init_args"][name]
     record.write_text(yaml.safe_dump(older))
     assert "timesteps was None and is [399] now" in refused(capsys, *arguments, "--model.init_args.timesteps=[399]")
-    assert "float32_output was False and is True" in refused(capsys, *arguments, "--model.init_args.float32_output=1")
+    assert "float32_output was False and is True" in refused(
+        capsys, *arguments, "--model.init_args.float32_output=true"
+    )
     main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
     assert stock(tmp_path / "student").scheduler.config.num_train_timesteps == 1000
     main(arguments)
