@@ -20,7 +20,20 @@ def discriminator_loss(real: Sequence[ReadOut], fake: Sequence[ReadOut]) -> Tens
     Returns:
         () float32.
     """
-    return (mean_softplus(real, -1) + mean_softplus(fake, +1)).mean()
+    return classification_loss(real, is_real=True) + classification_loss(fake, is_real=False)
+
+
+def classification_loss(read_outs: Sequence[ReadOut], is_real: bool) -> Tensor:
+    """One of the two terms of L_D: softplus(-D) for real samples, softplus(D) for fake ones, averaged over the batch.
+
+    Args:
+        read_outs: D's read-outs of N samples.
+        is_real: what the samples are.
+
+    Returns:
+        () float32.
+    """
+    return mean_softplus(read_outs, -1 if is_real else +1).mean()
 
 
 def generator_loss(fake: Sequence[ReadOut]) -> Tensor:
@@ -79,13 +92,6 @@ def discriminator_statistics(real: Tensor, fake: Tensor, kinds: Tensor) -> dict[
 
 def _statistics(name: str, scores: Tensor, correct: Tensor) -> dict[str, Tensor]:
     return {f"d/score_{name}": scores.mean(), f"d/accuracy_{name}": correct.float().mean()}
-
-
-def split(read_outs: Sequence[ReadOut], count: int) -> tuple[list[ReadOut], list[ReadOut]]:
-    """The read-outs of the first `count` samples of a batch, and those of the other samples."""
-    first = [read_out._replace(logits=read_out.logits[:count]) for read_out in read_outs]
-    second = [read_out._replace(logits=read_out.logits[count:]) for read_out in read_outs]
-    return first, second
 
 
 def balance(regression: Tensor, adversarial: Tensor) -> Tensor:

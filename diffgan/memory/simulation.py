@@ -186,8 +186,8 @@ class _Simulation:
     def _train_discriminator(self, micro_batches: list[MicroBatch], generated: list[Tensor]) -> None:
         with self._training("d") as discriminator:
             with self._pass(DISCRIMINATOR, "d", backward=True):
-                for micro_batch, latent in zip(micro_batches, generated, strict=True):
-                    output = outputs.discriminator_output(discriminator, micro_batch, latent.detach())
+                for micro_batch, latent in zip(*outputs.real_and_fake(micro_batches, generated), strict=True):
+                    output = outputs.discriminator_output(discriminator, micro_batch, latent)
                     output.loss.backward()
                     del output
             if self.module.adversarial.r1_gamma:

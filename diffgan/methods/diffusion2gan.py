@@ -143,8 +143,8 @@ class Diffusion2GAN(Distillation):
         """One optimizer step of D on L_D, plus R1 at every `r1_every`-th step."""
         results = []
         with self.optimizing("d") as optimizer:
-            for micro_batch, latent in self.accumulate("d", micro_batches, generated):
-                results.append(outputs.discriminator_output(self.discriminator, micro_batch, latent.detach()))
+            for micro_batch, latent in self.accumulate("d", *outputs.real_and_fake(micro_batches, generated)):
+                results.append(outputs.discriminator_output(self.discriminator, micro_batch, latent))
                 self.manual_backward(results[-1].loss / len(micro_batches))
             self.gradient_penalty(micro_batches)
             optimizer.step()

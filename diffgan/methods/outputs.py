@@ -6,21 +6,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffgan.conditioning import Conditioning
 from diffgan.losses import gan
 from diffgan.methods.micro_batches import MicroBatch
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 
 
 class DiscriminatorOutput(NamedTuple):
-    """Of a discriminator step.
+    """Of the real or the fake samples of a micro-batch.
 
-    loss: L_D, ().  real, fake: D's scores of the samples, (N,).  kinds: of the fake samples, (N,) on the CPU.
+    is_real: which.  loss: their term of L_D, ().  scores: D's, (N,).  kinds: of the samples if they are fake, see
+    `mix_and_match.fake_kinds`, (N,) on the CPU.
     """
 
+    is_real: bool
     loss: Tensor
-    real: Tensor
-    fake: Tensor
+    scores: Tensor
     kinds: Tensor
 
 
@@ -40,27 +40,34 @@ class OutputGradients(NamedTuple):
         return self.regression if self.gan is None else self.regression + gan_weight * self.gan
 
 
+def real_and_fake(
+    micro_batches: Sequence[MicroBatch], generated: Sequence[Tensor]
+) -> tuple[list[MicroBatch], list[Tensor | None]]:
+    """Every micro-batch twice, and beside it None for its real samples, then x^ for its fake ones."""
+    twice = [micro_batch for micro_batch in micro_batches for _ in range(2)]
+    return twice, [latent for fake in generated for latent in (None, fake)]
+
+
 def discriminator_output(
-    discriminator: MultiScaleDiscriminator, micro_batch: MicroBatch, generated: Tensor
+    discriminator: MultiScaleDiscriminator, micro_batch: MicroBatch, generated: Tensor | None
 ) -> DiscriminatorOutput:
-    """L_D and D's scores, from one call of D on the real and the fake samples.
+    """One term of L_D, and D's scores. Real and fake samples are two calls, which halves the activations.
 
-    generated: x^, without its graph, (N, C, H, W).
+    generated: x^, (N, C, H, W), for the fake samples; None for the real ones.
     """
-    real, fake = micro_batch.real(), micro_batch.fake(generated)
-    latent, noise = torch.cat([real.latent, fake.latent]), torch.cat([real.noise, fake.noise])
-    read_outs = discriminator(latent, noise, Conditioning.cat([real.conditioning, fake.conditioning]))
-    of_real, of_fake = gan.split(read_outs, len(micro_batch.kinds))
-    loss = gan.discriminator_loss(of_real, of_fake)
-    return DiscriminatorOutput(loss, gan.score(of_real).detach(), gan.score(of_fake).detach(), micro_batch.kinds)
+    is_real = generated is None
+    samples = micro_batch.real() if is_real else micro_batch.fake(generated.detach())
+    read_outs = discriminator(*samples)
+    loss = gan.classification_loss(read_outs, is_real)
+    return DiscriminatorOutput(is_real, loss, gan.score(read_outs).detach(), micro_batch.kinds)
 
 
-def discriminator_curves(outputs: Sequence[DiscriminatorOutput]) -> dict[str, Tensor]:
+def discriminator_curves(results: Sequence[DiscriminatorOutput]) -> dict[str, Tensor]:
     """`d/loss`, scores and accuracies over all micro-batches, each ()."""
-    losses, *scores = zip(*outputs, strict=True)
-    real, fake, kinds = (torch.cat(tensors) for tensors in scores)
-    loss = torch.stack(losses).detach().mean()
-    return {"d/loss": loss} | gan.discriminator_statistics(real, fake, kinds)
+    real, fake = ([result for result in results if result.is_real == is_real] for is_real in (True, False))
+    loss = torch.stack([result.loss.detach() for result in results]).sum() / len(real)
+    scores = (torch.cat([result.scores for result in half]) for half in (real, fake))
+    return {"d/loss": loss} | gan.discriminator_statistics(*scores, torch.cat([result.kinds for result in fake]))
 
 
 def generator_curves(gradients: Sequence[OutputGradients]) -> dict[str, Tensor]:

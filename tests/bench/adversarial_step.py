@@ -7,9 +7,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from diffgan.conditioning import Conditioning
 from diffgan.losses import gan
-from diffgan.losses.gradient_penalty import r1_loss, second_derivatives
+from diffgan.losses.gradient_penalty import EXACT, full_precision, r1_loss
 from diffgan.losses.regression import Perceptual
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.diffusion2gan import Diffusion2GAN
@@ -65,10 +64,8 @@ class Passes:
         module, z, x = self.module, self.noise, self.latent
         c = module.teacher.encode(self.prompts)
         generated = module.generator(z, c)
-        read_outs = module.discriminator(
-            torch.cat([x, generated.detach()]), torch.cat([z, z]), Conditioning.cat([c, c])
-        )
-        gan.discriminator_loss(*gan.split(read_outs, len(x))).backward()
+        for latent, is_real in ((x, True), (generated.detach(), False)):
+            gan.classification_loss(module.discriminator(latent, z, c), is_real).backward()
         output = generated.detach().requires_grad_(True)
         module.discriminator.requires_grad_(False)
         (regression,) = torch.autograd.grad(module.regression(output, x).mean(), output)
@@ -79,8 +76,8 @@ class Passes:
 
     def penalty(self) -> None:
         module, c = self.module, self.module.teacher.encode(self.prompts[:1])
-        with second_derivatives(self.latent.device):
-            r1_loss(module.discriminator, self.latent[:1], self.noise[:1], c, gamma=16.0).backward()
+        with full_precision(self.latent.device, second_derivatives=True):
+            r1_loss(EXACT, module.discriminator, self.latent[:1], self.noise[:1], c, gamma=16.0).loss.backward()
         module.zero_grad()
 
 

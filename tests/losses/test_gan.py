@@ -39,13 +39,6 @@ def test_losses_of_a_batch():
     assert gan.generator_loss(fake).item() == pytest.approx((softplus(3.0) + softplus(-0.5)) / 2)
 
 
-def test_split_divides_samples():
-    outs = [ReadOut(0, "skip", torch.arange(12.0).reshape(3, 1, 2, 2))]
-    first, second = gan.split(outs, 1)
-    assert first[0].logits.flatten().tolist() == list(range(4))
-    assert second[0].logits.flatten().tolist() == list(range(4, 12))
-
-
 def test_statistics_of_the_discriminator():
     """Scores and accuracies of each kind of sample; a kind without samples has none."""
     real, fake = torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 3.0, -2.0, 5.0, 4.0, -4.0])
