@@ -11,7 +11,7 @@ from typing import Any
 
 from diffgan.errors import UserError
 
-LAST_RELEASE = "0.2"  # that understands the old names
+LAST_RELEASE = "0.3"
 
 VERBS = {"judge": "evaluate", "watch": "plot"}
 
