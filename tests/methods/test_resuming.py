@@ -123,6 +123,19 @@ def test_regression_resumes_with_a_discriminator_sharded(adversarial_config, tmp
     assert "another model: discriminator" in error and "Traceback" not in error
 
 
+def test_checkpoint_without_the_averages_of_the_balance_resumes(adversarial_config, tmp_path):
+    """As those of version 0.2: the averages begin with the next step."""
+    path = write(tmp_path / "fit.yaml", adversarial_config)
+    main(["fit", "-c", path, "--model.init_args.images", "24"])
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    old = torch.load(last, weights_only=True)
+    assert old.pop("gradient_balance").shape == (2,)
+    torch.save(old, last)
+    main(["fit", "-c", path])
+    averages = checkpoint(tmp_path / "run")["gradient_balance"]
+    assert (averages > 0).all() and averages.isfinite().all()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_a_checkpoint_and_exits(adversarial_config, tmp_path, number):
     adversarial_config["model"]["init_args"]["images"] = 100_000
