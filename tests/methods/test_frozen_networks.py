@@ -171,12 +171,13 @@ def test_it_works_with_ddp_and_is_refused_with_fsdp(adversarial_config, tmp_path
     adversarial_config["model"]["init_args"]["images"] = 24
     use_large_adam_eps(adversarial_config)
     main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
-    words = ["fit", "-c", write(tmp_path / "host.yaml", on_cpu(adversarial_config, "host")), "--trainer.devices", "2"]
-    assert run_on_two_processes([*words, "-c", "configs/strategies/ddp.yaml"]) == [0, 0]
+    words = ["fit", "-c", write(tmp_path / "host.yaml", on_cpu(adversarial_config, "host")), "-c"]
+    assert run_on_two_processes([*words, "configs/strategies/ddp.yaml", "--trainer.devices", "2"]) == [0, 0]
     assert_same_weights(tmp_path / "run", tmp_path / "host", exactly=False, atol=5e-6, rtol=1e-4)
     errors = tmp_path / "errors"
     words[2] = write(tmp_path / "sharded.yaml", on_cpu(adversarial_config, "sharded"))
-    assert run_on_two_processes([*words, "-c", "configs/strategies/fsdp.yaml"], errors=errors) == [1, 1]
+    words += ["configs/strategies/fsdp.yaml", "--trainer.devices", "2"]
+    assert run_on_two_processes(words, errors=errors) == [1, 1]
     assert "EMA: on_cpu is not supported with FSDP2" in errors.read_text()
     assert "Traceback" not in errors.read_text()
 
