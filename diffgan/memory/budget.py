@@ -15,8 +15,9 @@ SINGLE, DDP, DDP_COPIES, FSDP2 = "one process", "DDP", "DDP without gradient_as_
 CONTEXT = 0.6e9  # bytes: CUDA context and the libraries' handles
 COMMUNICATION = 0.5e9  # bytes: NCCL's buffers
 FRAGMENTATION = 0.03  # share of a pass's tensors that the allocator reserves and cannot use
-# Convolutions of the double backward pass have latents as kernels and need large workspaces: on an H100 the exact
-# penalty of SD1.5 took 24.5 GB above weights and gradients, its tensors are 17.5 GB.
+# Share of the exact penalty's tensors that is added to them. Fitted to one measurement: on an H100 the exact penalty of
+# SD1.5 took 24.5 GB above weights and gradients, and its tensors are 17.5 GB. That kernels (such as convolutions whose
+# kernels are latents) use the rest as workspace is a guess.
 R1_WORKSPACE = 0.4
 WORKSPACE = "kernel workspaces"
 GATHERED = "gathered weights"
