@@ -65,7 +65,6 @@ def lay_out(recipe, folder):
     space = load_teacher(str(folder / "tiny")).space
     network = LatentVGG16(space.channels, width=0.125).eval()
     save_weights(folder / "runs" / recipe / "latent_lpips.safetensors", PerceptualWeights(network, space))
-    (folder / "configs" / "protocols").mkdir(parents=True)
     for name in PROTOCOLS[recipe]:
         lay_out_protocol(name, folder)
     (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)
@@ -76,6 +75,7 @@ def lay_out_protocol(name, folder):
     """The protocol with a few images, without CLIP, whose captions and images lie where its file says."""
     protocol = yaml.safe_load((CONFIGS / "protocols" / f"{name}.yaml").read_text())
     protocol |= {"images": IMAGES[name], "clip_model": None, "clip_weights": None}
+    (folder / "configs" / "protocols").mkdir(parents=True, exist_ok=True)
     write(folder / "configs" / "protocols" / f"{name}.yaml", protocol)
     (folder / protocol["reference"]).mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
