@@ -77,6 +77,10 @@ class ShardReader:
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._prefetcher = Prefetcher(store)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that is started with a copy, such as a worker of a data loader, opens shards of its own."""
+        return self.__dict__ | {"_open": OrderedDict(), "_prefetcher": Prefetcher(self.store)}
+
     def __getitem__(self, shard: int) -> Shard:
         if shard not in self._open:
             self._open[shard] = self.load(shard)
@@ -119,7 +123,7 @@ class Prefetcher:
 
     def __init__(self, store: Store):
         self.store = store
-        self._process, self._queue, self._requested = 0, SimpleQueue(), set()
+        self._process, self._queue, self._requested = 0, None, set()
 
     def fetch(self, names: Sequence[str]) -> None:
         """Have these files copied, except those of the last call."""

@@ -43,14 +43,12 @@ def old_weights() -> dict:
 
 
 def assert_same_weights(path: Path) -> None:
-    """The weights of a checkpoint are those of version 0.1, to the bit where the bits can be compared."""
+    """The weights of a checkpoint are nearly those of version 0.1: version 0.3 changed adversarial training."""
     expected, found = old_weights(), final_weights(path)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
-    if all(found[key] == expected[key] for key in ("torch", "cpu")):
-        assert found["digest"] == expected["digest"]
 
 
-def test_an_old_configuration_trains_the_same_weights(old, capsys):
+def test_an_old_configuration_trains_nearly_the_same_weights(old, capsys):
     shutil.rmtree(old / "run")
     main(["fit", "-c", "distill.yaml"])
     assert_same_weights(old / "run" / "distill" / "checkpoints" / "last.ckpt")

@@ -1,5 +1,6 @@
 """The evaluation loop: metrics of one file each, and the same numbers on one and on two processes."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -142,6 +143,12 @@ class Student(pl.LightningModule):
     def generator_ema(self, noise, conditioning):
         assert len(noise) == len(conditioning)
         return noise
+
+    def teacher_on_device(self, denoiser=True):
+        return contextlib.nullcontext(self.teacher)
+
+    def average_on_device(self):
+        return contextlib.nullcontext(self.generator_ema)
 
     def validation_step(self, *_):
         pass

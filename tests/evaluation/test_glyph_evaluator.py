@@ -1,5 +1,6 @@
 """Evaluation of glyphs on real images and on noise; the cache; the callback."""
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -149,6 +150,12 @@ class Student(pl.LightningModule):
             encode=lambda prompts: torch.zeros(len(prompts), 1, 1),
             decode=lambda z: _noise(z, None),
         )
+
+    def teacher_on_device(self, denoiser=True):
+        return contextlib.nullcontext(self.teacher)
+
+    def average_on_device(self):
+        return contextlib.nullcontext(self.generator_ema)
 
     def validation_step(self, *_):
         pass

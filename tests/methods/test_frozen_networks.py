@@ -43,7 +43,7 @@ def test_a_training_step_uses_of_the_teacher_its_text_encoders_at_most(model, pa
     assert devices(model.teacher) == {"cpu"} and devices(model.generator) == devices(model.discriminator) == {"meta"}
     micro_batches = model.split_batch(batch)
     (generated,) = model.generate(micro_batches)
-    assert generated.is_meta and micro_batches[0].conditioning.text.is_meta
+    assert generated.is_meta and micro_batches[0].pairs.conditioning.text.is_meta
     model.output_gradients(micro_batches, [generated])
     assert devices(model.teacher.text_encoder) == {"meta"}
     assert devices(model.teacher.unet) == devices(model.teacher.vae) == {"cpu"}

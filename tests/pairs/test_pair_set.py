@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 
 import pytest
 import torch
@@ -197,3 +198,12 @@ def test_a_manifest_from_before_networks_were_compiled_is_read(folder):
 
 def test_manifest_is_plain_json(folder):
     assert json.loads((folder / "manifest.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_copy_in_another_process_reads_the_same(pairs):
+    """Workers of a data loader get the set by pickling where processes are not forked (Python 3.14)."""
+    pair_set = PairSet(pairs)
+    before = pair_set.read([0, 9])
+    pair_set.shards.prefetch([1])
+    after = pickle.loads(pickle.dumps(pair_set)).read([0, 9])
+    assert before.prompt == after.prompt and torch.equal(before.latent, after.latent)
