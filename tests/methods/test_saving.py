@@ -155,7 +155,7 @@ def test_a_second_fit_in_the_folder_is_refused(saving_config, tmp_path, capsys):
     saver(saving_config)["every_images"] = 100_000
     path = write(tmp_path / "fit.yaml", saving_config)
     child = start(["fit", "-c", path])
-    wait_for((tmp_path / "run" / "fit.yaml").is_file, child)
+    wait_for((tmp_path / "run" / "hparams.yaml").is_file, child)  # the last file before the first checkpoint
     before = set(contents(tmp_path / "run"))
     (line,) = refused(capsys, "fit", "-c", path, "--model.init_args.images", "8").splitlines()
     assert line.startswith(f"diffgan: error: {tmp_path / 'run'}: another fit is running in this folder")
