@@ -1,6 +1,7 @@
 """The memory simulation: against sums that are known, and against what one GPU has measured."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ def distillation(teacher, optimizer=adamw, **changes):
     return Diffusion2GAN(str(teacher), MSE(), optimizer, 1000, **settings)
 
 
+@functools.lru_cache
 def budget(teacher, pairs=8, setup=None, **changes):
+    """Of a distillation in float32; simulated once for all tests."""
     setup = (setup or TrainingSetup(pairs=pairs, mixed=False))._replace(pairs=pairs)
     return plan_memory(distillation(teacher, **changes), skeleton_teacher(str(teacher)), setup)
 
@@ -69,6 +72,7 @@ def test_tensors_of_the_same_storage_are_counted_once():
     assert tracker.live == {"pass": 0} and tracker.peak == {"pass": 400}
 
 
+@pytest.mark.slow
 def test_checkpointing_and_a_split_batch_take_less(tiny_pipeline):
     whole = budget(tiny_pipeline)
     assert budget(tiny_pipeline, gradient_checkpointing=True).peak < whole.peak
