@@ -44,7 +44,7 @@ class ImageCheckpoint(Checkpoint):
         monitor: metric of validation or evaluation, e.g. "validation/mse" or "evaluation/fid". After a validation that
             measured it with the lowest value so far, a checkpoint is written and kept as `best.ckpt`.
         asynchronous: copy the checkpoint to host memory (every saved tensor once: the size of the file) and write it
-            while the training goes on. It gets its name at the end of the first batch after it was written; a
+            while the training continues. It gets its name at the end of the first batch after it was written; a
             validation waits for that.
 
     Raises:

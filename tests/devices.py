@@ -17,3 +17,13 @@ class MetaAsDefault(SingleDeviceStrategy):
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
         with torch.device("meta"):
             yield
+
+
+class NothingToMove:
+    """Mixin of small stand-ins for a distillation whose `teacher` and `generator_ema` are on the device already."""
+
+    def teacher_on_device(self, denoiser=True):
+        return contextlib.nullcontext(self.teacher)
+
+    def average_on_device(self):
+        return contextlib.nullcontext(self.generator_ema)

@@ -42,8 +42,13 @@ def run_apart(target, *args) -> int:
 
 def start_two_processes(words: list[str], errors: Path | None = None, **environment: str) -> list:
     """Start the command as two processes, as torchrun does. `errors`: file for their standard error."""
+    return start_ranks(_as_rank, words, errors, environment)
+
+
+def start_ranks(target, *args) -> list:
+    """Start target(rank, port, *args) in two processes; `port` is free."""
     port = _free_port()
-    ranks = [SERVER.Process(target=_as_rank, args=(words, rank, port, errors, environment)) for rank in range(2)]
+    ranks = [SERVER.Process(target=target, args=(rank, port, *args)) for rank in range(2)]
     for process in ranks:
         process.start()
     return ranks
@@ -57,7 +62,7 @@ def run_on_two_processes(words: list[str], errors: Path | None = None, **environ
     return [process.exitcode for process in ranks]
 
 
-def _as_rank(words: list[str], rank: int, port: int, errors: Path | None, environment: dict[str, str]) -> None:
+def _as_rank(rank: int, port: int, words: list[str], errors: Path | None, environment: dict[str, str]) -> None:
     if errors is not None:
         sys.stderr = open(errors, "a", buffering=1)  # noqa: SIM115
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}

@@ -25,7 +25,7 @@ from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 
 LONGEST_WAIT = timedelta(days=2)  # for the slowest process; one that ends is noticed at once
 LOOPBACK = "lo"  # the interface of processes of one machine
-PATIENCE = 3.0  # seconds; a broken connection follows from another process's end, by which all are ended
+SECONDS_UNTIL_ENDED = 3.0  # a broken connection follows from another process's end, by which all are ended
 FAILED = "diffgan/failed"  # counter of processes that have failed, in the store that all share
 
 # (its process among all, its number on this machine) -> None; picklable
@@ -146,7 +146,7 @@ def _work_as(place: Place, store: distributed.Store, work: Work) -> None:
 def _report(error: Exception, store: distributed.Store) -> None:
     """Print an error, unless another process has printed the one that caused it."""
     if not isinstance(error, UserError):
-        time.sleep(PATIENCE)
+        time.sleep(SECONDS_UNTIL_ENDED)
     if not _is_first_failure(store):
         return
     if isinstance(error, UserError):

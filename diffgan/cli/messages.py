@@ -1,4 +1,4 @@
-"""What libraries print on every run and nobody can act on: left out, in every process of a command."""
+"""What libraries print on every run and users cannot act on; omitted in every process of a command."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ QUIET_LOGGERS = {  # name -> lowest level that is shown
 
 
 def filter_messages() -> None:
-    """Leave out what libraries report on every run and nobody can act on."""
+    """Omit what libraries report on every run and users cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=IGNORED_WARNINGS)
     for name, level in QUIET_LOGGERS.items():
@@ -25,7 +25,7 @@ def filter_messages() -> None:
 
 
 def quiet_model_libraries() -> None:
-    """Leave out the progress bars and hints of diffusers and transformers."""
+    """Omit the progress bars and hints of diffusers and transformers."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -12,7 +12,7 @@ from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.sample_grid import SampleGrid
 from datamodules.latent_pairs import LatentPairs
 from diffgan.cli.config_files import Prepared
-from diffgan.cli.planning import ConfigReader, print_lines
+from diffgan.cli.planning import ConfigReader, callbacks_of, print_lines
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.memory import eight_bit
@@ -114,7 +114,7 @@ def read_training(config: list[str], devices: int | None = None) -> tuple[Diffus
     precision = str(trainer["precision"] or "32-true")
     check_precision(precision)
     processes = devices or _processes(trainer["devices"], trainer["num_nodes"])
-    callbacks = _callbacks(trainer["callbacks"])
+    callbacks = callbacks_of(trainer)
     module.regression.check_space(cli.teacher.space)
     setup = TrainingSetup(
         pairs=_pairs_per_process(module, data.batch_size, processes),
@@ -129,11 +129,6 @@ def read_training(config: list[str], devices: int | None = None) -> tuple[Diffus
         images_drawn=max((len(each.prompts) for each in callbacks if isinstance(each, SampleGrid)), default=0),
     )
     return module, cli.teacher, setup
-
-
-def _callbacks(callbacks: list | dict | None) -> list:
-    """The callbacks of a trainer, which are a list or have names."""
-    return list(callbacks.values() if isinstance(callbacks, dict) else callbacks or [])
 
 
 def _processes(devices: Any, nodes: int) -> int:

@@ -1,6 +1,7 @@
 """What the verbs `plan` and `pairs plan` share: a configuration that is built but not run, and the printed lines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -25,6 +26,12 @@ class ConfigReader(UserSettingsCLI):
         pass
 
     predict = fit
+
+
+def callbacks_of(trainer: Mapping[str, Any]) -> list[pl.Callback]:
+    """The callbacks of a trainer's configuration, which are a list or have names."""
+    callbacks = trainer["callbacks"]
+    return list(callbacks.values() if isinstance(callbacks, dict) else callbacks or [])
 
 
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:

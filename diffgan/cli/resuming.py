@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may: one `fit` in a folder, the same experiment, a whole file."""
+"""Which checkpoint a run resumes from, and whether it may: one `fit` in a folder, the same experiment, a whole file."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffgan.memory.simulation import R1, VALIDATION, Pass, build_networks, simulate_decoding, simulate_step
-from diffgan.memory.tracker import module_bytes
+from diffgan.memory.tracker import module_bytes, weight_bytes
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.teachers.base import Teacher
 
@@ -131,8 +131,8 @@ def _parts(
 
 
 def _text_bytes(teacher: Teacher, mixed: bool) -> int:
-    size = (torch.bfloat16 if mixed else torch.float32).itemsize
-    return sum(weight.numel() * size for encoder in teacher.text_encoders for weight in encoder.parameters())
+    dtype = torch.bfloat16 if mixed else torch.float32
+    return sum(weight_bytes(encoder.parameters(), dtype) for encoder in teacher.text_encoders)
 
 
 def _complete(each: Pass, module: Diffusion2GAN, setup: TrainingSetup, sizes: dict[str, int]) -> Pass:

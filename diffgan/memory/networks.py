@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -47,15 +48,9 @@ def _component(family: type[Teacher], name: str, index: dict[str, Any], path: st
         config = AutoConfig.from_pretrained(path, subfolder=name)
         text_config = getattr(config, "text_config", config)
         return getattr(transformers, index[name][1])(text_config)
-    network_class = family.network_class if name == ADAPTERS[family.network_class].component else _class(index[name][1])
+    is_denoiser = name == ADAPTERS[family.network_class].component
+    network_class = family.network_class if is_denoiser else getattr(diffusers, index[name][1])
     return network_class.from_config(network_class.load_config(path, subfolder=name))
-
-
-def _class(name: str) -> type[nn.Module]:
-    """A class of diffusers."""
-    import diffusers
-
-    return getattr(diffusers, name)
 
 
 def make_fake(module: nn.Module) -> None:

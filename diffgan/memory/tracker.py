@@ -106,6 +106,6 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def weight_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None = None) -> int:
-    """Bytes of weights, in their dtype or in another."""
-    return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in parameters)
+def weight_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> int:
+    """Bytes of weights in a dtype."""
+    return sum(weight.numel() * dtype.itemsize for weight in parameters)

@@ -47,7 +47,7 @@ class StreamingCheckpointIO(TorchCheckpointIO):
 
     @contextlib.contextmanager
     def in_background(self, enabled: bool = True) -> Iterator[None]:
-        """Context manager: a checkpoint saved inside is copied to host memory and written while the training goes on.
+        """Context manager: a checkpoint saved inside is copied to host memory and written while the training continues.
 
         The copy takes the size of the file in host memory until the file is written: every tensor of the checkpoint
         once. (With FSDP2 the first process also holds the gathered checkpoint while the copy is made.)
@@ -166,7 +166,7 @@ class CheckpointArchive:
             raise
 
     def _write_records(self, stream: IO[bytes]) -> None:
-        """Raises OSError. The record `.format_version` is left out: it promises offsets as torch.save spaces them."""
+        """Raises OSError. The record `.format_version` is omitted: it promises offsets as torch.save spaces them."""
         with zipfile.ZipFile(stream, "w") as archive:
             _add(archive, stream, "data.pkl", self._pickle)
             _add(archive, stream, "byteorder", sys.byteorder.encode())

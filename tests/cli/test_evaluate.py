@@ -12,7 +12,7 @@ from diffgan.evaluation.protocols.glyphs import GLYPH_PROTOCOLS, GlyphProtocol
 from tests.cli.test_recipes import lay_out_protocol
 from tests.pair_sets import refusal
 from tests.pipelines import random_inception
-from tests.processes import SERVER, _free_port
+from tests.processes import start_ranks
 
 PROTOCOL = GlyphProtocol("tiny", images=23, diversity_prompts=3, images_per_prompt=3)  # 32: batches of 5, and one of 2
 GLYPHS = ["evaluate", "glyphs", "--protocol", "tiny", "--steps", "1", "--guidance", "2", "--batch_size", "5"]
@@ -35,10 +35,7 @@ def compared(file: Path) -> dict[str, float]:
 
 def test_two_processes_of_torchrun_compute_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setitem(GLYPH_PROTOCOLS, "tiny", PROTOCOL)
-    port = _free_port()
-    processes = [SERVER.Process(target=evaluate_as_rank, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    processes = start_ranks(evaluate_as_rank, tmp_path)
     main([*GLYPHS, str(tmp_path / "one.json")])
     for process in processes:
         process.join(200)

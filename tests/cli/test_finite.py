@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from diffgan.__main__ import main
+from tests.photographs import protocol_files
 from tests.pipelines import miniature, random_inception, saved
 from tests.runs import refused, write
 
@@ -42,14 +41,7 @@ def component(request):
 @pytest.fixture
 def protocol(tmp_path):
     """The file of a COCO protocol of three captions and four images."""
-    (tmp_path / "real").mkdir()
-    random = np.random.default_rng(0)
-    for i in range(4):
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "real" / f"{i}.png")
-    (tmp_path / "captions.txt").write_text("one dog\ntwo dogs\nthree dogs\n")
-    fields = {"name": "tiny", "images": 3, "seed_base": 3_000_000_000, "side": 24}
-    fields |= {"captions": str(tmp_path / "captions.txt"), "reference": str(tmp_path / "real")}
-    return write(tmp_path / "protocol.yaml", fields)
+    return protocol_files(tmp_path, {"tiny": 3})["tiny"]
 
 
 def test_sample_writes_nothing(component, tmp_path, capsys):

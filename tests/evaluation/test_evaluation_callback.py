@@ -2,11 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from diffgan.__main__ import main
+from tests.photographs import protocol_files
 from tests.runs import curves, refused, write
 
 EXTRACTOR = {"class_path": "diffgan.evaluation.features.efficientnet.EfficientNetFeatures"}
@@ -16,17 +15,7 @@ COCO = "callbacks.coco_fid.COCOFID"
 @pytest.fixture
 def protocols(tmp_path):
     """Files of two protocols, by name: `short` has 2 images, `complete` 3, of the same captions and real images."""
-    (tmp_path / "real").mkdir()
-    random = np.random.default_rng(0)
-    for i in range(4):
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "real" / f"{i}.png")
-    (tmp_path / "captions.txt").write_text("one dog\ntwo dogs\nthree dogs\n")
-    shared = {"captions": str(tmp_path / "captions.txt"), "reference": str(tmp_path / "real"), "side": 24}
-    images = {"short": 2, "complete": 3}
-    return {
-        name: write(tmp_path / f"{name}.yaml", {"name": name, "images": count, "seed_base": 3_000_000_000, **shared})
-        for name, count in images.items()
-    }
+    return protocol_files(tmp_path, {"short": 2, "complete": 3})
 
 
 def evaluation(file, **arguments):

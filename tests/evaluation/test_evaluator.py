@@ -1,6 +1,5 @@
 """The evaluation loop: metrics of one file each, and the same numbers on one and on two processes."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -18,7 +17,8 @@ from diffgan.evaluation.metrics.base import Column, ImageMetric
 from diffgan.evaluation.metrics.diversity import Diversity
 from diffgan.evaluation.protocols.glyphs import GLYPH_PROTOCOLS, GlyphProtocol
 from diffgan.evaluation.work_split import WorkSplit
-from tests.processes import SERVER, _free_port
+from tests.devices import NothingToMove
+from tests.processes import start_ranks
 
 LATENT = (4, 16, 16)
 PROTOCOL = GlyphProtocol("tiny", images=61, diversity_prompts=5, images_per_prompt=4)  # an odd number in all
@@ -130,7 +130,7 @@ def stretched(noise, prompts):
     return nn.functional.interpolate(noise[:, :3], size=64)
 
 
-class Student(pl.LightningModule):
+class Student(NothingToMove, pl.LightningModule):
     """The least that the callback needs of `Diffusion2GAN`."""
 
     class teacher:
@@ -143,12 +143,6 @@ class Student(pl.LightningModule):
     def generator_ema(self, noise, conditioning):
         assert len(noise) == len(conditioning)
         return noise
-
-    def teacher_on_device(self, denoiser=True):
-        return contextlib.nullcontext(self.teacher)
-
-    def average_on_device(self):
-        return contextlib.nullcontext(self.generator_ema)
 
     def validation_step(self, *_):
         pass
@@ -176,10 +170,7 @@ def _validate_as_rank(rank: int, port: int, folder: Path) -> None:
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setitem(GLYPH_PROTOCOLS, "tiny", PROTOCOL)
-    port = _free_port()
-    processes = [SERVER.Process(target=_validate_as_rank, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    processes = start_ranks(_validate_as_rank, tmp_path)
     expected = validate(1, None)
     for process in processes:
         process.join(120)

@@ -1,6 +1,5 @@
 """Evaluation of glyphs on real images and on noise; the cache; the callback."""
 
-import contextlib
 import math
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from diffgan.evaluation.protocols.glyphs import GlyphProtocol
 from diffgan.glyphs import recipe
 from diffgan.noise import draw_noise
 from diffgan.teachers.registry import load_teacher
+from tests.devices import NothingToMove
 
 LATENT = (4, 16, 16)
 
@@ -138,7 +138,7 @@ def test_reconstruction_that_is_not_finite_is_refused(protocol, tiny_pipeline):
         GlyphEvaluator(protocol, Averages()).reconstruction(teacher)
 
 
-class Student(pl.LightningModule):
+class Student(NothingToMove, pl.LightningModule):
     """The least that the callback needs of `Diffusion2GAN`."""
 
     def __init__(self):
@@ -150,12 +150,6 @@ class Student(pl.LightningModule):
             encode=lambda prompts: torch.zeros(len(prompts), 1, 1),
             decode=lambda z: _noise(z, None),
         )
-
-    def teacher_on_device(self, denoiser=True):
-        return contextlib.nullcontext(self.teacher)
-
-    def average_on_device(self):
-        return contextlib.nullcontext(self.generator_ema)
 
     def validation_step(self, *_):
         pass

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from callbacks.pair_writer import PairWriter
 from datamodules.prompts import Prompts
 from diffgan.cli.pairs.units import format_duration, format_size
-from diffgan.cli.planning import ConfigReader, print_lines
+from diffgan.cli.planning import ConfigReader, callbacks_of, print_lines
 from diffgan.errors import UserError
 from diffgan.pairs.generation import PairGeneration, generate_pairs
 from diffgan.teachers.cost import NetworkCost
@@ -116,18 +116,12 @@ def read_recipe(config: list[str]) -> Recipe:
     """
     cli = ConfigReader("predict", config)
     trainer = cli.config_init["predict"]["trainer"]
-    writer = _find_writer(trainer["callbacks"])
+    writer = next((each for each in callbacks_of(trainer) if isinstance(each, PairWriter)), None)
     if not (isinstance(cli.model, PairGeneration) and isinstance(cli.datamodule, Prompts) and writer):
         raise UserError(f"{config[-1]}: does not make pairs: that requires PairGeneration, Prompts and PairWriter")
     if writer.shard_size < 1:
         raise UserError(f"shard_size: {writer.shard_size} must be at least 1")
     return Recipe(cli.model, cli.datamodule, writer, str(trainer["precision"] or "32-true"))
-
-
-def _find_writer(callbacks: list | dict | None) -> PairWriter | None:
-    """The `PairWriter` among the callbacks of a trainer, which are a list or have names."""
-    callbacks = callbacks.values() if isinstance(callbacks, dict) else callbacks or []
-    return next((callback for callback in callbacks if isinstance(callback, PairWriter)), None)
 
 
 # ---- the lines ----
