@@ -9,7 +9,7 @@ ROWS := regression diffusion noise r1 multi_scale mix_and_match
 SEEDS := 0 1 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs glyphs-regression test test-all bench lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
+.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -122,6 +122,9 @@ bench: $(INSTALLED) ## speed as ratios: pair generation and training step agains
 	$(VENV)/bin/python -m tests.bench.adversarial_step
 	$(VENV)/bin/python -m tests.bench.perceptual
 	$(VENV)/bin/python -m tests.bench.loader
+
+gpu-check: $(INSTALLED) ## one CUDA GPU: whether everything runs, speed, memory; results in runs/gpu-check.json (6 minutes)
+	$(VENV)/bin/python -m tests.gpu --output runs/gpu-check.json
 
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""Networks without values: a teacher built from its configuration files, and fake tensors in place of weights."""
+"""Networks without weights: a teacher built from its configuration files, and fake tensors in place of values."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ from diffgan.teachers.denoiser import ADAPTERS
 from diffgan.teachers.registry import family_of, resolve_path
 
 
-def skeleton_teacher(path: str) -> Teacher:
-    """A teacher on the meta device, without tokenizers: built from the pipeline's small JSON files alone.
+def skeleton_teacher(path: str, device: str = "meta") -> Teacher:
+    """A teacher without tokenizers, built from the pipeline's small JSON files alone.
 
     Args:
         path: "glyphs", a pipeline directory or a hub id.
+        device: where it is built; on another one than "meta" the weights are random.
 
     Raises:
         UserError: there is no such pipeline, its class is not supported, or a configuration cannot be read.
@@ -28,7 +29,7 @@ def skeleton_teacher(path: str) -> Teacher:
     family = family_of(path)
     try:
         index = DiffusionPipeline.load_config(path)
-        with torch.device("meta"):
+        with torch.device(device):
             components = {name: _component(family, name, index, path) for name in family.components}
         return family(**components)
     except UserError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses.regression import MSE
 from diffgan.memory import eight_bit
@@ -113,6 +114,14 @@ def test_stable_diffusion_is_built_from_its_small_files(name, network, text):
     teacher = skeleton_teacher(f"tests/data/pipelines/{name}")
     assert sum(weight.numel() for weight in teacher.denoiser.parameters()) == network
     assert [sum(weight.numel() for weight in encoder.parameters()) for encoder in teacher.text_encoders] == text
+
+
+def test_on_a_device_the_weights_are_random(tiny_pipeline):
+    skeleton = skeleton_teacher(str(tiny_pipeline), "cpu")
+    assert {weight.device.type for weight in skeleton.parameters()} == {"cpu"}
+    conditioning = Conditioning(torch.randn(2, 16, 16))
+    latent = skeleton.solve(torch.randn(2, *skeleton.latent_shape), conditioning, steps=1, guidance=1.0)
+    assert latent.isfinite().all() and latent.std() > 0
 
 
 def test_parts_are_those_of_the_real_networks(tiny_pipeline):
