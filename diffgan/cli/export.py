@@ -16,7 +16,8 @@ from diffgan.nets.generator import OneStepGenerator
 from diffgan.storage.digests import digest
 from diffgan.storage.folders import replace_folder
 from diffgan.teachers.base import Teacher
-from diffgan.teachers.digest import remedy_for, weights_digest
+from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import remedy_for
 from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
 from diffgan.training.checkpoints import BEST, GOOD, LAST, PREVIOUS, find_damage

@@ -18,7 +18,8 @@ from diffgan.methods.optimization import AlternatingOptimization, OptimizerSetti
 from diffgan.methods.rounding import bf16_rms
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
-from diffgan.teachers.digest import EARLIER, remedy_for, weights_digest
+from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import EARLIER, remedy_for
 from diffgan.teachers.registry import load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.checkpoint_io import stream_checkpoints

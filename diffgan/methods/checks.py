@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import lightning.pytorch as pl
 
 from diffgan.errors import UserError
-from diffgan.teachers.digest import remedy_for
+from diffgan.teachers.earlier import remedy_for
 
 PRECISIONS = ("32-true", "bf16-mixed")
 CURVES = ("g", "d", "health")  # groups of curves of every method

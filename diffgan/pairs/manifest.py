@@ -9,7 +9,7 @@ from typing import Any, get_origin
 from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
 from diffgan.storage.store import Store
-from diffgan.teachers.digest import remedy_for
+from diffgan.teachers.earlier import remedy_for
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")

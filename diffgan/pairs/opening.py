@@ -17,7 +17,8 @@ from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
 from diffgan.teachers.base import Teacher
-from diffgan.teachers.digest import remedy_for, weights_digest
+from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import remedy_for
 
 SHARD = re.compile(r"pairs-\d+-of-\d+\.safetensors")
 COMPARED_BYTES = 10e9  # shards up to this size in all are compared with their digests: ten seconds at each start

@@ -7,9 +7,6 @@ import torch
 
 from diffgan.teachers.base import Teacher
 
-# Digest of the embedded teacher of an earlier version -> the last version that had it.
-EARLIER = {"1db48804d33be70446f5a30237874ac8": "0.3"}
-
 
 def weights_digest(teacher: Teacher) -> str:
     """Digest of a teacher's weights (denoiser and text encoders), vocabularies and `settings`: 32 hexadecimal digits.
@@ -27,18 +24,3 @@ def weights_digest(teacher: Teacher) -> str:
         for _, tensor in sorted(network.state_dict().items()):
             digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def remedy_for(made_with: str, otherwise: str) -> str:
-    """What to do about pairs or a checkpoint of another teacher than the present one, for the end of a message.
-
-    Args:
-        made_with: digest of the teacher that made them.
-        otherwise: the advice if that is no embedded teacher of an earlier version.
-    """
-    if (version := EARLIER.get(made_with)) is None:
-        return otherwise
-    return (
-        f"it was the glyph teacher of version {version}: make pairs and student again in new folders (make demo), "
-        f"or keep using version {version}"
-    )

@@ -11,7 +11,8 @@ from diffgan.errors import UserError
 from diffgan.methods.checks import check_pairs
 from diffgan.pairs.opening import require_teacher
 from diffgan.pairs.pair_set import PairSet
-from diffgan.teachers.digest import EARLIER, remedy_for, weights_digest
+from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import EARLIER, remedy_for
 from diffgan.teachers.registry import load_teacher
 from tests.runs import refused, write
 
