@@ -8,9 +8,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from datamodules.glyphs import GlyphLatents
-from datamodules.resident_latents import IndexedLatents, ResidentBatches, epoch_order
+from datamodules.resident_latents import IndexedLatents, LatentEncoding, ResidentBatches, epoch_order
 from diffgan.__main__ import main
-from diffgan.glyphs.denoiser import DenoiserTraining
+from diffgan.glyphs.denoiser import DenoiserTraining, stratified_timesteps
 from diffgan.storage.embedded import embedded
 from diffgan.teachers.registry import load_teacher
 from tests.runs import curves, shipped_config
@@ -163,3 +163,19 @@ def test_a_training_ends_after_its_seconds_and_writes_the_pipeline(tmp_path):
     steps = [step for name, step in curves(tmp_path / "timed") if name == "train/loss"]
     assert len(steps) > 2 and max(steps) > 2
     assert load_teacher(str(pipeline)).denoiser.config.block_out_channels == [16, 16, 16]
+
+
+def test_nothing_of_a_step_is_computed_on_the_processor():
+    """Meta tensors stand for a GPU's: an operation on them and on tensors of the CPU fails."""
+    meta = torch.device("meta")
+    encoding = LatentEncoding(embedded("teacher/vae"), meta, workers=0)
+    data = encoding.encode("validation", 24, 0)
+    assert data.latent.shape == (24, 3, 16, 16) and {column.device for column in data} == {meta}
+    batch = next(iter(ResidentBatches(data, 8, partial(epoch_order, 24, 0, 0))))
+    config = shipped_config("glyphs/denoiser")["model"]["init_args"]
+    module = DenoiserTraining(embedded("teacher"), small_unet(), config["scheduler"], torch.optim.AdamW, 10).to(meta)
+    module._texts = module._encode(encoding.captions).half()
+    t = stratified_timesteps(8, 1000, module.device)
+    loss = module.denoising_loss(module.unet, batch.latent, module._drop(batch.caption), t)
+    loss.backward()
+    assert loss.device == meta and module.unet.conv_in.weight.grad.device == meta
