@@ -145,7 +145,8 @@ def test_on_a_gpu_the_student_sees_as_many_images_at_rates_of_its_batch(capsys):
         (adversarial["optimizer"], gpu_adversarial["optimizer"]),
     ):
         assert larger["init_args"]["lr"] == pytest.approx(base["init_args"]["lr"] * growth**0.5)
-    assert gpu_model["warmup_images"] == growth * model["warmup_images"]
+    for base, larger in ((model, gpu_model), (adversarial, gpu_adversarial)):
+        assert larger["warmup_images"] == growth * base["warmup_images"]
     for name in ("images", "cooldown_images", "regression"):
         assert gpu_model[name] == model[name]
     assert gpu_adversarial["starts_at_images"] == adversarial["starts_at_images"]
