@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
-from diffgan.perceptual.heads import tap_distance
+from diffgan.perceptual.heads import taps_distance
 from diffgan.perceptual.weights import PerceptualWeights, load_weights
 
 
@@ -57,8 +57,7 @@ class LatentLPIPS(nn.Module):
         """
         with torch.no_grad():
             target_taps = self.taps(target.detach())
-        pairs = zip(self.taps(generated), target_taps, self.heads, strict=True)
-        return sum(tap_distance(features, target_features, head, self.eps) for features, target_features, head in pairs)
+        return taps_distance(self.taps(generated), target_taps, list(self.heads), self.eps)
 
     def taps(self, latent: Tensor) -> list[Tensor]:
         """latent: (N, C, H, W) -> the five feature maps."""

@@ -45,8 +45,9 @@ def positions(theta: Tensor, height: int, width: int) -> Tensor:
     Returns:
         Where its pixels are in the input, (N, height, width, 2).
     """
-    x = (2 * torch.arange(width, device=theta.device, dtype=theta.dtype) + 1) / width - 1
-    y = (2 * torch.arange(height, device=theta.device, dtype=theta.dtype) + 1) / height - 1
+    like = {"device": theta.device, "dtype": theta.dtype}
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, **like)
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, **like)
     rows = torch.addcmul(theta[:, None, None, :, 2], theta[:, None, None, :, 1], y.view(-1, 1, 1))  # (N, H, 1, 2)
     return torch.addcmul(rows, theta[:, None, None, :, 0], x.view(-1, 1))  # (N, H, W, 2)
 
