@@ -8,8 +8,13 @@ LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
 ROWS := regression diffusion noise r1 multi_scale mix_and_match
 SEEDS := 0 1 2
 
+# GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
+gpu = $(if $(GPU),-c configs/glyphs/gpu/$(1).yaml)
+DEVICE := $(if $(GPU),cuda,cpu)
+AT_ONCE := $(if $(GPU),500,50)
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean
+.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean glyph-denoiser
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -25,14 +30,14 @@ $(INSTALLED): pyproject.toml
 # ---- the main job ----
 
 demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain in minutes; again: resumes
-	$(RUN) predict -c configs/glyphs/pairs.yaml -c configs/glyphs/demo-pairs.yaml
+	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs) -c configs/glyphs/demo-pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
 	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
 
-glyphs: $(INSTALLED) ## the full miniature experiment (hours)
-	$(RUN) predict -c configs/glyphs/pairs.yaml
-	$(RUN) fit -c configs/glyphs/distill.yaml
-	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml" compare
+glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: minutes)
+	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs)
+	$(RUN) fit -c configs/glyphs/distill.yaml $(call gpu,distill)
+	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
 	$(RUN) predict -c configs/glyphs/pairs.yaml
@@ -50,10 +55,10 @@ compare: $(RUNS)/teacher-50.json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.
 TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
 $(RUNS)/teacher-50.json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation
+	$(RUN) evaluate glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
 
 $(RUNS)/teacher-1.json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation
+	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
 
 $(RUNS)/distill/metrics.json:
 	$(RUN) test $(DISTILL)
@@ -82,14 +87,20 @@ table-discriminator: $(INSTALLED) ## ablation: the discriminator built up step b
 
 # A completed stage is marked by a file, so an interrupted target resumes with the stage it stopped in.
 runs/glyphs/%.done: configs/glyphs/%.yaml | $(INSTALLED)
-	$(RUN) fit -c $<
+	$(RUN) fit -c $< $(call gpu,$*)
 	@touch $@
 
 runs/glyphs/text_encoder.done: | runs/glyphs/autoencoder.done
 runs/glyphs/denoiser.done: runs/glyphs/autoencoder.done runs/glyphs/text_encoder.done
 
-glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours) and put it into the package
+glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours; GPU=1: minutes), into the package
 	$(VENV)/bin/python -m diffgan.glyphs.build pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
+
+glyph-denoiser: $(INSTALLED) ## the same, but for the autoencoder and the text encoder, which are the package's
+	mkdir -p runs/glyphs/teacher
+	cp -r $(addprefix diffgan/glyphs/weights/teacher/,vae text_encoder tokenizer) runs/glyphs/teacher
+	touch runs/glyphs/autoencoder.done runs/glyphs/text_encoder.done
+	@$(MAKE) --no-print-directory glyph-teacher
 
 glyph-reader: runs/glyphs/reader.done ## train the reader of characters anew
 	cp runs/glyphs/reader/reader.safetensors diffgan/glyphs/weights/reader.safetensors
@@ -122,6 +133,7 @@ bench: $(INSTALLED) ## speed as ratios: pair generation and training step agains
 	$(VENV)/bin/python -m tests.bench.adversarial_step
 	$(VENV)/bin/python -m tests.bench.perceptual
 	$(VENV)/bin/python -m tests.bench.loader
+	$(VENV)/bin/python -m tests.bench.glyph_data
 
 gpu-check: $(INSTALLED) ## one CUDA GPU: whether everything runs, speed, memory; results in runs/gpu-check.json (6 minutes)
 	$(VENV)/bin/python -m tests.gpu --output runs/gpu-check.json

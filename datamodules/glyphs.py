@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from datamodules.resident_latents import IndexedLatents, LatentEncoding, ResidentBatches, epoch_order
 from diffgan.glyphs import recipe
 from diffgan.storage.digests import digest
 from diffgan.storage.tensor_files import write_tensors
@@ -142,11 +143,17 @@ class GlyphLatents(pl.LightningDataModule):
 
     Args:
         vae: directory of the `AutoencoderKL`; none for pixels.
-        cache: directory where the latents are kept between runs.
+        cache: directory where the latents are kept between runs; not used if `resident`.
         batch_size: latents per batch and process.
         train_images: number of training images.
         validation_images: number of validation images.
         seed: another seed draws other images.
+        resident: encode and keep everything on the training device, for a GPU: nothing is written, and batches are
+            `IndexedLatents`, whose captions are rows of `captions`.
+        workers: processes that draw the images to be encoded if `resident`.
+
+    Attributes:
+        captions: the distinct captions of resident latents, the first of them ""; none if they are not resident.
     """
 
     def __init__(
@@ -157,21 +164,43 @@ class GlyphLatents(pl.LightningDataModule):
         train_images: int = 60_000,
         validation_images: int = 1024,
         seed: int = 0,
+        resident: bool = False,
+        workers: int = 0,
     ):
         super().__init__()
         self.vae, self.cache, self.batch_size, self.seed = vae, cache, batch_size, seed
         self.images = {"train": train_images, "validation": validation_images}
+        self.resident, self.workers = resident, workers
+        self.captions: list[str] | None = None
+        self._on_device: dict[str, IndexedLatents] = {}
 
     def prepare_data(self) -> None:
         for split in self.images:
-            if not self._file(split).is_file():
+            if not self.resident and not self._file(split).is_file():
                 self._encode(split)
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", shuffle=True)
+    def setup(self, stage: str) -> None:
+        if not self.resident or self._on_device:
+            return
+        encoding = LatentEncoding(self.vae, self.trainer.strategy.root_device, self.workers)
+        for split, count in self.images.items():
+            self._on_device[split] = encoding.encode(split, count, self.seed)
+        self.captions = encoding.captions
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("validation", shuffle=False)
+    def train_dataloader(self) -> DataLoader | ResidentBatches:
+        if not self.resident:
+            return self._loader("train", shuffle=True)
+        trainer, data = self.trainer, self._on_device["train"]
+
+        def order() -> Tensor:
+            return epoch_order(len(data.latent), self.seed, trainer.current_epoch)
+
+        return ResidentBatches(data, self.batch_size, order, trainer.global_rank, trainer.world_size)
+
+    def val_dataloader(self) -> DataLoader | ResidentBatches:
+        if not self.resident:
+            return self._loader("validation", shuffle=False)
+        return ResidentBatches(self._on_device["validation"], self.batch_size)
 
     def _file(self, split: str) -> Path:
         weights = digest(self.vae) if self.vae else "pixels"

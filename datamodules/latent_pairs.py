@@ -102,8 +102,8 @@ class PairStream:
             position is a function of (seed, position, batch size), and every process takes its share of it.
     """
 
-    def __init__(self, batches: _TrainingBatches, workers: int, position: int = 0):
-        self.batches, self.workers, self.position = batches, workers, position
+    def __init__(self, batches: _TrainingBatches, workers: int, position: int = 0, pin_memory: bool = False):
+        self.batches, self.workers, self.position, self.pin_memory = batches, workers, position, pin_memory
 
     def __len__(self) -> int:
         return self.batches.training_pairs // self.batches.batch_size
@@ -112,7 +112,7 @@ class PairStream:
         size = self.batches.batch_size
         remaining = len(self) - self.position // size % len(self)
         positions = range(self.position, self.position + remaining * size, size)
-        for batch in _loader(self.batches, positions, self.workers):
+        for batch in _loader(self.batches, positions, self.workers, self.pin_memory):
             self.position += size  # before the batch is used: a checkpoint made meanwhile counts it
             yield batch
 
@@ -141,14 +141,14 @@ class _HeldOutBatches(Dataset):
 class HeldOutPairs:
     """The held-out pairs, each once and on one process."""
 
-    def __init__(self, batches: _HeldOutBatches, workers: int):
-        self.batches, self.workers = batches, workers
+    def __init__(self, batches: _HeldOutBatches, workers: int, pin_memory: bool = False):
+        self.batches, self.workers, self.pin_memory = batches, workers, pin_memory
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[PairBatch]:
-        yield from _loader(self.batches, range(len(self)), self.workers)
+        yield from _loader(self.batches, range(len(self)), self.workers, self.pin_memory)
 
 
 class _ErrorsAsItems(Dataset):
@@ -164,13 +164,15 @@ class _ErrorsAsItems(Dataset):
             return error
 
 
-def _loader(dataset: Dataset, items: range, workers: int) -> Iterator[PairBatch]:
+def _loader(dataset: Dataset, items: range, workers: int, pin_memory: bool) -> Iterator[PairBatch]:
     """Items of a dataset of whole batches, in order; its own generator leaves the global one unchanged.
+
+    pin_memory: copies to a GPU then need not be waited for.
 
     Raises:
         UserError: a worker raised it.
     """
-    settings = {"batch_size": None, "collate_fn": _unchanged, "generator": torch.Generator()}
+    settings = {"batch_size": None, "collate_fn": _unchanged, "generator": torch.Generator(), "pin_memory": pin_memory}
     for batch in DataLoader(_ErrorsAsItems(dataset), sampler=items, num_workers=workers, **settings):
         if isinstance(batch, UserError):
             raise batch
@@ -253,7 +255,7 @@ class LatentPairs(pl.LightningDataModule):
         training_pairs = len(self.pairs) - self.validation_pairs
         place = self._rank_and_world_size()
         batches = _TrainingBatches(self.pairs, training_pairs, self.batch_size, self.seed, self.interleave, *place)
-        self._stream = PairStream(batches, self.workers, self._position)
+        self._stream = PairStream(batches, self.workers, self._position, self._trains_on_gpu())
         return self._stream
 
     def state_dict(self) -> dict[str, int]:
@@ -266,9 +268,12 @@ class LatentPairs(pl.LightningDataModule):
     def val_dataloader(self) -> HeldOutPairs:
         place = self._rank_and_world_size()
         batches = _HeldOutBatches(self.pairs, self.validation_pairs, self.batch_size, *place)
-        return HeldOutPairs(batches, self.workers)
+        return HeldOutPairs(batches, self.workers, self._trains_on_gpu())
 
     test_dataloader = val_dataloader
+
+    def _trains_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         """Of this process; (0, 1) without a trainer."""

@@ -17,6 +17,7 @@ from diffgan.storage.digests import digest
 from diffgan.storage.folders import replace_folder
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import remedy_for
 from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
 from diffgan.training.checkpoints import BEST, GOOD, LAST, PREVIOUS, find_damage
@@ -116,7 +117,8 @@ def _average_of(path: Path, generator: OneStepGenerator, teacher_digest: str) ->
     except Exception as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
     if teacher != teacher_digest:
-        raise UserError(f"{path}: was made with another teacher than the run's fit.yaml names")
+        remedy = remedy_for(teacher, "give that teacher's present path there")
+        raise UserError(f"{path}: was made with another teacher than the run's fit.yaml names; {remedy}")
     prefix = "generator_ema."
     average = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     expected = generator.state_dict()

@@ -35,6 +35,9 @@ ADDED = {
     "generator_rate": 1.0,
     "input_noise": 0.0,
     "interleave": 1,
+    "resident": False,
+    "seconds": None,
+    "float32_matmul_precision": "highest",
 }
 
 

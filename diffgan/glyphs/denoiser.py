@@ -1,7 +1,7 @@
 """Stage 3 of the glyph teacher: the denoiser in the latent space of the autoencoder; it writes the pipeline."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -14,10 +14,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.errors import UserError
 from diffgan.glyphs.networks import from_config
+from diffgan.glyphs.time_budget import TimeBudget
 from diffgan.teachers.schedule import SCHEDULER_SETTINGS
 from diffgan.teachers.stable_diffusion import StableDiffusion
 from diffgan.training import ema
 from diffgan.training.lr_schedules import warmup_cooldown
+
+ENCODED_TEXTS = 4096  # captions of resident data encoded together
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
@@ -56,6 +59,9 @@ class DenoiserTraining(pl.LightningModule):
         cooldown: length of its linear decay to zero, in steps.
         caption_dropout: probability that a caption is replaced by "", for classifier-free guidance.
         ema_half_life_images: half-life of the moving average of the weights, in images.
+        seconds: length of the training in seconds instead of `steps`, for a machine that is rented by the minute: the
+            cooldown is then the last cooldown / steps of that time. One process; the trainer needs `max_steps: -1`.
+        float32_matmul_precision: as in `torch.set_float32_matmul_precision`; "high" is TF32 on a GPU.
     """
 
     def __init__(
@@ -69,11 +75,15 @@ class DenoiserTraining(pl.LightningModule):
         cooldown: int = 0,
         caption_dropout: float = 0.1,
         ema_half_life_images: float = 8000,
+        seconds: float | None = None,
+        float32_matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ):
         super().__init__()
         self.pipeline, self.optimizer = pipeline, optimizer
         self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
         self.caption_dropout, self.ema_half_life_images = caption_dropout, ema_half_life_images
+        self.time = None if seconds is None else TimeBudget(seconds)
+        self.float32_matmul_precision = float32_matmul_precision
         self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER_SETTINGS)
         self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder", dtype=torch.float32)
@@ -81,10 +91,21 @@ class DenoiserTraining(pl.LightningModule):
         _check_channels(unet, pipeline / "vae")
         self.unet = from_config(UNet2DConditionModel, unet).to(memory_format=torch.channels_last)
         self.average = ema.frozen_copy(self.unet)
+        self._texts: Tensor | None = None  # (captions, tokens, features) float16, of the captions of resident data
+
+    def on_fit_start(self) -> None:
+        if self.time and self.trainer.world_size > 1:
+            raise UserError("seconds: the clocks of several processes differ; give steps, or train with one process")
+        torch.set_float32_matmul_precision(self.float32_matmul_precision)
+        if (captions := self.trainer.datamodule.captions) is not None:
+            chunks = [captions[i : i + ENCODED_TEXTS] for i in range(0, len(captions), ENCODED_TEXTS)]
+            self._texts = torch.cat([self._encode(chunk).half() for chunk in chunks])
 
     def on_train_start(self) -> None:
         torch.manual_seed(torch.initial_seed() + self.global_rank)  # otherwise all processes would draw the same noise
         self._ema_pairs = ema.following(self.average, self.unet)
+        if self.time:
+            self.time.start()
 
     def train(self, mode: bool = True) -> "DenoiserTraining":
         super().train(mode)
@@ -94,24 +115,34 @@ class DenoiserTraining(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = self.optimizer(self.unet.parameters())
-        schedule = LambdaLR(optimizer, warmup_cooldown(self.warmup, self.cooldown, self.steps))
+        factor = warmup_cooldown(self.warmup, self.cooldown, self.steps)
+        if self.time:
+            factor = self.time.schedule(self.warmup, self.cooldown / self.steps)
+        schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch, _) -> Tensor:
-        kept = torch.rand(len(batch.caption)) >= self.caption_dropout
-        captions = [caption if keep else "" for caption, keep in zip(batch.caption, kept, strict=True)]
+        captions = self._drop(batch.caption)
         t = stratified_timesteps(len(captions), self.scheduler.config.num_train_timesteps, self.device)
         loss = self.denoising_loss(self.unet, batch.latent, captions, t)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def denoising_loss(self, unet, latent: Tensor, captions: list[str], t: Tensor) -> Tensor:
+    def _drop(self, captions: list[str] | Tensor) -> list[str] | Tensor:
+        """The captions, some of them replaced by "", which is row 0 where they are rows of resident captions."""
+        if isinstance(captions, Tensor):
+            dropped = torch.rand(len(captions), device=captions.device) < self.caption_dropout
+            return captions.masked_fill(dropped, 0)
+        kept = torch.rand(len(captions)) >= self.caption_dropout
+        return [caption if keep else "" for caption, keep in zip(captions, kept, strict=True)]
+
+    def denoising_loss(self, unet, latent: Tensor, captions: list[str] | Tensor, t: Tensor) -> Tensor:
         """Mean squared error of the predicted velocity v = alpha_t eps - sigma_t x (Salimans and Ho 2022).
 
         Args:
             unet: the network, or its moving average.
             latent: (N, C, H, W), the x; the network sees x_t = alpha_t x + sigma_t eps with eps ~ N(0, 1).
-            captions: N texts.
+            captions: N texts, or (N,) int64 rows of the data module's captions.
             t: (N,) int64 timesteps.
 
         Returns:
@@ -123,8 +154,10 @@ class DenoiserTraining(pl.LightningModule):
         return F.mse_loss(prediction, self.scheduler.get_velocity(latent, noise, t))
 
     @torch.no_grad()
-    def _encode(self, captions: list[str]) -> Tensor:
+    def _encode(self, captions: list[str] | Tensor) -> Tensor:
         """N captions -> (N, tokens, features)."""
+        if isinstance(captions, Tensor):
+            return self._texts[captions].float()
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.device))[0]
 
@@ -133,6 +166,10 @@ class DenoiserTraining(pl.LightningModule):
         images = self.trainer.datamodule.batch_size * self.trainer.world_size
         half_life = ema.ramped(self.ema_half_life_images, images * self.trainer.global_step)
         ema.update(self._ema_pairs, ema.decay(images, half_life))
+
+    def on_train_batch_end(self, *args) -> None:
+        if self.time and self.time.share >= 1:
+            self.trainer.should_stop = True  # Lightning validates once more, which writes the pipeline
 
     def validation_step(self, batch, _) -> None:
         t = stratified_timesteps(len(batch.caption), self.scheduler.config.num_train_timesteps, self.device)

@@ -160,24 +160,28 @@ def _character(character: str, u: float) -> str:
     return f"{_choose(('small', 'lowercase', 'small letter'), u)} {character}"
 
 
-def paint(split: str, glyphs: Sequence[Glyph]) -> Tensor:
+def paint(split: str, glyphs: Sequence[Glyph], device: torch.device | str = "cpu") -> Tensor:
     """Images of glyphs: their coverage is placed, then ink is mixed over ground.
 
     Args:
         split: the split that the glyphs were drawn from.
         glyphs: N descriptions.
+        device: where they are painted; another one changes an image by rounding.
 
     Returns:
-        (N, 3, 64, 64) float32 in [-1, 1].
+        (N, 3, 64, 64) float32 in [-1, 1], on the device.
     """
-    coverage = typefaces(split).coverage(
-        np.array([glyph.typeface for glyph in glyphs]), np.array([glyph.character for glyph in glyphs])
-    )
-    grid = F.affine_grid(_placements(glyphs), [len(glyphs), 1, SIDE, SIDE], align_corners=False)
-    mask = F.grid_sample(torch.from_numpy(coverage)[:, None], grid, align_corners=False).clamp(0, 1)  # (N, 1, 64, 64)
-    ink = PALETTE[[glyph.ink for glyph in glyphs]][:, :, None, None]
-    ground = PALETTE[[glyph.ground for glyph in glyphs]][:, :, None, None]
+    typeface, character = (np.array([getattr(glyph, name) for glyph in glyphs]) for name in ("typeface", "character"))
+    coverage = typefaces(split).coverage(typeface, character, device)
+    grid = F.affine_grid(_placements(glyphs).to(device), [len(glyphs), 1, SIDE, SIDE], align_corners=False)
+    mask = F.grid_sample(coverage[:, None], grid, align_corners=False).clamp(0, 1)  # (N, 1, 64, 64)
+    ink, ground = (_colours(glyphs, name).to(device) for name in ("ink", "ground"))
     return ground + mask * (ink - ground)
+
+
+def _colours(glyphs: Sequence[Glyph], name: str) -> Tensor:
+    """Colours (N, 3, 1, 1) in [-1, 1] of the ink or of the ground; name: "ink" or "ground"."""
+    return PALETTE[[getattr(glyph, name) for glyph in glyphs]][:, :, None, None]
 
 
 def _placements(glyphs: Sequence[Glyph]) -> Tensor:

@@ -9,6 +9,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 CATEGORIES = ("serif", "sans serif", "monospace", "handwriting", "display")
@@ -37,19 +39,20 @@ class Typefaces:
     def __len__(self) -> int:
         return len(self.family)
 
-    def coverage(self, typeface: np.ndarray, character: np.ndarray) -> np.ndarray:
-        """Coverage maps of N glyphs.
+    def coverage(self, typeface: np.ndarray, character: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """Coverage maps of N glyphs; their packed bytes are unpacked on the device.
 
         Args:
             typeface: (N,) indices of the typefaces.
             character: (N,) indices into CHARACTERS.
+            device: of the result.
 
         Returns:
             (N, 64, 64) float32 in [0, 1].
         """
-        packed = self.packed[typeface, character]
-        pixels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), SIDE, SIDE)
-        return pixels.astype(np.float32) / 15
+        packed = torch.from_numpy(self.packed[typeface, character]).to(device)  # (N, 64, 32)
+        pixels = torch.stack([packed >> 4, packed & 15], dim=-1).flatten(2)
+        return pixels.float() / 15
 
     @cached_property
     def reach(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffgan.losses.mix_and_match import GENERATED, NAMES
 from diffgan.nets.discriminator import ReadOut
+from diffgan.training.transfer import to_device
 
 
 def discriminator_loss(real: Sequence[ReadOut], fake: Sequence[ReadOut]) -> Tensor:
@@ -85,7 +86,7 @@ def discriminator_statistics(real: Tensor, fake: Tensor, kinds: Tensor) -> dict[
     for kind, name in {GENERATED: "fake", **NAMES}.items():
         rows = (kinds == kind).nonzero().flatten()
         if len(rows):
-            scores = fake[rows.to(fake.device)]
+            scores = fake[to_device(rows, fake.device)]
             statistics |= _statistics(name, scores, scores < 0)
     return statistics
 

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffgan.conditioning import Conditioning
 from diffgan.losses.gan import score
 from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.training.precision import without_autocast, without_tf32
 
 # Length of the step of finite differences, as a share of the input's. The gradient of the glyph discriminator is wrong
 # by less than 1% up to 1e-4, and by 70% at 1e-3 where its second derivatives are large.
@@ -45,15 +46,9 @@ def full_precision(device: torch.device, second_derivatives: bool) -> Iterator[N
         device: where D computes.
         second_derivatives: use math attention; the fused attention kernels have no second derivative.
     """
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = matmul.fp32_precision, convolution.fp32_precision
     attention = sdpa_kernel(SDPBackend.MATH) if second_derivatives else contextlib.nullcontext()
-    try:
-        matmul.fp32_precision = convolution.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False), attention, torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        matmul.fp32_precision, convolution.fp32_precision = before
+    with without_tf32(), without_autocast(device), attention, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def r1_loss(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffgan.training.transfer import to_device
+
 GENERATED, TEXT, NOISE, LATENT = range(4)  # kinds of fake samples: see `fake_kinds`
 NAMES = {TEXT: "mismatched_text", NOISE: "mismatched_noise", LATENT: "mismatched_latent"}
 
@@ -51,5 +53,5 @@ def select(kinds: Tensor, chosen: int, these: Tensor, others: Tensor) -> Tensor:
         chosen: a kind.
         these, others: (N, ...) on one device.
     """
-    mask = (kinds == chosen).to(these.device, non_blocking=True)
+    mask = to_device(kinds == chosen, these.device)
     return torch.where(mask.view(-1, *[1] * (these.dim() - 1)), these, others)

@@ -19,6 +19,7 @@ from diffgan.methods.rounding import bf16_rms
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import EARLIER, remedy_for
 from diffgan.teachers.registry import load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.checkpoint_io import stream_checkpoints
@@ -251,6 +252,9 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError if a checkpoint is of another model or teacher."""
+        made_with = checkpoint["teacher_digest"]
+        if made_with != self.teacher_digest and made_with in EARLIER:  # its weights may have other shapes
+            raise UserError(f"the checkpoint is of another teacher; {remedy_for(made_with, '')}")
         checkpoints.check_weights(self.state_dict(), checkpoint["state_dict"], self.teacher_path)
-        if checkpoint["teacher_digest"] != self.teacher_digest:
+        if made_with != self.teacher_digest:
             raise UserError(f"the checkpoint is of another model: its teacher was not {self.teacher_path}")

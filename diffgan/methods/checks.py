@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import lightning.pytorch as pl
 
 from diffgan.errors import UserError
+from diffgan.teachers.earlier import remedy_for
 
 PRECISIONS = ("32-true", "bf16-mixed")
 CURVES = ("g", "d", "health")  # groups of curves of every method
@@ -56,7 +57,8 @@ def check_pairs(datamodule: pl.LightningDataModule, teacher: str, teacher_digest
     """
     manifest = datamodule.pairs.manifest
     if manifest.teacher_digest != teacher_digest:
+        remedy = remedy_for(manifest.teacher_digest, "use that teacher, or make new pairs")
         raise UserError(
             f"{datamodule.folder}: the pairs are of another teacher (made with {manifest.teacher}, whose weights "
-            f"differ from those of {teacher}); use that teacher, or make new pairs"
+            f"differ from those of {teacher}); {remedy}"
         )

@@ -18,7 +18,8 @@ from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, 
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.pairs.batch import PairBatch
 from diffgan.training.lr_schedules import scaled_from, warmup_cooldown
-from diffgan.training.strategies import keep_unsharded
+from diffgan.training.strategies import keep_unsharded, mean_over_processes
+from diffgan.training.transfer import to_device
 
 
 class Diffusion2GAN(Distillation):
@@ -132,7 +133,7 @@ class Diffusion2GAN(Distillation):
         if not self.uses_discriminator or self.adversarial.input_noise == 0:
             return latent.new_zeros(len(latent), 1, 1, 1)
         noise = torch.randn(latent.shape, generator=self.rng(1), device="cpu")
-        return self.adversarial.input_noise * noise.to(latent)
+        return self.adversarial.input_noise * to_device(noise, latent.device).to(latent.dtype)
 
     def generate(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
         """x^ = G(z, c), (N, C, H, W) each; with its graph for `generator_step` if there is one micro-batch."""
@@ -216,8 +217,8 @@ class Diffusion2GAN(Distillation):
         weight = self.adversarial.weight * self.adversarial.warmed_up(self.images_seen)
         if not self.adversarial.balanced:
             return weight
-        norms = outputs.squared_norms(gradients)
-        ratio = self.gradient_balance.update(*(self.trainer.strategy.reduce(norm, reduce_op="mean") for norm in norms))
+        norms = mean_over_processes(torch.stack(outputs.squared_norms(gradients)))
+        ratio = self.gradient_balance.update(*norms)
         self.observed["g/gradient_ratio"] = ratio
         return weight * ratio
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from diffgan.losses.gan import balance
+from diffgan.training.transfer import to_device
 
 DECAY = 0.99  # of the averages, per step: they span about 100 steps
 
@@ -24,5 +25,5 @@ class GradientBalance:
     def update(self, regression: Tensor, adversarial: Tensor) -> Tensor:
         """Count the squared norms of a step; returns the ratio, (), see `diffgan.losses.gan.balance`."""
         norms = torch.stack([regression, adversarial])
-        self.averages = DECAY * self.averages.to(norms.device) + (1 - DECAY) * norms
+        self.averages = DECAY * to_device(self.averages, norms.device) + (1 - DECAY) * norms
         return balance(*self.averages)

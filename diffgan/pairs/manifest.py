@@ -9,6 +9,7 @@ from typing import Any, get_origin
 from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
 from diffgan.storage.store import Store
+from diffgan.teachers.earlier import remedy_for
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -125,9 +126,10 @@ class Manifest:
         """
         for name, value in self.identity().items():
             if value != identity.get(name):
+                remedy = "choose another folder, or the configuration that made this one"
                 raise UserError(
                     f"{source}: another pair set: {name} is {identity.get(name)!r} there and {value!r} here; "
-                    "choose another folder, or the configuration that made this one"
+                    + (remedy_for(str(identity.get(name)), remedy) if name == "teacher_digest" else remedy)
                 )
 
     def require_complete(self, store: Store) -> None:

@@ -18,6 +18,7 @@ from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.earlier import remedy_for
 
 SHARD = re.compile(r"pairs-\d+-of-\d+\.safetensors")
 COMPARED_BYTES = 10e9  # shards up to this size in all are compared with their digests: ten seconds at each start
@@ -58,7 +59,7 @@ def require_teacher(manifest: Manifest, teacher: Teacher, place: str) -> None:
     if (digest := weights_digest(teacher)) != manifest.teacher_digest:
         raise UserError(
             f"teacher {place}: not the teacher of this set (digest {manifest.teacher_digest} there, {digest} here); "
-            "give its present path: --teacher"
+            + remedy_for(manifest.teacher_digest, "give its present path: --teacher")
         )
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from diffgan.errors import UserError
 from diffgan.perceptual.resample import resample
+from diffgan.training.precision import without_autocast
+from diffgan.training.transfer import to_device
 
 GROUPS = "bgcno"
 DEFAULT = "bgo"
@@ -54,21 +56,21 @@ class Ensemble(nn.Module):
         Returns:
             Both inputs transformed, (N, C, H, W) each.
         """
-        with torch.autocast(first.device.type, enabled=False):
+        with without_autocast(first.device):
             return self._transform(first, second, generator)
 
     def _transform(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         both = torch.cat([first, second], dim=1)  # (N, 2C, H, W)
         if set(self.groups) & set("bg"):
-            both = resample(both, self.draw_affine(len(both), both.shape[-1], generator).to(both.device))
+            both = resample(both, self.draw_affine(len(both), both.shape[-1], generator))
         if "c" in self.groups:
-            changes = colour_changes(len(both), generator).to(both)
+            changes = _like(colour_changes(len(both), generator), both)
             both = torch.cat([change_colours(images, changes) for images in both.chunk(2, dim=1)], dim=1)
         if "n" in self.groups:
-            noise = shared_noise(first.shape, generator).to(both)
+            noise = _like(shared_noise(first.shape, generator), both)
             both = both + torch.cat([noise, noise], dim=1)
         if "o" in self.groups:
-            both = both * cutout_mask(len(both), both.shape[-2:], generator).to(both)
+            both = both * _like(cutout_mask(len(both), both.shape[-2:], generator), both)
         return both.chunk(2, dim=1)
 
     def draw_affine(self, count: int, side: int, generator: torch.Generator | None = None) -> Tensor:
@@ -88,6 +90,11 @@ class Ensemble(nn.Module):
         if "g" in self.groups:
             matrix = matrix @ _general_geometry(count, generator)
         return matrix[:, :2]
+
+
+def _like(drawn: Tensor, images: Tensor) -> Tensor:
+    """What was drawn on the CPU, with the device and the dtype of the images."""
+    return to_device(drawn, images.device).to(images.dtype)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:

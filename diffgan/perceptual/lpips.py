@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.ensemble import Ensemble
-from diffgan.perceptual.heads import tap_distance
+from diffgan.perceptual.heads import taps_distance
+from diffgan.perceptual.lower_precision import LowerPrecision
 from diffgan.perceptual.weights import PerceptualWeights, load_weights
+from diffgan.training.precision import autocast_dtype, without_autocast
 
 
 class LatentLPIPS(nn.Module):
@@ -35,6 +37,7 @@ class LatentLPIPS(nn.Module):
         self.network.to(memory_format=torch.channels_last)
         self.network.recompute = checkpointing
         heads = heads or [torch.ones(channels) for channels in self.network.tap_channels]
+        self._lower = LowerPrecision()
         self.heads = nn.ParameterList(nn.Parameter(head.clamp_min(0), requires_grad=False) for head in heads)
 
     def train(self, mode: bool = True) -> "LatentLPIPS":
@@ -57,12 +60,15 @@ class LatentLPIPS(nn.Module):
         """
         with torch.no_grad():
             target_taps = self.taps(target.detach())
-        pairs = zip(self.taps(generated), target_taps, self.heads, strict=True)
-        return sum(tap_distance(features, target_features, head, self.eps) for features, target_features, head in pairs)
+        return taps_distance(self.taps(generated), target_taps, list(self.heads), self.eps)
 
     def taps(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> the five feature maps."""
-        return self.network(latent.contiguous(memory_format=torch.channels_last))
+        """latent: (N, C, H, W) -> the five feature maps, under autocast in its precision."""
+        dtype = autocast_dtype(latent.device)
+        if dtype is None or self.network.norm != "none" or torch.compiler.is_compiling():
+            return self.network(latent.contiguous(memory_format=torch.channels_last))
+        with without_autocast(latent.device):
+            return self._lower.of(self.network, dtype)(latent.to(dtype, memory_format=torch.channels_last))
 
     def as_weights(self) -> PerceptualWeights:
         """This network and these heads, as `save_weights` writes them."""

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from diffgan.training.transfer import to_device
+
 BILINEAR, REFLECTION = 0, 2  # numbers of ATen's interpolation and padding modes
 
 
@@ -25,8 +27,29 @@ def resample(images: Tensor, theta: Tensor) -> Tensor:
         (N, C, H, W), fp32 or fp64.
     """
     images = images if images.dtype == torch.float64 else images.float()
-    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False).detach()
-    return _Resample.apply(images, grid)
+    theta = to_device(theta, images.device).to(images.dtype)
+    if theta.device.type == "cpu":
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    else:
+        grid = positions(theta, *images.shape[-2:])
+    return _Resample.apply(images, grid.detach())
+
+
+def positions(theta: Tensor, height: int, width: int) -> Tensor:
+    """What `affine_grid` gives, without its matrix product, which a GPU may round to TF32.
+
+    Args:
+        theta: (N, 2, 3) maps, see `resample`.
+        height, width: of the output in pixels.
+
+    Returns:
+        Where its pixels are in the input, (N, height, width, 2).
+    """
+    like = {"device": theta.device, "dtype": theta.dtype}
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, **like)
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, **like)
+    rows = torch.addcmul(theta[:, None, None, :, 2], theta[:, None, None, :, 1], y.view(-1, 1, 1))  # (N, H, 1, 2)
+    return torch.addcmul(rows, theta[:, None, None, :, 0], x.view(-1, 1))  # (N, H, W, 2)
 
 
 class _Resample(Function):

@@ -17,6 +17,7 @@ from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
 from diffgan.teachers.denoiser import adapter_for
 from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
+from diffgan.training.transfer import to_device
 
 
 class Teacher(nn.Module, ABC):
@@ -145,10 +146,13 @@ class Teacher(nn.Module, ABC):
         Text encoders in a lower precision than float32 compute in it, inside autocast too.
         """
         unique = list(dict.fromkeys(prompts))
-        row_of = {prompt: row for row, prompt in enumerate(unique)}
-        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.text_device)
         with self._own_precision():
             encoded = self._encode(unique)
+        if len(unique) == len(prompts):
+            return encoded
+        row_of = {prompt: row for row, prompt in enumerate(unique)}
+        rows = torch.tensor([row_of[prompt] for prompt in prompts], device="cpu")
+        rows = to_device(rows, self.text_device)
         return encoded.map(lambda tensor: tensor[rows])
 
     def _own_precision(self) -> contextlib.AbstractContextManager:
@@ -167,12 +171,14 @@ class Teacher(nn.Module, ABC):
         """Prompts -> tokens (N, L), int64."""
         length = tokenizer.model_max_length
         tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return tokens.input_ids.to(self.text_device)
+        return to_device(tokens.input_ids, self.text_device)
 
     # ---- solve ----
 
     def solver(self, steps: int, name: str = solvers.DEFAULT) -> SchedulerMixin:
-        """A new solver of the ODE with its timesteps set.
+        """A new solver of the ODE with its timesteps set, on the CPU.
+
+        Schedulers of diffusers compare and look up timesteps in every step: of a GPU they would have to be read.
 
         Args:
             steps: number of steps.
@@ -186,7 +192,7 @@ class Teacher(nn.Module, ABC):
         if name not in self._checked_solvers:
             self._checked_solvers[name] = solvers.solver(name, self.scheduler)
         solver = copy.deepcopy(self._checked_solvers[name])
-        solver.set_timesteps(steps, device=self.device)
+        solver.set_timesteps(steps, device="cpu")
         return solver
 
     def network_calls(self, steps: int, solver: str = solvers.DEFAULT) -> int:
@@ -224,11 +230,12 @@ class Teacher(nn.Module, ABC):
         scheduler = self.solver(steps, solver)
         latent = solvers.initial_latent(scheduler, noise.to(_at_least_float32(self.denoiser.dtype)))  # (N, C, H, W)
         if guidance != 1:
-            unconditional = self.unconditional(len(noise)).map(lambda tensor: tensor.to(noise.device))
+            unconditional = self.unconditional(len(noise)).map(lambda tensor: to_device(tensor, noise.device))
             conditioning = Conditioning.cat([unconditional, conditioning])  # 2 N rows
-        for t in scheduler.timesteps:
+        timesteps = to_device(scheduler.timesteps, noise.device)
+        for t, network_t in zip(scheduler.timesteps, timesteps, strict=True):
             inputs = solvers.model_input(scheduler, latent, t)  # (N, C, H, W)
-            prediction = self._predict(inputs, t, conditioning, guidance)  # (N, C, H, W)
+            prediction = self._predict(inputs, network_t, conditioning, guidance)  # (N, C, H, W)
             latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
             if on_step is not None:
                 on_step()

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -78,6 +79,17 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> 
 def full_tensor(tensor: Tensor) -> Tensor:
     """The unsharded tensor (collective: every process must call it); a tensor without shards is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of a tensor over all processes (collective), in place; of one process the tensor itself.
+
+    Strategies' own `reduce` has a barrier, in which the host waits for the GPU.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return tensor
+    dist.all_reduce(tensor)
+    return tensor.div_(dist.get_world_size())
 
 
 @contextlib.contextmanager

@@ -100,6 +100,58 @@ def test_schedules_end_with_the_training_and_weights_are_saved_then(capsys, stag
     assert stage == "autoencoder" or trainer["max_steps"] % trainer["val_check_interval"] == 0
 
 
+GPU = {"pairs": "predict"} | dict.fromkeys(
+    ("autoencoder", "text_encoder", "denoiser", "latent_vgg", "calibration", "reader", "distill"), "fit"
+)
+
+
+def on_gpu(capsys, stage):
+    """init_args of model and of data of a stage, without and with its difference for a GPU."""
+    file = f"configs/glyphs/{stage}.yaml"
+    both = [merged(capsys, GPU[stage], files) for files in ([file], [file, f"configs/glyphs/gpu/{stage}.yaml"])]
+    assert both[1]["trainer"]["devices"] == 1 and both[1]["trainer"]["strategy"] == "auto"
+    return [(config["model"]["init_args"], config["data"]["init_args"]) for config in both]
+
+
+def test_every_stage_has_a_difference_for_a_gpu():
+    assert {file.stem for file in Path("configs/glyphs/gpu").glob("*.yaml")} == set(GPU)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in GPU if stage not in ("denoiser", "distill")])
+def test_on_a_gpu_a_stage_makes_the_same_steps_of_more_images(capsys, stage):
+    (model, data), (gpu_model, gpu_data) = on_gpu(capsys, stage)
+    assert model == gpu_model
+    assert gpu_data.pop("batch_size") >= data.pop("batch_size")
+    assert {name for name in data if data[name] != gpu_data[name]} <= {"workers", "train_images", "resident"}
+
+
+def test_on_a_gpu_the_denoiser_has_the_latents_and_texts_of_the_other_stages(capsys):
+    (model, data), (gpu_model, gpu_data) = on_gpu(capsys, "denoiser")
+    wider = {"block_out_channels", "attention_head_dim"}
+    assert {name for name in model["unet"] if model["unet"][name] != gpu_model["unet"][name]} == wider
+    assert model["unet"].keys() == gpu_model["unet"].keys() and model["scheduler"] == gpu_model["scheduler"]
+    assert gpu_model["seconds"] > 0 and 0 < gpu_model["cooldown"] < gpu_model["steps"]
+    assert gpu_data["resident"] and not data["resident"] and gpu_data["train_images"] >= 10 * data["train_images"]
+    trainer = merged(capsys, "fit", ["configs/glyphs/denoiser.yaml", "configs/glyphs/gpu/denoiser.yaml"])["trainer"]
+    assert trainer["max_steps"] == trainer["max_epochs"] == -1 and "checkpoint" not in trainer["callbacks"]
+
+
+def test_on_a_gpu_the_student_sees_as_many_images_at_rates_of_its_batch(capsys):
+    (model, data), (gpu_model, gpu_data) = on_gpu(capsys, "distill")
+    growth = gpu_data["batch_size"] / data["batch_size"]
+    adversarial, gpu_adversarial = (each["adversarial"]["init_args"] for each in (model, gpu_model))
+    for base, larger in (
+        (model["generator_optimizer"], gpu_model["generator_optimizer"]),
+        (adversarial["optimizer"], gpu_adversarial["optimizer"]),
+    ):
+        assert larger["init_args"]["lr"] == pytest.approx(base["init_args"]["lr"] * growth**0.5)
+    for base, larger in ((model, gpu_model), (adversarial, gpu_adversarial)):
+        assert larger["warmup_images"] == growth * base["warmup_images"]
+    for name in ("images", "cooldown_images", "regression"):
+        assert gpu_model[name] == model[name]
+    assert gpu_adversarial["starts_at_images"] == adversarial["starts_at_images"]
+
+
 HUB = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",

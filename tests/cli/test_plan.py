@@ -109,6 +109,7 @@ def test_the_peak_is_that_of_an_h100(tmp_path):
         (["sd15/distill.yaml"], TWO_MICRO_BATCHES | FINITE, 42e9),
         (["sd15/distill.yaml"], ONE_MICRO_BATCH | EXACT, 62e9),
         (["sdxl/distill.yaml"], {f"{MODEL}.accumulate": 8, "data.init_args.batch_size": 256} | FINITE, 70e9),
+        (["sd15/distill.yaml", "sd15/one-gpu.yaml"], {}, 23e9),
     ],
 )
 def test_a_recipe_fits(files, overrides, limit, tmp_path):

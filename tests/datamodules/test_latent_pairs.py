@@ -1,12 +1,13 @@
 """Which pairs a training run reads, and in which order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import nn
 
 from datamodules.latent_pairs import LatentPairs, shuffled
@@ -48,6 +49,7 @@ class Place:
 
     global_rank: int = 0
     world_size: int = 1
+    strategy: Strategy = field(default_factory=lambda: SingleDeviceStrategy("cpu"))
 
 
 def opened(folder, place=None, **changes) -> LatentPairs:
@@ -234,3 +236,9 @@ def test_lightning_resumes_with_the_next_pairs(folder, tmp_path, workers, steps)
     for step in steps:
         resumed = fit(folder, tmp_path / "again", 12, workers, resume=tmp_path / f"step={step}.ckpt")
         assert resumed == unbroken[step:]
+
+
+def test_memory_is_pinned_where_a_gpu_trains(folder):
+    for device, pinned in (("cuda:0", True), ("cpu", False)):
+        data = opened(folder, Place(strategy=SingleDeviceStrategy(torch.device(device))))
+        assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == pinned

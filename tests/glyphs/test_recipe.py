@@ -26,7 +26,7 @@ def test_splits_have_no_common_family_and_cover_all():
 
 def test_coverage_unpacks_left_pixel_first():
     faces = typefaces("train")
-    coverage = faces.coverage(np.array([3]), np.array([5]))[0]
+    coverage = faces.coverage(np.array([3]), np.array([5]))[0].numpy()
     packed = faces.packed[3, 5]
     assert np.array_equal(np.round(coverage[:, 0::2] * 15), packed >> 4)
     assert np.array_equal(np.round(coverage[:, 1::2] * 15), packed & 15)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from diffgan.perceptual.ensemble import Ensemble, change_colours, colour_changes, cutout_mask, shared_noise
-from diffgan.perceptual.resample import resample
+from diffgan.perceptual.resample import positions, resample
 
 
 def seeded(seed=0):
@@ -70,6 +70,12 @@ def test_resampling_is_grid_sample_and_has_its_derivative():
     ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (resample(x, theta), stock))
     torch.testing.assert_close(ours, theirs)
     assert resample(x.bfloat16(), theta).dtype == torch.float32
+
+
+def test_positions_are_those_of_affine_grid():
+    theta = torch.randn(3, 2, 3, dtype=torch.float64)
+    stock = F.affine_grid(theta, [3, 1, 6, 10], align_corners=False)
+    torch.testing.assert_close(positions(theta, 6, 10), stock)
 
 
 @pytest.mark.parametrize("groups", ["b", "g", "bgcno"])

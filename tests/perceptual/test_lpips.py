@@ -182,6 +182,22 @@ def test_under_autocast_it_stays_close_and_in_fp32(weights):
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
 
 
+def test_under_autocast_the_network_follows_its_weights(weights):
+    """Weights are converted once, and again after a change; the taps are those of autocast itself."""
+    loss, x = LatentLPIPS(weights), torch.randn(2, 3, 16, 16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        loss.taps(x)
+    others = {name: 2 * weight for name, weight in loss.network.state_dict().items()}
+    for change in (lambda: None, lambda: loss.network.load_state_dict(others), lambda: loss.double().float()):
+        change()
+        with torch.autocast("cpu", torch.bfloat16):
+            inputs = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+            for tap, expected in zip(loss.taps(inputs), loss.network(inputs), strict=True):
+                assert tap.dtype == torch.bfloat16
+                assert torch.equal(tap, expected)
+    assert not any("_lower" in name for name in loss.state_dict())
+
+
 def test_compiled_it_has_the_same_gradient(weights):
     loss = LatentLPIPS(weights)
     compiled = torch.compile(loss, backend="aot_eager")  # the graph of a compiler, without a C++ compiler's minutes

@@ -1,0 +1,158 @@
+"""What a training step asks of a GPU, counted without one: kernels, and what the host waits for.
+
+The networks lie on the device `meta`, whose tensors have no values, and stand for those of a GPU; tensors on the CPU
+have values as always. Every operation passes through `DeviceCalls`, which counts what the host of a GPU waits for:
+
+    read      of a value of the device: `.item()`, `.tolist()`, `.cpu()`, `nonzero`, indexing with a mask
+    upload    to the device that is not `non_blocking`, or of numbers written in Python (`torch.tensor`)
+
+A read gives ones, so that the computation goes on. What CUDA libraries wait for inside an operation is not seen.
+"""
+
+import collections
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE = torch.device("meta")
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("diffgan", "callbacks", "datamodules")
+aten = torch.ops.aten
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+FACTORIES = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+WITHOUT_KERNEL = (aten.detach.default, aten._unsafe_view.default, aten.alias.default, aten.lift_fresh.default)
+
+
+class DeviceCalls(TorchDispatchMode):
+    """Context that counts the operations on the device.
+
+    Attributes:
+        kernels: operations that compute on the device, by name.
+        waits: operations that the host waits for, by their kind and the line of this repository.
+        uploaded: bytes copied to the device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._numbers = _NumbersOfPython(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self.kernels: collections.Counter[str] = collections.Counter()
+        self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.uploaded = 0
+
+    def __enter__(self) -> "DeviceCalls":
+        self._numbers.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._numbers.__exit__(*error)
+
+    def wait(self, kind: str) -> None:
+        """Count one operation that the host waits for."""
+        self.waits[kind, _place()] += 1
+
+    def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (aten._to_copy.default, aten.copy_.default):
+            return self._copy(function, args, kwargs)
+        if _any_on_device(args):
+            if function is aten._local_scalar_dense.default:
+                self.wait("read")
+                return torch.ones((), dtype=args[0].dtype, device="cpu").item()
+            if function is aten.nonzero.default:
+                self.wait("read")
+                return torch.ones(1, args[0].dim(), dtype=torch.int64, device=DEVICE)
+            if function in INDEXING:
+                args = (args[0], self._index(args[1]), *args[2:])
+        output = function(*args, **kwargs)
+        if _any_on_device(output) and not function.is_view and function not in WITHOUT_KERNEL:
+            self.kernels[function.name()] += "empty" not in function.name()
+        return output
+
+    def _index(self, indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+        """The indices; a mask becomes the indices of one true element, since meta tensors have no values."""
+        without_masks = []
+        for index in indices:
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                self.wait("read")
+                without_masks += [torch.zeros(1, dtype=torch.int64, device=DEVICE)] * index.dim()
+                continue
+            if index is not None and index.device != DEVICE:
+                self.wait("upload")
+            without_masks.append(index)
+        return without_masks
+
+    def _copy(self, function: Callable, args: tuple, kwargs: dict) -> Any:
+        """A conversion or copy, on one device or from one to the other."""
+        in_place = function is aten.copy_.default
+        source = args[1] if in_place else args[0]
+        target = args[0].device if in_place else kwargs.get("device") or source.device
+        if source.device == DEVICE and target != DEVICE:
+            self.wait("read")
+            values = torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype, device=target)
+            return args[0].copy_(values) if in_place else values
+        if source.device == target:
+            self.kernels[function.name()] += target == DEVICE
+        else:
+            self.uploaded += source.numel() * source.element_size()
+            if not (kwargs.get("non_blocking") or args[2:3] == (True,)):
+                self.wait("upload")
+        return function(*args, **kwargs)
+
+
+class _NumbersOfPython(TorchFunctionMode):
+    """Sees numbers written in Python that become tensors of the device, before `DeviceCalls` could."""
+
+    def __init__(self, calls: DeviceCalls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function in FACTORIES and output.device == DEVICE and not isinstance(args[-1], Tensor):
+            self.calls.wait("upload")
+        if function in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device == DEVICE:
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(index, list) for index in indices):
+                self.calls.wait("upload")
+        return output
+
+
+def _any_on_device(values: Any) -> bool:
+    if isinstance(values, Tensor):
+        return values.device == DEVICE
+    return isinstance(values, tuple | list) and any(map(_any_on_device, values))
+
+
+def _place() -> str:
+    """The innermost line of this repository's packages that is being run."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
+            return f"{path.relative_to(ROOT)}: {frame.line}"
+    return "elsewhere"
+
+
+# ---- a trainer on that device ----
+
+
+class _Accelerator(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+
+def on_device() -> dict[str, Any]:
+    """Arguments of a trainer whose networks lie on the device."""
+    return {"accelerator": _Accelerator(), "devices": 1, "strategy": SingleDeviceStrategy(device=DEVICE)}
