@@ -38,6 +38,7 @@ ADDED = {
     "resident": False,
     "seconds": None,
     "float32_matmul_precision": "highest",
+    "cuda_graph": False,
 }
 
 

@@ -11,6 +11,7 @@ from datamodules.glyphs import GlyphLatents
 from datamodules.resident_latents import IndexedLatents, LatentEncoding, ResidentBatches, epoch_order
 from diffgan.__main__ import main
 from diffgan.glyphs.denoiser import DenoiserTraining, stratified_timesteps
+from diffgan.glyphs.graphed import Velocity
 from diffgan.storage.embedded import embedded
 from diffgan.teachers.registry import load_teacher
 from tests.runs import curves, shipped_config
@@ -176,6 +177,6 @@ def test_nothing_of_a_step_is_computed_on_the_processor():
     module = DenoiserTraining(embedded("teacher"), small_unet(), config["scheduler"], torch.optim.AdamW, 10).to(meta)
     module._texts = module._encode(encoding.captions).half()
     t = stratified_timesteps(8, 1000, module.device)
-    loss = module.denoising_loss(module.unet, batch.latent, module._drop(batch.caption), t)
+    loss = module.denoising_loss(Velocity(module.unet), batch.latent, module._drop(batch.caption), t)
     loss.backward()
     assert loss.device == meta and module.unet.conv_in.weight.grad.device == meta
