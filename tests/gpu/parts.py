@@ -158,13 +158,18 @@ def guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         values = {"status": OK} | measure()
     except NotApplicable as reason:
         return {"status": str(reason)}
-    except torch.OutOfMemoryError:
-        values = {"status": OUT_OF_MEMORY}
     except (Exception, SystemExit) as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's trainer turns it into an exit
             raise KeyboardInterrupt from error
-        values = {"status": FAILED, "error": _last_line(error), "place": place_of(error)}
+        values = _failure(error)
     return values | {"seconds": time.monotonic() - start}
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """Status, error and place; out of memory is a result (libraries report it in their own words)."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+        return {"status": OUT_OF_MEMORY}
+    return {"status": FAILED, "error": _last_line(error), "place": place_of(error)}
 
 
 def _last_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from diffgan.storage.atomic import write_atomic
 
 DIGITS = 5  # significant digits of numbers in the file
 LONGEST = 150  # characters of an error in a table
+MOST = 12  # places that are shown
 
 
 class Report:
@@ -84,7 +85,19 @@ def _table(number: str, part: dict[str, Any]) -> str:
         lines += ["", _row(["", "status", *columns]), _row(["---"] * (len(columns) + 2))]
     for name, cell in cells.items():
         lines.append(_row([name, _status(cell), *(_shown(cell.get(column)) for column in columns)]))
+    for name, cell in cells.items():
+        lines += _lists(name, cell)
     return "\n".join(lines)
+
+
+def _lists(name: str, cell: dict[str, Any]) -> list[str]:
+    """What a cell counted by place, the most frequent ones."""
+    lines = []
+    for column, value in cell.items():
+        if isinstance(value, dict):
+            items = [f"- {_shown(count)}: {place}" for place, count in value.items()]
+            lines += ["", f"{name}, {column}:", "", *items[:MOST]]
+    return lines
 
 
 def _row(words: list[str]) -> str:

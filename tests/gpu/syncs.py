@@ -1,5 +1,6 @@
 """Part 7: where a training step waits for the device, and how many kernels it launches."""
 
+import contextlib
 import traceback
 import warnings
 from collections import Counter
@@ -33,17 +34,21 @@ def cells(setting: Setting) -> list[Cell]:
 
 
 class _Watched(pl.Callback):
-    """Opens a context at the end of the first batch, and closes it after `batches` more."""
+    """Opens a context at the end of the first batch, and closes it after `batches` more, or at an error."""
 
     def __init__(self, context: Any, batches: int):
         self.context, self.batches, self.ended = context, batches, 0
+        self.opened = contextlib.ExitStack()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Diffusion2GAN, *_: Any) -> None:
         self.ended += 1
         if self.ended == FIRST:
-            self.context.__enter__()
+            self.opened.enter_context(self.context)
         elif self.ended == FIRST + self.batches:
-            self.context.__exit__(None, None, None)
+            self.opened.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Diffusion2GAN, exception: BaseException) -> None:
+        self.opened.close()
 
 
 class WaitingCalls:

@@ -211,6 +211,20 @@ def test_a_killed_check_leaves_what_it_found(tmp_path):
     assert not record["complete"] and OK in statuses(record["parts"]["3"]).values()
 
 
+def test_a_table_has_errors_numbers_and_places():
+    report = Report(None)
+
+    def broken():
+        raise ValueError("a | b")
+
+    places = {f"file.py:{line}": 0.25 for line in range(20)}
+    measured = Cell("counted", lambda: {"per step": 1.23456, "places": places})
+    run_parts([part(1, Cell("broken", broken), measured)], setting(), report, Budget(60))
+    text = report.text()
+    assert "| broken | failed: ValueError: a / b (tests/gpu/test_tiny.py:" in text
+    assert "| counted | ok | 1.23 |" in text and "- 0.25: file.py:0" in text and "file.py:19" not in text
+
+
 # ---- the command line ----
 
 

@@ -47,14 +47,15 @@ class RandomPairs:
 
 
 class RandomPairData(pl.LightningDataModule):
-    """Batches of `pairs`, without end."""
+    """Batches of `pairs`, without end, in pinned memory where there is a GPU, as `LatentPairs` has them."""
 
     def __init__(self, pairs: RandomPairs, batch_size: int):
         super().__init__()
         self.pairs, self.batch_size = pairs, batch_size
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(_Batches(self.pairs, self.batch_size), batch_size=None, collate_fn=lambda batch: batch)
+        options = {"batch_size": None, "collate_fn": lambda batch: batch, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(_Batches(self.pairs, self.batch_size), **options)
 
 
 class _Batches(torch.utils.data.Dataset):
