@@ -6,15 +6,21 @@ have values as always. Every operation passes through `DeviceCalls`, which count
     read      of a value of the device: `.item()`, `.tolist()`, `.cpu()`, `nonzero`, indexing with a mask
     upload    to the device that is not `non_blocking`, or of numbers written in Python (`torch.tensor`)
 
-A read gives ones, so that the computation goes on. What CUDA libraries wait for inside an operation is not seen.
+A read gives ones, so that the computation goes on. Optimizers and clipping treat all tensors at once, as they do on a
+GPU: such an operation counts as one kernel. Attention, which a GPU computes by one kernel, counts as nine. What CUDA
+libraries wait for inside an operation is not seen.
 """
 
 import collections
+import contextlib
+import importlib
+import itertools
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +28,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.ema import EMA
@@ -43,6 +50,8 @@ PACKAGES = ("diffgan", "callbacks", "datamodules")
 aten = torch.ops.aten
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 FACTORIES = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+OPTIMIZER = importlib.import_module("torch.optim.optimizer")
+SUPPORTED = ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices")
 WITHOUT_KERNEL = (aten.detach.default, aten._unsafe_view.default, aten.alias.default, aten.lift_fresh.default)
 
 
@@ -67,12 +76,17 @@ class DeviceCalls(TorchDispatchMode):
         self.uploaded = 0
 
     def __enter__(self) -> "DeviceCalls":
+        self._patches = contextlib.ExitStack()
+        for module, name in itertools.product((_foreach_utils, OPTIMIZER), SUPPORTED):
+            devices = [*getattr(module, name)(), DEVICE.type]
+            self._patches.enter_context(mock.patch.object(module, name, lambda devices=devices: devices))
         self._numbers.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._numbers.__exit__(*error)
+        self._patches.close()
 
     def wait(self, kind: str) -> None:
         """Count one operation that the host waits for."""
@@ -192,14 +206,16 @@ class _Table(pl.Callback):
 def report(calls: DeviceCalls, name: str) -> None:
     """Print one row, and below it where the host waits."""
     waits = sum(calls.waits.values())
-    print(f"{name:36} {sum(calls.kernels.values()):8} kernels {waits:4} waits {calls.uploaded / 2**10:8.1f} KiB uploaded")
+    print(
+        f"{name:36} {sum(calls.kernels.values()):8} kernels {waits:4} waits {calls.uploaded / 2**10:8.1f} KiB uploaded"
+    )
     for (kind, place), count in calls.waits.items():
         print(f"    {count} x {kind:6} {place}", flush=True)
 
 
 def count_steps(folder: Path, adversarial: bool) -> None:
     """The second and third step of a training, with R1 at every other one."""
-    optimizer = partial(torch.optim.AdamW, lr=1e-4, foreach=True)
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
     settings = AdversarialTraining(MultiScaleDiscriminator, optimizer, r1_every=2) if adversarial else None
     regression = Perceptual(ELatentLPIPS(Path("glyphs")))
     module = Diffusion2GAN("glyphs", regression, optimizer, 3 * BATCH, adversarial=settings)
