@@ -122,6 +122,7 @@ bench: $(INSTALLED) ## speed as ratios: pair generation and training step agains
 	$(VENV)/bin/python -m tests.bench.adversarial_step
 	$(VENV)/bin/python -m tests.bench.perceptual
 	$(VENV)/bin/python -m tests.bench.loader
+	$(VENV)/bin/python -W ignore -m tests.bench.device_calls
 
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
