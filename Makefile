@@ -134,6 +134,7 @@ bench: $(INSTALLED) ## speed as ratios: pair generation and training step agains
 	$(VENV)/bin/python -m tests.bench.perceptual
 	$(VENV)/bin/python -m tests.bench.loader
 	$(VENV)/bin/python -m tests.bench.glyph_data
+	$(VENV)/bin/python -W ignore -m tests.bench.device_calls
 
 gpu-check: $(INSTALLED) ## one CUDA GPU: whether everything runs, speed, memory; results in runs/gpu-check.json (6 minutes)
 	$(VENV)/bin/python -m tests.gpu --output runs/gpu-check.json

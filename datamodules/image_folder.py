@@ -112,12 +112,23 @@ class ImageFolderLatents(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: LabelledLatents, dataloader_idx: int) -> LabelledLatents:
         if self.cache is not None:
             return batch
-        return batch._replace(latent=self._encoder.to(batch.latent.device)(batch.latent))
+        return batch._replace(latent=self._encode(batch.latent))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> latents, float32, on their device; in bfloat16 if the training is."""
+        encoder = self._encoder.to(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._rounds):
+            return encoder(images).float()
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether latents are computed in bfloat16. In float16 some autoencoders overflow."""
+        return self.trainer is not None and self.trainer.precision == "bf16-mixed"
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            self.data[split], self.batch_size, shuffle=shuffle, num_workers=self.workers, drop_last=shuffle
-        )
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        settings = {"shuffle": shuffle, "drop_last": shuffle, "num_workers": self.workers, "pin_memory": on_gpu}
+        return DataLoader(self.data[split], self.batch_size, **settings)
 
     def _images(self, split: str) -> Dataset:
         root = self.folder / SPLITS[split]
@@ -146,6 +157,7 @@ class ImageFolderLatents(pl.LightningDataModule):
         for tensor in self._encoder.state_dict().values():
             weights.update(tensor.detach().cpu().float().numpy().tobytes())
         settings = f"{weights.hexdigest()} {self.folder.resolve()} {self.size} {count} {self.shard_size}"
+        settings += " bf16" if self._rounds else ""
         key = hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()
         shards = -(-count // self.shard_size)
         return [self.cache / f"{split}-{key}-{i:05}-of-{shards:05}.safetensors" for i in range(shards)]
@@ -153,7 +165,6 @@ class ImageFolderLatents(pl.LightningDataModule):
     def _fill_cache(self, images: Dataset, rows: list[int], files: list[Path]) -> None:
         """Encode the missing shards, divided among processes. An interrupted run resumes at the next shard."""
         device = self.trainer.strategy.root_device
-        encoder = self._encoder.to(device)
         for i, file in enumerate(files):
             if i % self.trainer.world_size != self.trainer.global_rank or file.is_file():
                 continue
@@ -161,7 +172,7 @@ class ImageFolderLatents(pl.LightningDataModule):
             subset = Subset(images, rows[i * self.shard_size : (i + 1) * self.shard_size])
             loader = DataLoader(subset, self.batch_size, num_workers=self.workers)
             batches = [
-                LabelledLatents(encoder(batch.latent.to(device)).half().cpu(), batch.label)
+                LabelledLatents(self._encode(batch.latent.to(device)).half().cpu(), batch.label)
                 for batch in tqdm(loader, desc=f"encoding {file.name}")
             ]
             latent, label = (torch.cat(column) for column in zip(*batches, strict=True))

@@ -17,7 +17,16 @@ from diffgan.cli.class_names import CLASSES, config_files
 from diffgan.cli.renamed import translate_config
 from diffgan.cli.verbs import nearest
 
-TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only", "return_predictions")
+TOP_LEVEL = (
+    "seed_everything",
+    "float32_matmul_precision",
+    "trainer",
+    "model",
+    "data",
+    "ckpt_path",
+    "weights_only",
+    "return_predictions",
+)
 OPTIONAL = {"bitsandbytes": "bitsandbytes>=0.50"}  # packages of the extra `gpu`, which configurations name classes of
 PREAMBLE = ("Does not validate", "Errors:", "Given value type:", "- Not a valid subclass")
 UNKNOWN = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)' is not accepted|does not accept option '([^']+)'")

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -26,6 +27,7 @@ from diffgan.cli.resuming import (
 )
 from diffgan.errors import UserError
 from diffgan.pairs.devices import require_precision
+from diffgan.training.precision import HIGHEST
 
 
 class UserSettingsCLI(LightningCLI):
@@ -89,6 +91,19 @@ class DiffganCLI(UserSettingsCLI):
     `fit` continues from the run's last checkpoint, `validate` and `test` use it, unless `--ckpt_path` says otherwise.
     """
 
+    def add_arguments_to_parser(self, parser: ConfigParser) -> None:
+        """Add what is set before anything is computed."""
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default=HIGHEST,
+            help="torch.set_float32_matmul_precision: with high a GPU multiplies float32 matrices in TF32, which is "
+            "faster and less exact; the gradient penalty is always computed in float32",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Raises UserError for flags that the trainer does not take together or on this machine."""
         try:
@@ -114,6 +129,11 @@ class DiffganCLI(UserSettingsCLI):
     before_test = before_validate
 
     def before_predict(self) -> None:
+        if (precision := self._get(self.config, "float32_matmul_precision")) != HIGHEST:
+            raise UserError(
+                f"predict: float32_matmul_precision {precision} is not supported: the manifest states the precision of "
+                "the pairs; use --trainer.precision"
+            )
         if (asked := self.config_init["predict"]["ckpt_path"]) is not None:
             raise UserError(
                 f"predict: --ckpt_path {asked} is not supported: pairs are made by the teacher that "

@@ -8,11 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.overrides.distributed import _sync_module_states, prepare_for_backward
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from diffgan.errors import UserError
 
@@ -37,6 +39,47 @@ class FSDP2Strategy(ModelParallelStrategy):
             return super().load_checkpoint(path, weights_only)
         finally:
             self.optimizers = optimizers
+
+
+class NetworkDDPStrategy(DDPStrategy):
+    """DDP of each trained network by itself: a backward pass averages the gradients of the network that moves alone.
+
+    Lightning's DDPStrategy wraps the whole module, and each backward pass then averages the gradients of all networks,
+    zeros where a network stands still. Checkpoints are the same. A module without `networks` is wrapped as there.
+    """
+
+    def __init__(self):
+        super().__init__(find_unused_parameters=True, gradient_as_bucket_view=True)  # R1 does not use every bias
+        self._wrapped: list[DistributedDataParallel] = []
+
+    def configure_ddp(self) -> None:
+        """Wrap every network of the module; what is not trained starts equal on all processes too."""
+        networks = getattr(self.lightning_module, "networks", {})
+        if not networks:
+            super().configure_ddp()
+            return
+        _sync_module_states(self.lightning_module)
+        self._wrapped = [self._setup_model(network) for network in networks.values()]
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Prepare the averaging of the gradients of the networks whose weights require some now."""
+        super().pre_backward(closure_loss)
+        for wrapped in self._wrapped:
+            if any(parameter.requires_grad for parameter in wrapped.module.parameters()):
+                prepare_for_backward(wrapped, closure_loss)
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Context in which backward passes add up gradients on each process."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(super().block_backward_sync())
+            for wrapped in self._wrapped:
+                stack.enter_context(wrapped.no_sync())
+            yield
+
+    def teardown(self) -> None:
+        self._wrapped = []
+        super().teardown()
 
 
 def check_strategy(strategy: Strategy, networks: int) -> None:

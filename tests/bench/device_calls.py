@@ -6,28 +6,52 @@ have values as always. Every operation passes through `DeviceCalls`, which count
     read      of a value of the device: `.item()`, `.tolist()`, `.cpu()`, `nonzero`, indexing with a mask
     upload    to the device that is not `non_blocking`, or of numbers written in Python (`torch.tensor`)
 
-A read gives ones, so that the computation goes on. What CUDA libraries wait for inside an operation is not seen.
+A read gives ones, so that the computation goes on. Optimizers and clipping treat all tensors at once, as they do on a
+GPU: such an operation counts as one kernel. Attention, which a GPU computes by one kernel, counts as nine. What CUDA
+libraries wait for inside an operation is not seen.
 """
 
 import collections
+import contextlib
+import importlib
+import itertools
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from callbacks.ema import EMA
+from datamodules.latent_pairs import LatentPairs
+from diffgan.losses.regression import Perceptual
+from diffgan.methods.adversarial import AdversarialTraining
+from diffgan.methods.diffusion2gan import Diffusion2GAN
+from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.perceptual.heads import taps_distance
+from diffgan.perceptual.latent_vgg import LatentVGG16
+from diffgan.perceptual.lpips import ELatentLPIPS
+from tests.bench.overhead import QUIET, training_pairs
+from tests.bench.perceptual import convolutions, seeded_distance, step
+
+BATCH = 8
 DEVICE = torch.device("meta")
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("diffgan", "callbacks", "datamodules")
 aten = torch.ops.aten
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 FACTORIES = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+OPTIMIZER = importlib.import_module("torch.optim.optimizer")
+SUPPORTED = ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices")
 WITHOUT_KERNEL = (aten.detach.default, aten._unsafe_view.default, aten.alias.default, aten.lift_fresh.default)
 
 
@@ -52,12 +76,17 @@ class DeviceCalls(TorchDispatchMode):
         self.uploaded = 0
 
     def __enter__(self) -> "DeviceCalls":
+        self._patches = contextlib.ExitStack()
+        for module, name in itertools.product((_foreach_utils, OPTIMIZER), SUPPORTED):
+            devices = [*getattr(module, name)(), DEVICE.type]
+            self._patches.enter_context(mock.patch.object(module, name, lambda devices=devices: devices))
         self._numbers.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._numbers.__exit__(*error)
+        self._patches.close()
 
     def wait(self, kind: str) -> None:
         """Count one operation that the host waits for."""
@@ -156,3 +185,76 @@ class _Accelerator(CPUAccelerator):
 def on_device() -> dict[str, Any]:
     """Arguments of a trainer whose networks lie on the device."""
     return {"accelerator": _Accelerator(), "devices": 1, "strategy": SingleDeviceStrategy(device=DEVICE)}
+
+
+# ---- the table ----
+
+
+class _Table(pl.Callback):
+    """Prints what each batch but the first asked of the device."""
+
+    def __init__(self, calls: DeviceCalls, name: str):
+        self.calls, self.name = calls, name
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx:
+            penalised = self.name == "adversarial step" and batch_idx % 2 == 0
+            report(self.calls, self.name + (" with R1" if penalised else ""))
+        self.calls.reset()
+
+
+def report(calls: DeviceCalls, name: str) -> None:
+    """Print one row, and below it where the host waits."""
+    waits = sum(calls.waits.values())
+    print(
+        f"{name:36} {sum(calls.kernels.values()):8} kernels {waits:4} waits {calls.uploaded / 2**10:8.1f} KiB uploaded"
+    )
+    for (kind, place), count in calls.waits.items():
+        print(f"    {count} x {kind:6} {place}", flush=True)
+
+
+def count_steps(folder: Path, adversarial: bool) -> None:
+    """The second and third step of a training, with R1 at every other one."""
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
+    settings = AdversarialTraining(MultiScaleDiscriminator, optimizer, r1_every=2) if adversarial else None
+    regression = Perceptual(ELatentLPIPS(Path("glyphs")))
+    module = Diffusion2GAN("glyphs", regression, optimizer, 3 * BATCH, adversarial=settings)
+    calls = DeviceCalls()
+    table = _Table(calls, "adversarial step" if adversarial else "regression step")
+    limits = {"max_epochs": -1, "limit_val_batches": 0, "callbacks": [EMA(1000.0), table]}
+    with calls:
+        pl.Trainer(**on_device(), **limits, **QUIET).fit(module, LatentPairs(folder, BATCH, validation_pairs=0))
+
+
+def count_distance() -> None:
+    """Forward and backward pass of E-LatentLPIPS, of its network, and of its heads by operations of torch."""
+    distance = seeded_distance(LatentVGG16(4), "bgo").to(DEVICE)
+    generated = torch.empty(BATCH, 4, 64, 64, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    generated.requires_grad_(True)
+    with torch.no_grad():
+        taps = distance.network(generated.detach())
+    leaves = [tap.detach().requires_grad_(True) for tap in taps]
+    runs = {
+        "E-LatentLPIPS": lambda: step(distance, generated, generated.detach()),
+        "  its convolutions": lambda: convolutions(distance.network, generated, generated.detach()),
+        "  its heads, by operations of torch": lambda: torch.autograd.grad(
+            taps_distance(leaves, taps, list(distance.heads), distance.eps).sum(), leaves
+        ),
+    }
+    for name, run in runs.items():
+        with DeviceCalls() as calls:
+            run()
+        report(calls, name)
+    print(f"  its heads, by the kernels for a GPU {2 * len(taps) + 1:8} kernels")
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    count_distance()
+    with training_pairs() as folder:
+        for adversarial in (False, True):
+            count_steps(folder, adversarial)
+
+
+if __name__ == "__main__":
+    main()

@@ -87,12 +87,12 @@ def convolutions(network: LatentVGG16, generated: Tensor, target: Tensor) -> Non
     torch.autograd.grad(last.sum(), generated)
 
 
-def seeded_distance(network: LatentVGG16) -> ELatentLPIPS:
+def seeded_distance(network: LatentVGG16, ensemble: str = "bg") -> ELatentLPIPS:
     """ELatentLPIPS of a network, through its weight file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
         save_weights(file, PerceptualWeights(network, LatentSpace(network.channels, 8, 1.0)))
-        return ELatentLPIPS(file, "bg")
+        return ELatentLPIPS(file, ensemble)
 
 
 def compare(channels: int, device: str) -> None:

@@ -85,7 +85,7 @@ def test_discriminator_table_adds_one_setting_a_row(capsys):
 
 @pytest.mark.parametrize(
     ("strategy", "name"),
-    [("ddp", "lightning.pytorch.strategies.DDPStrategy"), ("fsdp", "diffgan.training.strategies.FSDP2Strategy")],
+    [("ddp", "diffgan.training.strategies.NetworkDDPStrategy"), ("fsdp", "diffgan.training.strategies.FSDP2Strategy")],
 )
 def test_strategies_parse(capsys, strategy, name):
     config = merged(capsys, "fit", [*DISTILL, f"configs/strategies/{strategy}.yaml"])

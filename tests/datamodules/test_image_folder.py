@@ -100,6 +100,29 @@ def test_cached_latents_equal_those_encoded_on_the_fly(folder, tmp_path):
     assert latents[0].shape == (12, 3, 8, 8) and latents[0].std() > 0.1
 
 
+def test_under_bf16_mixed_images_are_encoded_in_bfloat16(folder, tmp_path):
+    from lightning.pytorch import Trainer
+
+    from datamodules.image_folder import ImageFolderLatents
+
+    latents, files = {}, {}
+    for precision in ("32-true", "bf16-mixed"):
+        data = ImageFolderLatents(folder, VAE, size=32, batch_size=12, workers=0, cache=tmp_path / "cache")
+        data.trainer = Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+        data.setup("fit")
+        files[precision] = set((tmp_path / "cache").iterdir()) - set().union(*files.values())
+        data.cache = None
+        data.setup("fit")
+        (batch,) = data.val_dataloader()
+        latents[precision] = data.on_after_batch_transfer(batch, 0).latent
+        encoder, autocast = Encoder(VAE), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+        with autocast:
+            assert torch.equal(latents[precision], encoder(batch.latent).float())
+    exact, rounded = latents.values()
+    assert 0 < (exact - rounded).abs().max() < 0.1
+    assert len(files["bf16-mixed"]) == len(files["32-true"]) == 2  # other names, since their latents differ
+
+
 def test_without_an_autoencoder_images_are_not_encoded():
     images = torch.rand(2, 3, 8, 8)
     assert Encoder(None)(images) is images

@@ -46,7 +46,7 @@ def distance(tiny_pipeline, tmp_path):
 
 def test_a_training_step_waits_for_nothing_but_its_curves(distance, tiny_pipeline, pairs, tmp_path):
     """After the first batch, with every kind of random number: a batch without R1, and one with it."""
-    optimizer = partial(torch.optim.AdamW, lr=1e-4, foreach=True)
+    optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)
     adversarial = AdversarialTraining(MultiScaleDiscriminator, optimizer, r1_every=2, input_noise=0.1)
     module = Diffusion2GAN(str(tiny_pipeline), Perceptual(distance), optimizer, 24, adversarial=adversarial)
     calls = DeviceCalls()

@@ -1,5 +1,7 @@
 """Adversarial training on two processes equals that on one."""
 
+import json
+
 import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
@@ -91,3 +93,17 @@ def test_gradient_that_is_not_finite_ends_both_processes(adversarial_config, tmp
     assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
     error = (tmp_path / "errors").read_text()
     assert "the gradient's norm was nan after" in error and "Traceback" not in error
+
+
+def test_ddp_averages_the_gradients_of_the_network_that_moves(adversarial_config, tmp_path):
+    """A step of D averages those of D, and once more with R1; a step of G those of G."""
+    file = tmp_path / "bytes.json"
+    adversarial_config["trainer"]["callbacks"].append(
+        {"class_path": "tests.bench.reduced_bytes.ReducedBytes", "init_args": {"file": str(file)}}
+    )
+    adversarial_config["model"]["init_args"]["images"] = 32
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)]
+    assert run_on_two_processes([*words, "-c", "configs/strategies/ddp.yaml", "--trainer.devices", "2"]) == [0, 0]
+    record = json.loads(file.read_text())
+    g, d = record["weights"]["g"], record["weights"]["d"]
+    assert record["bytes"][1:] == [2 * d + g, d + g, 2 * d + g]
