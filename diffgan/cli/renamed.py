@@ -1,4 +1,4 @@
-"""Names of version 0.1 and what they are called now. This module is the only place for them; version 0.3 removes it.
+"""Names of version 0.1 and what they are called now. This module is the only place for them; version 0.5 removes it.
 
 Old configurations, a run's `fit.yaml`, records (metrics.json) and verbs keep working meanwhile, with one line on
 standard error. Checkpoints need no translation: neither their keys nor the callbacks with a state were renamed.
@@ -11,7 +11,7 @@ from typing import Any
 
 from diffgan.errors import UserError
 
-LAST_RELEASE = "0.3"
+LAST_RELEASE = "0.4"
 
 VERBS = {"judge": "evaluate", "watch": "plot"}
 
