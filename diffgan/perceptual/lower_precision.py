@@ -26,8 +26,17 @@ class LowerPrecision:
         now = (dtype, *_state(network))
         if now != self._made_from:
             with torch.inference_mode(False), torch.no_grad():  # a validation may make what training uses
-                self._copy, self._made_from = copy.deepcopy(network).to(dtype), now
+                self._copy, self._made_from = _converted(network, dtype), now
         return self._copy
+
+
+def _converted(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with weights of this dtype. `Module.to` fails on the fake tensors of `diffgan plan`."""
+    converted = copy.deepcopy(network)
+    for module in converted.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+    return converted
 
 
 def _state(network: nn.Module) -> tuple:

@@ -43,7 +43,13 @@ def test_plan_needs_neither_pairs_nor_weights_nor_bitsandbytes(training, tmp_pat
 
 def test_the_demo_is_planned(capsys):
     files = ["-c", "configs/glyphs/distill.yaml", "-c", "configs/glyphs/demo-distill.yaml"]
-    assert "16 pairs in 1 micro-batch of 16; one GPU; float32" in planned(capsys, *files)
+    assert "8 pairs in 1 micro-batch of 8; one GPU; float32" in planned(capsys, *files)
+
+
+def test_the_demo_in_bfloat16_is_planned(tmp_path, capsys):
+    more = write(tmp_path / "more.yaml", {"trainer": {"precision": "bf16-mixed"}})
+    files = ["-c", "configs/glyphs/distill.yaml", "-c", "configs/glyphs/demo-distill.yaml", "-c", more]
+    assert "one GPU; bf16-mixed" in planned(capsys, *files)
 
 
 def test_a_configuration_of_something_else_is_refused(capsys):
