@@ -9,9 +9,9 @@ ROWS := regression diffusion noise r1 multi_scale mix_and_match
 SEEDS := 0 1 2
 
 # GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
-gpu = $(if $(GPU),-c configs/glyphs/gpu/$(1).yaml)
-DEVICE := $(if $(GPU),cuda,cpu)
-AT_ONCE := $(if $(GPU),500,50)
+gpu = $(if $(filter-out 0,$(GPU)),-c configs/glyphs/gpu/$(1).yaml)
+DEVICE := $(if $(filter-out 0,$(GPU)),cuda,cpu)
+AT_ONCE := $(if $(filter-out 0,$(GPU)),500,50)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean glyph-denoiser
@@ -97,10 +97,10 @@ glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours;
 	$(VENV)/bin/python -m diffgan.glyphs.build pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
 
 glyph-denoiser: $(INSTALLED) ## the same, but for the autoencoder and the text encoder, which are the package's
-	mkdir -p runs/glyphs/teacher
-	cp -r $(addprefix diffgan/glyphs/weights/teacher/,vae text_encoder tokenizer) runs/glyphs/teacher
-	touch runs/glyphs/autoencoder.done runs/glyphs/text_encoder.done
-	@$(MAKE) --no-print-directory glyph-teacher
+	mkdir -p runs/denoiser/teacher
+	cp -r $(addprefix diffgan/glyphs/weights/teacher/,vae text_encoder tokenizer) runs/denoiser/teacher
+	$(RUN) fit -c configs/glyphs/denoiser.yaml $(call gpu,denoiser) --recipe.runs runs/denoiser
+	$(VENV)/bin/python -m diffgan.glyphs.build pipeline runs/denoiser/teacher diffgan/glyphs/weights/teacher
 
 glyph-reader: runs/glyphs/reader.done ## train the reader of characters anew
 	cp runs/glyphs/reader/reader.safetensors diffgan/glyphs/weights/reader.safetensors

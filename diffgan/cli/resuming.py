@@ -37,7 +37,6 @@ ADDED = {
     "interleave": 1,
     "resident": False,
     "seconds": None,
-    "float32_matmul_precision": "highest",
     "cuda_graph": False,
 }
 

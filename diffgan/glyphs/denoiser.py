@@ -1,7 +1,7 @@
 """Stage 3 of the glyph teacher: the denoiser in the latent space of the autoencoder; it writes the pipeline."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -62,8 +62,8 @@ class DenoiserTraining(pl.LightningModule):
         caption_dropout: probability that a caption is replaced by "", for classifier-free guidance.
         ema_half_life_images: half-life of the moving average of the weights, in images.
         seconds: length of the training in seconds instead of `steps`, for a machine that is rented by the minute: the
-            cooldown is then the last cooldown / steps of that time. One process; the trainer needs `max_steps: -1`.
-        float32_matmul_precision: as in `torch.set_float32_matmul_precision`; "high" is TF32 on a GPU.
+            cooldown is then the last cooldown / steps of that time. One process; the trainer needs `max_steps: -1`. A
+            resumed run takes all of it again.
         cuda_graph: record the UNet's passes as CUDA graphs, which halves the time of a step or better. One process, on
             a CUDA device.
     """
@@ -80,7 +80,6 @@ class DenoiserTraining(pl.LightningModule):
         caption_dropout: float = 0.1,
         ema_half_life_images: float = 8000,
         seconds: float | None = None,
-        float32_matmul_precision: Literal["highest", "high", "medium"] = "highest",
         cuda_graph: bool = False,
     ):
         super().__init__()
@@ -88,7 +87,9 @@ class DenoiserTraining(pl.LightningModule):
         self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
         self.caption_dropout, self.ema_half_life_images = caption_dropout, ema_half_life_images
         self.time = None if seconds is None else TimeBudget(seconds)
-        self.float32_matmul_precision, self.cuda_graph = float32_matmul_precision, cuda_graph
+        self.cuda_graph = cuda_graph
+        if cuda_graph and not torch.cuda.is_available():  # before any data are encoded
+            raise UserError("cuda_graph: there is no CUDA device; set cuda_graph: false")
         self.scheduler = DDIMScheduler.from_config(scheduler, **SCHEDULER_SETTINGS)
         self.tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder", dtype=torch.float32)
@@ -103,8 +104,17 @@ class DenoiserTraining(pl.LightningModule):
             raise UserError("seconds: the clocks of several processes differ; give steps, or train with one process")
         if self.cuda_graph and (self.device.type != "cuda" or self.trainer.world_size > 1):
             raise UserError("cuda_graph: needs one process on a CUDA device; set cuda_graph: false")
-        torch.set_float32_matmul_precision(self.float32_matmul_precision)
-        if (captions := self.trainer.datamodule.captions) is not None:
+        if self.cuda_graph and self.trainer.accumulate_grad_batches > 1:
+            raise UserError("cuda_graph: a batch's gradients overwrite those before; set accumulate_grad_batches: 1")
+        self._encode_captions()
+
+    def on_validation_start(self) -> None:
+        self._encode_captions()
+
+    def _encode_captions(self) -> None:
+        """Encode the captions of resident data, once."""
+        captions = self.trainer.datamodule.captions
+        if captions is not None and self._texts is None:
             chunks = [captions[i : i + ENCODED_TEXTS] for i in range(0, len(captions), ENCODED_TEXTS)]
             self._texts = torch.cat([self._encode(chunk).half() for chunk in chunks])
 

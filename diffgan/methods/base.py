@@ -252,7 +252,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError if a checkpoint is of another model or teacher."""
-        made_with = checkpoint["teacher_digest"]
+        made_with = checkpoint.get("teacher_digest")
         if made_with != self.teacher_digest and made_with in EARLIER:  # its weights may have other shapes
             raise UserError(f"the checkpoint is of another teacher; {remedy_for(made_with, '')}")
         checkpoints.check_weights(self.state_dict(), checkpoint["state_dict"], self.teacher_path)

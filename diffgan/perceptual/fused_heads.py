@@ -44,7 +44,8 @@ def distances(features: Sequence[Tensor], targets: Sequence[Tensor], heads: Sequ
     sums = torch.empty(len(features[0]), total, device=features[0].device)
     for tap, feature, target, head in zip(taps, features, targets, heads, strict=True):
         arguments = (_by_position(feature), _by_position(target), head, sums, tap.positions, total, first, eps)
-        _distance[len(feature) * tap.programs,](*arguments, **_constants(tap))
+        with torch.cuda.device_of(feature):  # Triton launches on the current device
+            _distance[len(feature) * tap.programs,](*arguments, **_constants(tap))
         first += tap.programs
     return sums.sum(1)
 
@@ -54,7 +55,8 @@ def gradient(features: Tensor, target: Tensor, head: Tensor, eps: float, grad_ou
     tap, features = _Tap.of(features), _by_position(features)
     result = torch.empty_like(features)
     arguments = (features, _by_position(target), head, grad_output.contiguous(), result, tap.positions, eps)
-    _gradient[len(features) * tap.programs,](*arguments, **_constants(tap))
+    with torch.cuda.device_of(features):
+        _gradient[len(features) * tap.programs,](*arguments, **_constants(tap))
     return result
 
 

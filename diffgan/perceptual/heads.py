@@ -43,7 +43,7 @@ def head_distance(squares: Tensor, head: Tensor) -> Tensor:
 def taps_distance(features: Sequence[Tensor], targets: Sequence[Tensor], heads: Sequence[Tensor], eps: float) -> Tensor:
     """The sum of `tap_distance` over taps, (N,): of each the arguments are lists. On a GPU by few kernels."""
     kernels = _kernels_for(features[0], heads[0])
-    if kernels is None:
+    if kernels is None or features[0].shape != targets[0].shape:  # the formula broadcasts; the kernels do not
         taps = zip(features, targets, heads, strict=True)
         return sum(tap_distance(feature, target, head, eps) for feature, target, head in taps)
     return _FusedDistance.apply(kernels, eps, *features, *targets, *heads)
@@ -106,7 +106,7 @@ class _FusedDistance(Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         taps = list(zip(*_thirds(ctx.saved_tensors), strict=True))
-        derivative = tap_gradient if torch.is_grad_enabled() else ctx.kernels.gradient  # of a derivative the derivative
+        derivative = tap_gradient if torch.is_grad_enabled() else ctx.kernels.gradient  # the gradient of a gradient
         gradients = [derivative(*tap, ctx.eps, grad_output) for tap in taps]
         return None, None, *gradients, *[None] * (2 * len(taps))
 

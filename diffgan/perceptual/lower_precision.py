@@ -42,4 +42,5 @@ def _converted(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _state(network: nn.Module) -> tuple:
     """Differs after the weights have been replaced, moved or written to."""
     weights = list(network.parameters())
-    return id(network), weights[0].device, weights[0].dtype, sum(weight._version for weight in weights)
+    versions = (weight._version for weight in weights if not weight.is_inference())  # those have none
+    return id(network), weights[0].device, weights[0].dtype, sum(versions)

@@ -14,6 +14,6 @@ def remedy_for(made_with: str, otherwise: str) -> str:
     if (version := EARLIER.get(made_with)) is None:
         return otherwise
     return (
-        f"it was the glyph teacher of version {version}: make pairs and student again in new folders (make demo), "
-        f"or keep using version {version}"
+        f"it was the glyph teacher of version {version}: move the folders of its pairs and runs away and make both "
+        f"again, or keep using version {version}"
     )

@@ -127,9 +127,7 @@ def test_on_a_gpu_a_stage_makes_the_same_steps_of_more_images(capsys, stage):
 
 def test_on_a_gpu_the_denoiser_has_the_latents_and_texts_of_the_other_stages(capsys):
     (model, data), (gpu_model, gpu_data) = on_gpu(capsys, "denoiser")
-    wider = {"block_out_channels", "attention_head_dim"}
-    assert {name for name in model["unet"] if model["unet"][name] != gpu_model["unet"][name]} == wider
-    assert model["unet"].keys() == gpu_model["unet"].keys() and model["scheduler"] == gpu_model["scheduler"]
+    assert model["unet"] == gpu_model["unet"] and model["scheduler"] == gpu_model["scheduler"]
     assert gpu_model["seconds"] > 0 and 0 < gpu_model["cooldown"] < gpu_model["steps"]
     assert gpu_data["resident"] and not data["resident"] and gpu_data["train_images"] >= 10 * data["train_images"]
     trainer = merged(capsys, "fit", ["configs/glyphs/denoiser.yaml", "configs/glyphs/gpu/denoiser.yaml"])["trainer"]

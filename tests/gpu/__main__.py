@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from diffgan.errors import UserError
 from tests.gpu.all_parts import PARTS
 from tests.gpu.machine import machine
 from tests.gpu.parts import Budget, Part, Setting, guarded, run_parts
@@ -54,7 +55,11 @@ def main(words: list[str] | None = None) -> int:
         torch.set_num_threads(1)  # tiny networks gain nothing from more, and lose much on a busy machine
     setting = Setting(options.tiny, torch.device("cpu" if options.tiny else "cuda:0"))
     report = Report(options.output)
-    check([part for part in PARTS if part.number in options.parts], setting, report, budget)
+    try:
+        check([part for part in PARTS if part.number in options.parts], setting, report, budget)
+    except UserError as error:  # the record cannot be written
+        print(f"tests.gpu: error: {error}", file=sys.stderr)
+        return 1
     print(report.text())
     return 0
 

@@ -174,7 +174,7 @@ def order_of(first_part_options):
     def cell(name, seconds=0.0, **options):
         return Cell(name, lambda: time.sleep(seconds) or order.append(name) or {}, **options)
 
-    first = part(1, cell("compiled", last=True), cell("slow", 0.2), cell("second"), share=0.01, **first_part_options)
+    first = part(1, cell("compiled", last=True), cell("slow", 1.0), cell("second"), share=0.01, **first_part_options)
     record = run(first, part(2, cell("third")))
     assert set(statuses(record["1"]).values()) == {OK}
     return order

@@ -65,4 +65,7 @@ def test_on_a_gpu(dtype, tolerance, recwarn):
     torch.testing.assert_close(fused, plain, rtol=tolerance, atol=0)
     ours, theirs = (torch.autograd.grad(value.sum(), x)[0] for value in (fused, plain))
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * 1e-3)
+    one = [target[:1] for target in targets]
+    repeated = taps_distance(features, [target.expand(3, -1, -1, -1) for target in one], heads, 1e-10)
+    torch.testing.assert_close(taps_distance(features, one, heads, 1e-10), repeated, rtol=tolerance, atol=0)
     assert not recwarn.list

@@ -198,6 +198,15 @@ def test_under_autocast_the_network_follows_its_weights(weights):
     assert not any("_lower" in name for name in loss.state_dict())
 
 
+def test_built_in_inference_mode_it_is_the_same_under_autocast(weights):
+    x = torch.randn(2, 3, 16, 16)
+    values = []
+    for mode in (False, True):
+        with torch.inference_mode(mode), torch.autocast("cpu", torch.bfloat16):
+            values.append(LatentLPIPS(weights)(x, x + 1))
+    assert torch.equal(*values)
+
+
 def test_compiled_it_has_the_same_gradient(weights):
     loss = LatentLPIPS(weights)
     compiled = torch.compile(loss, backend="aot_eager")  # the graph of a compiler, without a C++ compiler's minutes
