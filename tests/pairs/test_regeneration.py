@@ -69,16 +69,23 @@ def test_the_device_is_omitted_where_it_is_unknown(unbroken):
     assert new.content() == (unbroken / "manifest.json").read_bytes() and new.identity() == old.identity()
 
 
-def test_a_set_of_version_0_1_is_finished_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+def test_a_set_of_version_0_1_is_finished_as_it_was_begun(tmp_path, monkeypatch, capsys):
+    """The shard made again has the same header and tensors; another processor may round latents in another way."""
     for name in ("teacher", "pairs", "prompts.txt", "pairs.yaml"):
         copy = shutil.copytree if (OLD / name).is_dir() else shutil.copy
         copy(OLD / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    before = contents(Path("pairs"))
-    (Path("pairs") / shards(Path("pairs"))[1]).unlink()
+    before, again = contents(Path("pairs")), Path("pairs") / shards(Path("pairs"))[1]
+    old_header, old_tensors = header(again), load_file(again)
+    again.unlink()
     main(["predict", "-c", "pairs.yaml"])
-    if json.loads(before["manifest.json"])["versions"] == versions():
-        assert contents(Path("pairs")) == before
+    after = contents(Path("pairs"))
+    assert {name for name in before | after if before.get(name) != after.get(name)} <= {again.name}
+    assert header(again) | {"digest": ""} == old_header | {"digest": ""}
+    new_tensors = load_file(again)
+    assert new_tensors.keys() == old_tensors.keys()
+    for name, tensor in new_tensors.items():
+        torch.testing.assert_close(tensor, old_tensors[name], atol=2e-3 if name == "latent" else 0, rtol=0)
     output = verified(capsys, Path("pairs"))
     assert "what made them is unknown: " in output and "deviate by at most" in output
     assert all(
