@@ -32,4 +32,8 @@ def graphed(unet: UNet2DConditionModel, batch_size: int, tokens: int) -> Velocit
     noisy = noisy.to(memory_format=torch.channels_last)
     t = torch.zeros(batch_size, dtype=torch.int64, device=device)
     text = torch.zeros(batch_size, tokens, unet.config.cross_attention_dim, device=device)
+    # Graphs are recorded on a stream of their own, and replayed on another one; torch would warn of that.
+    warn = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)  # not in torch 2.10
+    if warn is not None:
+        warn(False)
     return torch.cuda.make_graphed_callables(Velocity(unet), (noisy, t, text))
