@@ -15,5 +15,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
         device: such as that of the network that will use it.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # a copy to the host that is not waited for could be read too early
+        tensor = tensor.pin_memory()
+    return tensor.to(
+        device, non_blocking=device.type != "cpu"
+    )  # values that have not arrived could be read on the host
