@@ -18,4 +18,4 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
         tensor = tensor.pin_memory()
     return tensor.to(
         device, non_blocking=device.type != "cpu"
-    )  # values that have not arrived could be read on the host
+    )  # on the host they could be read too early
