@@ -16,6 +16,4 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(
-        device, non_blocking=device.type != "cpu"
-    )  # on the host they could be read too early
+    return tensor.to(device, non_blocking=device.type != "cpu")  # on the host they could be read too early
