@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from datamodules.loading import unchanged
 from datamodules.resident_latents import IndexedLatents, LatentEncoding, ResidentBatches, epoch_order
 from diffgan.glyphs import recipe
 from diffgan.storage.digests import digest
@@ -58,11 +59,6 @@ class GlyphDataset(Dataset):
         )
 
 
-def _identity(batch: CaptionedImages) -> CaptionedImages:
-    """Collate function of a data set that returns whole batches."""
-    return batch
-
-
 class GlyphImages(pl.LightningDataModule):
     """Glyph images for the stages trained on images (autoencoder, reader).
 
@@ -97,7 +93,7 @@ class GlyphImages(pl.LightningDataModule):
             GlyphDataset(split, self.images[split], self.seed),
             batch_size=self.batch_size,
             drop_last=drop_last,
-            collate_fn=_identity,
+            collate_fn=unchanged,
             num_workers=self.workers,
         )
 
@@ -209,7 +205,7 @@ class GlyphLatents(pl.LightningDataModule):
 
     def _encode(self, split: str) -> None:
         encoder, images = Encoder(self.vae), GlyphDataset(split, self.images[split], self.seed)
-        loader = DataLoader(images, batch_size=ENCODED_BATCH, collate_fn=_identity)
+        loader = DataLoader(images, batch_size=ENCODED_BATCH, collate_fn=unchanged)
         batches = tqdm(loader, desc=f"encoding {split} images", unit_scale=ENCODED_BATCH, unit="image")
         latents = [encoder(batch.image).half() for batch in batches]
         write_tensors(self._file(split), {"latent": torch.cat(latents)})
@@ -219,7 +215,7 @@ class GlyphLatents(pl.LightningDataModule):
         dataset = LatentDataset(latents, GlyphDataset(split, len(latents), self.seed))
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, drop_last=shuffle, collate_fn=_identity, generator=generator
+            dataset, self.batch_size, shuffle=shuffle, drop_last=shuffle, collate_fn=unchanged, generator=generator
         )
 
 
@@ -242,5 +238,5 @@ class GlyphCaptions(GlyphImages):
     def _loader(self, split: str, drop_last: bool) -> DataLoader:
         captions = CaptionDataset(GlyphDataset(split, self.images[split], self.seed))
         return DataLoader(
-            captions, self.batch_size, drop_last=drop_last, collate_fn=_identity, num_workers=self.workers
+            captions, self.batch_size, drop_last=drop_last, collate_fn=unchanged, num_workers=self.workers
         )

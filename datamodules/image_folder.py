@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from datamodules.loading import trains_on_gpu
 from diffgan.errors import UserError
 from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
@@ -126,8 +127,8 @@ class ImageFolderLatents(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.precision == "bf16-mixed"
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        settings = {"shuffle": shuffle, "drop_last": shuffle, "num_workers": self.workers, "pin_memory": on_gpu}
+        settings = {"shuffle": shuffle, "drop_last": shuffle, "num_workers": self.workers}
+        settings["pin_memory"] = trains_on_gpu(self.trainer)
         return DataLoader(self.data[split], self.batch_size, **settings)
 
     def _images(self, split: str) -> Dataset:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.loading import trains_on_gpu, unchanged
 from diffgan.errors import UserError
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.embeddings import Embeddings
@@ -172,15 +173,11 @@ def _loader(dataset: Dataset, items: range, workers: int, pin_memory: bool) -> I
     Raises:
         UserError: a worker raised it.
     """
-    settings = {"batch_size": None, "collate_fn": _unchanged, "generator": torch.Generator(), "pin_memory": pin_memory}
+    settings = {"batch_size": None, "collate_fn": unchanged, "generator": torch.Generator(), "pin_memory": pin_memory}
     for batch in DataLoader(_ErrorsAsItems(dataset), sampler=items, num_workers=workers, **settings):
         if isinstance(batch, UserError):
             raise batch
         yield batch
-
-
-def _unchanged(batch: PairBatch) -> PairBatch:
-    return batch
 
 
 class LatentPairs(pl.LightningDataModule):
@@ -255,7 +252,7 @@ class LatentPairs(pl.LightningDataModule):
         training_pairs = len(self.pairs) - self.validation_pairs
         place = self._rank_and_world_size()
         batches = _TrainingBatches(self.pairs, training_pairs, self.batch_size, self.seed, self.interleave, *place)
-        self._stream = PairStream(batches, self.workers, self._position, self._trains_on_gpu())
+        self._stream = PairStream(batches, self.workers, self._position, trains_on_gpu(self.trainer))
         return self._stream
 
     def state_dict(self) -> dict[str, int]:
@@ -268,12 +265,9 @@ class LatentPairs(pl.LightningDataModule):
     def val_dataloader(self) -> HeldOutPairs:
         place = self._rank_and_world_size()
         batches = _HeldOutBatches(self.pairs, self.validation_pairs, self.batch_size, *place)
-        return HeldOutPairs(batches, self.workers, self._trains_on_gpu())
+        return HeldOutPairs(batches, self.workers, trains_on_gpu(self.trainer))
 
     test_dataloader = val_dataloader
-
-    def _trains_on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         """Of this process; (0, 1) without a trainer."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from datamodules.loading import unchanged
 from diffgan.glyphs import recipe
 from diffgan.glyphs.typefaces import typefaces
 from diffgan.teachers.autoencoders import Encoder
@@ -46,11 +47,6 @@ class _Descriptions(Dataset):
         return recipe.describe(self.split, self.seed, indices)
 
 
-def _identity(glyphs: list[recipe.Glyph]) -> list[recipe.Glyph]:
-    """Collate function of a data set that returns whole batches."""
-    return glyphs
-
-
 class LatentEncoding:
     """Draws and encodes splits of glyph images on a device; collects their distinct captions.
 
@@ -75,7 +71,7 @@ class LatentEncoding:
         """The first `length` images of (split, seed), as in `GlyphDataset`: latents in float16, on the device."""
         typefaces(split)  # unpacked once, here, and not by every worker
         glyphs = DataLoader(
-            _Descriptions(split, length, seed), ENCODED_BATCH, num_workers=self.workers, collate_fn=_identity
+            _Descriptions(split, length, seed), ENCODED_BATCH, num_workers=self.workers, collate_fn=unchanged
         )
         batches = tqdm(glyphs, desc=f"encoding {split} images", unit_scale=ENCODED_BATCH, unit="image")
         parts = [self._encode(split, batch) for batch in batches]

@@ -11,16 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.glyphs import GlyphDataset
+from datamodules.loading import unchanged
 from diffgan.errors import UserError
 from diffgan.glyphs.distortions import FAMILIES, distort
 from diffgan.images import from_uint8
 from diffgan.perceptual.two_afc import TwoAFCBatch
 from diffgan.teachers.autoencoders import Encoder
-
-
-def _identity(batch: TwoAFCBatch) -> TwoAFCBatch:
-    """Collate function of a data set that returns whole batches."""
-    return batch
 
 
 class _EncodedTwoAFC(pl.LightningDataModule):
@@ -42,7 +38,7 @@ class _EncodedTwoAFC(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset, shuffle: bool) -> DataLoader:
         return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=_identity, drop_last=shuffle
+            dataset, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=unchanged, drop_last=shuffle
         )
 
 
