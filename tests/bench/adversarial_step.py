@@ -6,7 +6,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
+from diffgan.conditioning import Conditioning
 from diffgan.losses import gan
 from diffgan.losses.gradient_penalty import EXACT, full_precision, r1_loss
 from diffgan.losses.regression import Perceptual
@@ -46,6 +48,23 @@ class Peak(pl.Callback):
         pl_module.training_step = measured
 
 
+def network_passes(module: Diffusion2GAN, noise: Tensor, latent: Tensor, conditioning: Conditioning) -> None:
+    """The network passes of a training step, with a discriminator if the module has one; gradients are dropped."""
+    z, x, c = noise, latent, conditioning
+    generated = module.generator(z, c)
+    if module.adversarial is not None:
+        for sample, is_real in ((x, True), (generated.detach(), False)):
+            gan.classification_loss(module.discriminator(sample, z, c), is_real).backward()
+    output = generated.detach().requires_grad_(True)
+    module.regression(output, x).mean().backward()
+    if module.adversarial is not None:
+        module.discriminator.requires_grad_(False)
+        gan.generator_loss(module.discriminator(output, z, c)).backward()
+        module.discriminator.requires_grad_(True)
+    generated.backward(output.grad)
+    module.zero_grad()
+
+
 class Passes:
     """The network passes of a training step, without anything around them."""
 
@@ -61,18 +80,7 @@ class Passes:
             self.penalty()
 
     def main(self) -> None:
-        module, z, x = self.module, self.noise, self.latent
-        c = module.teacher.encode(self.prompts)
-        generated = module.generator(z, c)
-        for latent, is_real in ((x, True), (generated.detach(), False)):
-            gan.classification_loss(module.discriminator(latent, z, c), is_real).backward()
-        output = generated.detach().requires_grad_(True)
-        module.discriminator.requires_grad_(False)
-        (regression,) = torch.autograd.grad(module.regression(output, x).mean(), output)
-        (adversarial,) = torch.autograd.grad(gan.generator_loss(module.discriminator(output, z, c)), output)
-        generated.backward(regression + adversarial)
-        module.discriminator.requires_grad_(True)
-        module.zero_grad()
+        network_passes(self.module, self.noise, self.latent, self.module.teacher.encode(self.prompts))
 
     def penalty(self) -> None:
         module, c = self.module, self.module.teacher.encode(self.prompts[:1])

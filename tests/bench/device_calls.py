@@ -6,7 +6,7 @@ have values as always. Every operation passes through `DeviceCalls`, which count
     read      of a value of the device: `.item()`, `.tolist()`, `.cpu()`, `nonzero`, indexing with a mask
     upload    to the device that is not `non_blocking`, or of numbers written in Python (`torch.tensor`)
 
-A read gives ones, so that the computation goes on. Optimizers and clipping treat all tensors at once, as they do on a
+A read gives ones, so that the computation continues. Optimizers and clipping treat all tensors at once, as they do on a
 GPU: such an operation counts as one kernel. Attention, which a GPU computes by one kernel, counts as nine. What CUDA
 libraries wait for inside an operation is not seen.
 """

@@ -135,7 +135,7 @@ def test_a_training_on_resident_latents_is_reproducible_and_writes_a_pipeline(tm
 
 
 def test_texts_of_resident_captions_are_those_of_the_text_encoder(resident):
-    """What the UNet is told: the row of a table for each caption, row 0 for a dropped one."""
+    """What conditions the UNet: the row of a table for each caption, row 0 for a dropped one."""
     config = shipped_config("glyphs/denoiser")["model"]["init_args"]
     module = DenoiserTraining(embedded("teacher"), small_unet(), config["scheduler"], torch.optim.AdamW, 10)
     module.trainer = resident.trainer

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.pairs.batch import PairBatch
+from tests.bench.adversarial_step import network_passes
 from tests.gpu.networks import SD15, SDXL, RandomDistillation, adversarial_training, random_teacher
 from tests.gpu.parts import Cell, NotApplicable, Setting
 from tests.gpu.timing import GB, matmul_rate
-from tests.gpu.training import WARM_UP, Measured, RandomPairData, RandomPairs, bare_passes, bare_seconds, fit
+from tests.gpu.training import WARM_UP, Measured, RandomPairData, RandomPairs, bare_seconds, fit
 
 STEPS, BARE_ROUNDS = 3, 2
 LARGE_GPU = 130  # GB, for the adversarial step of SDXL
@@ -119,7 +120,7 @@ def _flops_per_image(module: Diffusion2GAN, batch: PairBatch) -> float:
     one = PairBatch(batch.seed[:1], batch.noise[:1], batch.prompt[:1], batch.latent[:1])
     conditioning = module.encode(batch).map(lambda tensor: tensor[:1])
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
-        bare_passes(module, one, conditioning)
+        network_passes(module, one.noise, one.latent, conditioning)
     return float(counter.get_total_flops())
 
 

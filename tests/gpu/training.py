@@ -10,11 +10,10 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 from callbacks.ema import EMA
-from diffgan.conditioning import Conditioning
-from diffgan.losses import gan
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.base import Teacher
+from tests.bench.adversarial_step import network_passes
 from tests.bench.overhead import QUIET
 from tests.gpu.networks import random_conditioning, random_latents
 from tests.gpu.parts import Setting
@@ -128,29 +127,10 @@ def fit(setting: Setting, module: Diffusion2GAN, data: RandomPairData, callbacks
     trainer.fit(module, data)
 
 
-# ---- the same passes without anything around them ----
-
-
-def bare_passes(module: Diffusion2GAN, batch: PairBatch, conditioning: Conditioning) -> None:
-    """The network passes of a training step, on the module's own networks (tests/bench/adversarial_step.py)."""
-    z, x, c = batch.noise, batch.latent, conditioning
-    generated = module.generator(z, c)
-    if module.adversarial is not None:
-        for latent, is_real in ((x, True), (generated.detach(), False)):
-            gan.classification_loss(module.discriminator(latent, z, c), is_real).backward()
-    output = generated.detach().requires_grad_(True)
-    module.regression(output, x).mean().backward()
-    if module.adversarial is not None:
-        module.discriminator.requires_grad_(False)
-        gan.generator_loss(module.discriminator(output, z, c)).backward()
-        module.discriminator.requires_grad_(True)
-    generated.backward(output.grad)
-    for network in module.networks.values():
-        network.zero_grad()
-
-
 def bare_seconds(module: Diffusion2GAN, batch: PairBatch, rounds: int) -> float:
-    """Median seconds of the bare passes."""
+    """Median seconds of the network passes of a step, without anything around them, on the module's own networks."""
     batch = move_data_to_device(batch, module.device)
     conditioning = module.encode(batch)
-    return median_seconds(lambda: bare_passes(module, batch, conditioning), module.device, rounds)
+    return median_seconds(
+        lambda: network_passes(module, batch.noise, batch.latent, conditioning), module.device, rounds
+    )
