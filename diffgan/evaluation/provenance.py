@@ -15,10 +15,10 @@ LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", 
 
 def environment() -> dict[str, Any]:
     """Library versions, device, precision of float32 matrix products, and seed of this process."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "device": {"name": name, "threads": torch.get_num_threads()},
+        "device": {"name": device, "threads": torch.get_num_threads()},
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "seed": torch.initial_seed(),
     }
