@@ -32,12 +32,12 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain in minutes; again: resumes
 	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs) -c configs/glyphs/demo-pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
-	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
+	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 STEPS=20 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
 
 glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: minutes)
 	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs)
 	$(RUN) fit -c configs/glyphs/distill.yaml $(call gpu,distill)
-	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
+	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k STEPS=50 DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
 	$(RUN) predict -c configs/glyphs/pairs.yaml
@@ -47,15 +47,15 @@ glyphs-regression: $(INSTALLED) ## a student of as many images without the discr
 # Evaluate teacher and student with one protocol, export the student, write the table.
 ifdef RUNS
 .PHONY: compare $(RUNS)/distill/metrics.json
-compare: $(RUNS)/teacher-50.json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
+compare: $(RUNS)/teacher-$(STEPS).json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
 	$(RUN) export $(RUNS)/distill $(RUNS)/student
 	$(RUN) tables $^ --output $(RUNS)/table.md
 	@echo "teacher and student side by side: $$(ls $(RUNS)/distill/samples/*.png | tail -n 1)"
 
 TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
-$(RUNS)/teacher-50.json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
+$(RUNS)/teacher-$(STEPS).json: $(TEACHER)
+	$(RUN) evaluate glyphs $@ --name "teacher, $(STEPS) steps" --steps $(STEPS) --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
 
 $(RUNS)/teacher-1.json: $(TEACHER)
 	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
