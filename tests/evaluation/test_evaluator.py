@@ -59,7 +59,7 @@ class FlatEvaluator(Evaluator):
         return None
 
 
-def flat(noise, prompts):
+def flat(noise, prompts, seeds):
     """Image i has the level of its prompt."""
     return torch.stack([torch.full((3, 8, 8), int(prompt) / 10) for prompt in prompts])
 
@@ -126,7 +126,7 @@ def test_diversity_follows_the_order_of_the_prompts():
 # ---- one and two processes ----
 
 
-def stretched(noise, prompts):
+def stretched(noise, prompts, seeds):
     return nn.functional.interpolate(noise[:, :3], size=64)
 
 
@@ -136,7 +136,7 @@ class Student(NothingToMove, pl.LightningModule):
     class teacher:
         latent_shape = LATENT
         encode = staticmethod(lambda prompts: torch.zeros(len(prompts), 1, 1))
-        decode = staticmethod(lambda latent: stretched(latent, None))
+        decode = staticmethod(lambda latent: stretched(latent, None, None))
 
     images_seen = 0
 
