@@ -124,7 +124,7 @@ def unet_of_weights(file: Path, pipeline: str) -> UNet2DConditionModel:
             unet = UNet2DConditionModel.from_config(config)
         missing = unet.load_state_dict(load_file(file), assign=True, strict=False)
     except LOADING_ERRORS as error:
-        raise UserError(f"unet {file}: does not fit the UNet of {pipeline}: {first_line(error)}") from error
+        raise UserError(f"unet {file}: does not fit the UNet of {pipeline}: {_first_two_lines(error)}") from error
     for names, problem in ((missing.missing_keys, "lacks"), (missing.unexpected_keys, "has the unknown")):
         if names:
             raise UserError(f"unet {file}: does not fit the UNet of {pipeline}: it {problem} {names[0]}")
@@ -173,7 +173,7 @@ def merge_lora(pipeline: DiffusionPipeline, lora: Lora, file: Path) -> None:
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
     except LOADING_ERRORS as error:
-        raise UserError(f"lora {file}: does not fit the pipeline: {first_line(error)}") from error
+        raise UserError(f"lora {file}: does not fit the pipeline: {_first_two_lines(error)}") from error
     if adapted != layers or not layers:
         raise UserError(f"lora {file}: does not fit the pipeline: {adapted} of its {layers} layers have a place there")
 
@@ -183,3 +183,8 @@ def _adapted_layers(pipeline: DiffusionPipeline) -> int:
 
     modules = (module for network in networks(pipeline) for module in network.modules())
     return sum(isinstance(module, BaseTunerLayer) for module in modules)
+
+
+def _first_two_lines(error: Exception) -> str:
+    """An error's message in one line; that of `load_state_dict` names the first weight in its second line."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
