@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/diffgan
 INSTALLED := $(VENV)/.installed
-LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
-ROWS := regression diffusion noise r1 multi_scale mix_and_match
-SEEDS := 0 1 2
+
+# Tables: SCALE=glyphs|sd15|sdxl; PART=2/3: the second of three parts; PLAN=1: print what it needs; SWEEP: further options.
+SCALE ?= glyphs
+sweep = $(RUN) sweep configs/tables/$(1).yaml --scale $(SCALE) $(if $(PART),--part $(PART)) $(if $(filter-out 0,$(PLAN)),--plan) $(SWEEP)
 
 # GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
 gpu = $(if $(filter-out 0,$(GPU)),-c configs/glyphs/gpu/$(1).yaml)
@@ -14,7 +15,7 @@ DEVICE := $(if $(filter-out 0,$(GPU)),cuda,cpu)
 AT_ONCE := $(if $(filter-out 0,$(GPU)),500,50)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean glyph-denoiser
+.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-regression-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean glyph-denoiser
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -64,24 +65,13 @@ $(RUNS)/distill/metrics.json:
 	$(RUN) test $(DISTILL)
 endif
 
-# ---- tables of the paper, on the miniature ----
+# ---- tables of the paper ----
 
-table-losses: $(INSTALLED) ## regression losses after equal images on the same pairs, three seeds (hours)
-	$(RUN) predict -c configs/glyphs/pairs.yaml
-	@for seed in $(SEEDS); do for loss in $(LOSSES); do for verb in fit test; do \
-	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/losses.yaml -c configs/tables/losses/$$loss.yaml \
-	    --seed_everything $$seed --data.init_args.seed $$seed --trainer.logger.init_args.version seed-$$seed || exit 1; \
-	done; done; done
-	$(RUN) tables $(foreach loss,$(LOSSES),$(SEEDS:%=runs/tables/losses/$(loss)/seed-%/metrics.json)) \
-	  --output runs/tables/losses/table.md
+table-regression-losses: $(INSTALLED) ## regression losses after equal training on the same pairs
+	$(call sweep,regression-losses)
 
-table-discriminator: $(INSTALLED) ## ablation: the discriminator built up step by step, after equal regression (hours)
-	$(RUN) predict -c configs/glyphs/pairs.yaml
-	@for row in $(ROWS); do for verb in fit test; do \
-	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/discriminator.yaml \
-	    -c configs/tables/discriminator/$$row.yaml || exit 1; \
-	done; done
-	$(RUN) tables $(ROWS:%=runs/tables/discriminator/%/metrics.json) --output runs/tables/discriminator/table.md
+table-discriminator: $(INSTALLED) ## the discriminator's parts, added one by one after equal regression
+	$(call sweep,discriminator)
 
 # ---- what the package ships ----
 
