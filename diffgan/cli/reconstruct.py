@@ -30,7 +30,7 @@ def reconstruct(
     images: Path | None = None,
     vae: str = EMBEDDED,
     weights: str = EMBEDDED,
-    pixels: str = EMBEDDED,
+    pixels: str = "glyphs-pixels",
     count: int = 6,
     steps: int = 1000,
     learning_rate: float = 0.05,
@@ -44,7 +44,7 @@ def reconstruct(
         images: folder of target images of one size; by default glyphs.
         vae: autoencoder of the latents: a directory, "owner/model/vae" on the hub, or "glyphs".
         weights: weights of ELatentLPIPS for these latents, or "glyphs".
-        pixels: weights of the same network for pixels, "glyphs", or "lpips" for the package of that name.
+        pixels: weights of the same network for pixels, "glyphs-pixels", or "lpips" for the package of that name.
         count: number of images.
         steps: steps of Adam.
         learning_rate: at the first step.
@@ -101,5 +101,5 @@ def _metrics(curve: Curve, images: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def _digests(weights: str, pixels: str) -> dict[str, str]:
-    files = {"latents": weights_file(weights), "pixels": Path(pixels)}
+    files = {"latents": weights_file(weights), "pixels": weights_file(pixels)}
     return {name: digest(file) for name, file in files.items() if file.is_file()}

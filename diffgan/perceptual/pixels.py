@@ -9,7 +9,6 @@ from diffgan.errors import UserError
 from diffgan.latent_space import PIXELS, LatentSpace
 from diffgan.perceptual.distance import PerceptualDistance
 from diffgan.perceptual.lpips import LatentLPIPS
-from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers.autoencoders import load_autoencoder
 
 LPIPS_PACKAGE = "lpips"
@@ -19,8 +18,8 @@ class PixelLPIPS(PerceptualDistance):
     """LPIPS in pixels: d(decode(x^), decode(x)). The gradient passes through the decoder.
 
     Args:
-        weights: weight file of the VGG16 of pixels, "glyphs" for the one of the package, or "lpips" for the package of
-            that name (VGG16 trained on ImageNet, 0.1).
+        weights: weight file of the VGG16 of pixels, "glyphs-pixels" for the miniature's, or "lpips" for the package of
+            that name (VGG16 of ImageNet).
         vae: autoencoder of the latents: a directory, "owner/model/vae" on the hub, or "glyphs".
         checkpointing: compute the decoder's activations again in the backward pass instead of keeping them.
 
@@ -71,7 +70,7 @@ class DecodedDistance(nn.Module):
 def pixel_distance(weights: str) -> nn.Module:
     """LPIPS of images (N, 3, H, W) in [-1, 1] -> N distances; `weights` and errors as of `PixelLPIPS`."""
     if weights != LPIPS_PACKAGE:
-        distance = LatentLPIPS(embedded("pixel_lpips.safetensors") if weights == EMBEDDED else weights)
+        distance = LatentLPIPS(weights)
         distance.check_space(PIXELS)
         return distance
     try:

@@ -76,7 +76,7 @@ def test_loss_table_differs_in_the_loss_alone(capsys, scale):
         assert config["model"]["init_args"]["adversarial"] is None
     assert all(config == configs["mse"] for config in configs.values())
     assert weights["latent_lpips"] == weights["e_latent_lpips"] != weights["mse"]
-    assert weights["pixel_lpips"] == ("glyphs" if scale == "glyphs" else "lpips")
+    assert weights["pixel_lpips"] == ("glyphs-pixels" if scale == "glyphs" else "lpips")
 
 
 ROWS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
