@@ -286,6 +286,7 @@ def swept(tmp_path, monkeypatch):
             "lpips": {"title": "LPIPS", "configs": ["lpips.yaml"], "scales": ["sd15"]},
             "latent": {"title": "LatentLPIPS", "configs": ["latent.yaml"]},
             "teacher": {"title": "teacher", "pipeline": "teacher.yaml", "paper": {"fid": 8.74}},
+            "dmd": {"title": "DMD", "cited": True, "paper": {"fid": 11.49}},
         },
     }
     Path("losses.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
@@ -307,6 +308,7 @@ def test_measured_values_and_the_paper_s_stand_side_by_side(swept):
         "| pseudo-Huber (1 of 2 seeds) | 30.0 |  | 87.60 |  |",
         "| LatentLPIPS | not measured | not measured |  |  |",
         "| teacher | 5.0 |  | 8.74 |  |",
+        "| DMD |  |  | 11.49 |  |",
         "| real images | 1.0 |  |  |  |",
         "",
         "Protocol glyphs (p). The paper's values are of sd15: table 1.",

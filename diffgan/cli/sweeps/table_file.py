@@ -10,6 +10,7 @@ import yaml
 from diffgan.errors import UserError, first_line
 
 SCALES = ("glyphs", "sd15", "sdxl")
+COMMANDS = ("fit", "test")
 SCALE = "{scale}"  # in a path: replaced by one of them
 ROOT = Path("configs/tables")
 COMMITTED = ROOT / "results"  # records in the repository
@@ -17,11 +18,12 @@ COMMITTED = ROOT / "results"  # records in the repository
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: trained (`configs`) or a pipeline that is evaluated as it is (`pipeline`).
+    """One row of a table: a run (`configs`), a pipeline that is evaluated as it is, or numbers of the paper alone.
 
     title: what the table calls it.
-    configs: of `diffgan fit`, after those of the table.
+    configs: of the row's run, after those of the table.
     pipeline: the file that says how a diffusers pipeline is called, see `diffgan evaluate`; without seeds.
+    cited: whether the row shows the paper's values and nothing else.
     scales: those that have this row.
     paper: the paper's values, by the key of the metric.
     """
@@ -29,6 +31,7 @@ class Row:
     title: str
     configs: tuple[str, ...] = ()
     pipeline: str | None = None
+    cited: bool = False
     scales: tuple[str, ...] = SCALES
     paper: Mapping[str, float] = field(default_factory=dict)
 
@@ -48,12 +51,13 @@ class Table:
     name: the file's, without suffix.
     title: heading.
     rows: by key, in the order of the table.
-    configs: of every `diffgan fit`, in this order, before those of the row.
-    seeds: of the rows that are trained.
+    configs: of every run, in this order, before those of the row.
+    commands: of a run, in this order: fit and test, or test alone.
+    seeds: of the runs.
     start: configurations, after `configs`, of a training whose checkpoint the rows of one seed begin with; () none.
-    columns: keys of the metrics to show, without "evaluation/", by scale; all measured ones of a scale without an entry.
-    protocol: name or file of the evaluation protocol of rows that are not trained, by scale.
-    pairs: configurations of `diffgan predict` that make the pairs, in this order; () if no row is trained.
+    columns: keys of the metrics to show, without "evaluation/", by scale; without an entry all measured ones.
+    protocol: name or file of the evaluation protocol of pipelines, by scale.
+    pairs: configurations of `diffgan predict` that make the pairs, in this order; () if no row needs any.
     paper: where the rows' `paper` values come from.
     """
 
@@ -61,6 +65,7 @@ class Table:
     title: str
     rows: Mapping[str, Row]
     configs: tuple[str, ...] = ()
+    commands: tuple[str, ...] = COMMANDS
     seeds: tuple[int, ...] = (0,)
     start: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -79,13 +84,13 @@ class Table:
 
 def row_records(folder: Path, key: str, row: Row) -> list[Path]:
     """The records of a row in a folder of records, in the order of their seeds."""
-    if row.pipeline is not None:
+    if row.pipeline is not None or row.cited:
         return [file for file in [folder / record_name(key)] if file.is_file()]
     return sorted(folder.glob(f"{key}-seed-*.json"), key=lambda file: (len(file.name), file.name))
 
 
 def record_name(key: str, seed: int | None = None) -> str:
-    """The file name of a row's record; seed: None if the row is not trained."""
+    """The file name of a row's record; seed: None if the row is a pipeline."""
     return f"{key}.json" if seed is None else f"{key}-seed-{seed}.json"
 
 
@@ -112,6 +117,9 @@ def read_table(path: Path) -> Table:
         content["paper"] = Paper(**_mapping(content["paper"], f"{path}: paper", Paper))
     for name in ("configs", "start", "pairs"):
         content[name] = _texts(content.get(name), f"{path}: {name}")
+    content["commands"] = _texts(content.get("commands", list(COMMANDS)), f"{path}: commands")
+    if content["commands"] not in (COMMANDS, COMMANDS[1:]):
+        raise UserError(f"{path}: commands: must be [fit, test] or [test]")
     content["seeds"] = _seeds(content.get("seeds", [0]), f"{path}: seeds")
     content["columns"] = {
         scale: _texts(keys, f"{path}: columns.{scale}")
@@ -130,8 +138,8 @@ def _row(value: Any, place: str) -> Row:
         raise UserError(f"{place}.paper: must map metrics to numbers")
     row["paper"] = paper
     row = Row(**row)
-    if row.pipeline is not None and row.configs:
-        raise UserError(f"{place}: has configs and pipeline; a row is either trained or evaluated as it is")
+    if (row.pipeline is not None) + bool(row.configs) + row.cited > 1:
+        raise UserError(f"{place}: must have one of configs, pipeline and cited")
     return row
 
 

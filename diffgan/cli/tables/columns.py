@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from diffgan.evaluation.metrics.base import Column
 
 UNKNOWN_DIGITS = 3  # of a metric that no protocol lists
+TWO_AFC = ("traditional", "cnn", "blur", "colour", "noise", "compression", "autoencoder", "warp")  # families
 
 
 def known_columns() -> "dict[str, Column]":
@@ -22,6 +23,8 @@ def known_columns() -> "dict[str, Column]":
         Column("seconds_per_image", "seconds / image", 4),
         Column("network_calls", "network calls", 0),
         Column("images_seen", "images", 0),
+        Column("test/2afc", "2AFC, %", 2, scale=100, better="higher"),
+        *(Column(f"test/2afc_{name}", f"{name}, %", 2, scale=100, better="higher") for name in TWO_AFC),
     ]
     return {column.key: column for column in [*metric_columns(), *others]}
 

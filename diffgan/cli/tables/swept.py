@@ -1,6 +1,6 @@
 """Tables of a table file (configs/tables/NAME.yaml) at one scale: measured values and the paper's beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffgan.cli.sweeps.table_file import Row, Table
@@ -33,7 +33,7 @@ def swept_grid(table: Table, scale: str) -> Grid:
     records = {key: [read_record(path) for path in table.committed_records(key, scale)] for key in rows}
     every = [record for runs in records.values() for record in runs]
     require_comparable(every)
-    shown = _shown(table, _columns(table, scale, every))
+    shown = _shown(table, rows.values(), _columns(table, scale, every))
     lines = []
     for key, row in rows.items():
         cells = tuple(_cell(row, records[key], each) for each in shown)
@@ -56,9 +56,9 @@ def _columns(table: Table, scale: str, records: Sequence[Record]) -> "list[Colum
         raise UserError(f"table {table.name}: columns.{scale}: {error}") from error
 
 
-def _shown(table: Table, columns: "Sequence[Column]") -> list[Shown]:
+def _shown(table: Table, rows: Iterable[Row], columns: "Sequence[Column]") -> list[Shown]:
     """The measured columns, each followed by the paper's if there is one; then the paper's of other metrics."""
-    paper = {key: None for row in table.rows.values() for key in row.paper} if table.paper else {}
+    paper = {key: None for row in rows for key in row.paper} if table.paper else {}
     shown = []
     for column in columns:
         shown.append(Shown(column, is_paper=False))
@@ -72,7 +72,7 @@ def _shown(table: Table, columns: "Sequence[Column]") -> list[Shown]:
 def _cell(row: Row, records: Sequence[Record], shown: Shown) -> Cell:
     column = shown.column
     if not shown.is_paper:
-        return measured(records, column.key, column.scale)
+        return "" if row.cited else measured(records, column.key, column.scale)
     value = row.paper.get(column.key)
     return "" if value is None else f"{value * column.scale:.{column.digits}f}"
 
@@ -80,8 +80,8 @@ def _cell(row: Row, records: Sequence[Record], shown: Shown) -> Cell:
 def _title(row: Row, records: Sequence[Record], table: Table) -> str:
     """The row's title; it says so if records of some seeds are missing."""
     seeds = len(table.seeds)
-    complete = row.pipeline is not None or len(records) in (0, seeds)
-    return row.title if complete else f"{row.title} ({len(records)} of {seeds} seeds)"
+    has_seeds = row.pipeline is None and not row.cited
+    return f"{row.title} ({len(records)} of {seeds} seeds)" if has_seeds and 0 < len(records) < seeds else row.title
 
 
 def _heading(shown: Shown, table: Table) -> GridColumn:
