@@ -104,6 +104,30 @@ def intervals_png(points: Sequence[Interval], axis: str, texts: Mapping[str, str
     return _png(figure, texts)
 
 
+def save_ranges(path: Path, curves: Mapping[str, Sequence[Interval]], x: str, y: str) -> None:
+    """Write a PNG with the mean of each curve as a line and its range as a band.
+
+    Args:
+        path: the PNG; its folder is created if needed.
+        curves: name -> points in the order of their images.
+        x, y: labels of the axes.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        colour, xs = COLOURS[number % len(COLOURS)], [point.images for point in points]
+        marker = "o" if len(points) < 30 else ""
+        axes.plot(xs, [point.mean for point in points], color=colour, marker=marker, markersize=3, label=name)
+        least, most = [point.least for point in points], [point.most for point in points]
+        axes.fill_between(xs, least, most, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _remove_frame(axes, "top", "right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def _ranges(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
     """How far the ranges reach below and above the means, as matplotlib takes them."""
     below = [max(0.0, interval.mean - interval.least) for interval in intervals]
