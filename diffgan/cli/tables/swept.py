@@ -39,7 +39,7 @@ def swept_grid(table: Table, scale: str) -> Grid:
         cells = tuple(_cell(row, records[key], each) for each in shown)
         lines.append(GridRow(_title(row, records[key], table), cells, is_compared(records[key])))
     real = real_images(every, [each.column for each in shown if not each.is_paper])
-    if any(real):
+    if every and any(real):
         values = iter(real)
         cells = tuple("" if each.is_paper else next(values) for each in shown)
         lines.append(GridRow("real images", cells, compared=False))
@@ -88,11 +88,11 @@ def _heading(shown: Shown, table: Table) -> GridColumn:
     heading = GridColumn.of(shown.column)
     if not shown.is_paper:
         return heading
-    return GridColumn(f"{heading.heading}, the paper's {table.paper.scale}")
+    return GridColumn(f"{heading.heading} in the paper ({table.paper.scale})")
 
 
 def _note(records: Sequence[Record], table: Table) -> str:
     """The protocol of the records, and where the paper has its values."""
     protocol = [f"Protocol {records[0].protocol} ({records[0].digest})."] if records else []
-    source = [f"The paper's values are of {table.paper.scale}: {table.paper.source}."] if table.paper else []
+    source = [f"Paper: {table.paper.scale}, {table.paper.source}."] if table.paper else []
     return " ".join(protocol + source)
