@@ -102,5 +102,6 @@ def _grid(words: tuple[str, ...]) -> Grid:
     if len(words) == 1:
         return listed_grid(Path(words[0]))
     if len(words) == 2 and words[1] in SCALES:
-        return swept_grid(read_table(Path(words[0])), words[1])
+        table, scale = read_table(Path(words[0])), words[1]
+        return swept_grid(table, scale, table.committed(scale))
     raise UserError(f"{' '.join(words)!r}: name a file in configs/tables/readme, or a table file and a scale")

@@ -1,9 +1,10 @@
 """Tables of a table file (configs/tables/NAME.yaml) at one scale: measured values and the paper's beside them."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffgan.cli.sweeps.table_file import Row, Table
+from diffgan.cli.sweeps.table_file import Row, Table, row_records
 from diffgan.cli.tables.columns import columns_of, measured_columns
 from diffgan.cli.tables.grid import Cell, Grid, GridColumn, GridRow, is_compared, measured, real_images
 from diffgan.cli.tables.records import Record, read_record, require_comparable
@@ -20,8 +21,8 @@ class Shown(NamedTuple):
     is_paper: bool
 
 
-def swept_grid(table: Table, scale: str) -> Grid:
-    """A table from its committed records.
+def swept_grid(table: Table, scale: str, folder: Path) -> Grid:
+    """A table from a folder of its records.
 
     A row without records is "not measured", one that lacks seeds says how many it has. The paper's values of a metric
     stand right of the measured ones, or after all columns if the metric was not measured at this scale.
@@ -30,7 +31,7 @@ def swept_grid(table: Table, scale: str) -> Grid:
         UserError: a record cannot be read, or records cannot be compared.
     """
     rows = table.rows_of(scale)
-    records = {key: [read_record(path) for path in table.committed_records(key, scale)] for key in rows}
+    records = {key: [read_record(path) for path in row_records(folder, key, row)] for key, row in rows.items()}
     every = [record for runs in records.values() for record in runs]
     require_comparable(every)
     shown = _shown(table, rows.values(), _columns(table, scale, every))
@@ -93,6 +94,7 @@ def _heading(shown: Shown, table: Table) -> GridColumn:
 
 def _note(records: Sequence[Record], table: Table) -> str:
     """The protocol of the records, and where the paper has its values."""
-    protocol = [f"Protocol {records[0].protocol} ({records[0].digest})."] if records else []
+    evaluated = [record for record in records if record.protocol is not None]
+    protocol = [f"Protocol {evaluated[0].protocol} ({evaluated[0].digest})."] if evaluated else []
     source = [f"Paper: {table.paper.scale}, {table.paper.source}."] if table.paper else []
     return " ".join(protocol + source)
