@@ -1,7 +1,8 @@
 """Names of version 0.1 and what they are called now. This module is the only place for them.
 
 Records (metrics.json) and curves are read under their old names for good. Old configurations, a run's `fit.yaml` and
-verbs keep working until version 0.6, with one line on standard error. Checkpoints need no translation: neither their keys nor the callbacks with a state were renamed.
+verbs keep working until version 0.6, with one line on standard error. Checkpoints need no translation: neither their
+keys nor the callbacks with a state were renamed.
 """
 
 import sys
