@@ -29,7 +29,7 @@ class ImageBatch:
     extractors: Extractors
     device: torch.device | str = "cpu"
     full_size: Tensor | None = None
-    _features: dict[tuple[View, str | None], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _features: dict[tuple[View, str], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def features(self, view: View = PLAIN, extractor: str | None = None) -> Tensor:
         """Features of the images as seen in a view: (N, D) float32 on the CPU.
@@ -41,13 +41,14 @@ class ImageBatch:
         Raises:
             UserError: features are not finite, or an image is smaller than the view's patch.
         """
-        if (view, extractor) not in self._features:
-            features = self.extractors[extractor](self._seen(view).to(self.device)).cpu()
+        network = self.extractors[extractor]
+        key = view, network.name
+        if key not in self._features:
+            features = network(self._seen(view).to(self.device)).cpu()
             if not features.isfinite().all():
-                name = self.extractors[extractor].name
-                raise UserError(f"features of {name} are not finite: its weights are damaged, download them again")
-            self._features[view, extractor] = features
-        return self._features[view, extractor]
+                raise UserError(f"features of {network.name} are not finite: the file of its weights is damaged")
+            self._features[key] = features
+        return self._features[key]
 
     def _seen(self, view: View) -> Tensor:
         """The images as seen in a view, (N, 3, h, w) uint8."""

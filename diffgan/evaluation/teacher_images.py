@@ -14,6 +14,7 @@ from diffgan.errors import UserError, first_line
 from diffgan.evaluation.features.registry import Extractors
 from diffgan.evaluation.grain import View
 from diffgan.evaluation.image_batch import ImageBatch
+from diffgan.evaluation.metrics.statistics import FeatureStatistics
 from diffgan.evaluation.preprocessing import read_rgb
 from diffgan.evaluation.real_images import RealImages, cache_file, cached_tensors
 from diffgan.evaluation.work_split import WorkSplit
@@ -105,7 +106,7 @@ class WithTeacherImages(RealImages):
     ):
         self.real, self.teacher, self.batch_of, self.extractors = real, teacher, batch_of, extractors
         self.cache, self.batch_size, self.split = cache, batch_size, split
-        self._features: dict[tuple[View, str | None], Tensor] = {}
+        self._features: dict[tuple[View, str], Tensor] = {}
 
     def images(self, name: str) -> Tensor:
         return self.real.images(name)
@@ -113,22 +114,21 @@ class WithTeacherImages(RealImages):
     def captions(self, name: str) -> list[str]:
         return self.real.captions(name)
 
-    def statistics(self, name: str, view: View, extractor: str | None = None):
-        return (
-            super().statistics(name, view, extractor)
-            if name == TEACHER
-            else self.real.statistics(name, view, extractor)
-        )
+    def statistics(self, name: str, view: View, extractor: str | None = None) -> FeatureStatistics:
+        if name != TEACHER:
+            return self.real.statistics(name, view, extractor)
+        return super().statistics(name, view, extractor)
 
     def features(self, name: str, view: View, extractor: str | None = None) -> Tensor:
         if name != TEACHER:
             return self.real.features(name, view, extractor)
-        if (view, extractor) not in self._features:
-            teacher, network = self.teacher, self.extractors[extractor]
+        teacher, network = self.teacher, self.extractors[extractor]
+        key = view, network.name
+        if key not in self._features:
             file = cache_file(self.cache, TEACHER, teacher.protocol, teacher.digest, network, view)
             tensors = cached_tensors(file, lambda: {"features": self._compute(view, extractor)}, self.split)
-            self._features[view, extractor] = tensors["features"]
-        return self._features[view, extractor]
+            self._features[key] = tensors["features"]
+        return self._features[key]
 
     def _compute(self, view: View, extractor: str | None) -> Tensor:
         own = self.split.batches(self.teacher.count, self.batch_size)

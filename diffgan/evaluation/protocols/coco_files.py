@@ -33,14 +33,11 @@ def check_year(place: str, count: int, year: int, reference: str | None, protoco
         UserError: the captions are of another year, or of an image that is not among the real ones.
     """
     records = list(islice(_records(place), count))
-    years = {record["year"] for record in records if "year" in record} - {year}
-    if years:
-        raise UserError(
-            f"{place}: the captions are of COCO {', '.join(map(str, sorted(years)))}, but protocol {protocol} is of "
-            f"{year}; {REMEDY}"
-        )
+    others = [record["year"] for record in records if record.get("year", year) != year]
+    if others:
+        raise UserError(f"{place}: captions of COCO {others[0]}, but protocol {protocol} is of {year}; {REMEDY}")
     numbers = image_numbers(reference_files(reference)) if reference else set()
-    others = [record["image_id"] for record in records if record.get("image_id", -1) not in numbers | {-1}]
+    others = [record["image_id"] for record in records if "image_id" in record and record["image_id"] not in numbers]
     if numbers and others:
         raise UserError(
             f"{place}: image {others[0]} of a caption is not among the real images in {reference} (as are "
