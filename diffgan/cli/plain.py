@@ -52,6 +52,8 @@ def _add_special(parser: ArgumentParser, name: str, parameter: Parameter, help: 
     if parameter.annotation is bool:
         parser.add_argument(f"--{name}", action="store_true", help=help)
     elif parameter.kind is Parameter.KEYWORD_ONLY:
-        parser.add_argument(f"-{name[0]}", f"--{name}", action="append", required=True, help=help)
+        required = parameter.default is Parameter.empty
+        default = None if required else list(parameter.default)
+        parser.add_argument(f"-{name[0]}", f"--{name}", action="append", required=required, default=default, help=help)
     else:
         parser.add_argument(name, nargs="+", type=get_args(parameter.annotation)[0], help=help)
