@@ -1,6 +1,7 @@
 """The extractors of DINOv2, CLIP and DreamSim with small random weights, against other implementations."""
 
 import json
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -18,9 +19,9 @@ from diffgan.evaluation.features.dinov2 import DINOv2Features, interpolated_posi
 from diffgan.evaluation.features.dreamsim import DreamSimFeatures
 from diffgan.evaluation.features.inception import InceptionFeatures
 from diffgan.evaluation.features.registry import Extractors, load_extractor
-from tests.pipelines import random_inception
 
 SMALL = "vit_small_patch14_dinov2"
+PARTS = {"attn.proj": "attention.o_proj", "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"}
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,16 @@ def images():
 # ---- DINOv2 ----
 
 
-def random_dinov2(file, side=224):
-    """Random weights of DINOv2 ViT-S/14 as they are published: with a mask token."""
+@pytest.fixture(scope="module")
+def small_dinov2(tmp_path_factory):
+    """Random weights of DINOv2 ViT-S/14 for 224 pixels, and their file as it is published: with a mask token."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = timm.create_model(SMALL, pretrained=False, num_classes=0, img_size=side)
+        network = timm.create_model(SMALL, pretrained=False, num_classes=0, img_size=224)
         state = {name: value + 0.05 * torch.randn_like(value) for name, value in network.state_dict().items()}
+    file = tmp_path_factory.mktemp("dinov2") / "small.pth"
     torch.save(state | {"mask_token": torch.zeros(1, 384)}, file)
-    return state
+    return state, file
 
 
 def in_transformers(state):
@@ -57,18 +60,18 @@ def in_transformers(state):
         _, number, part = name.split(".", 2)
         layer = f"encoder.layer.{number}"
         if part.startswith("attn.qkv"):
-            for kind, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                renamed[f"{layer}.attention.attention.{kind}.{part.rsplit('.', 1)[1]}"] = third
+            for kind, third in zip("qkv", value.chunk(3), strict=True):
+                renamed[f"{layer}.attention.{kind}_proj.{part.rsplit('.', 1)[1]}"] = third
             continue
-        for old, new in (("attn.proj", "attention.output.dense"), ("ls1.gamma", "layer_scale1.lambda1")):
+        for old, new in PARTS.items():
             part = part.replace(old, new)
-        renamed[f"{layer}.{part.replace('ls2.gamma', 'layer_scale2.lambda1')}"] = value
+        renamed[f"{layer}.{part}"] = value
     return renamed
 
 
-def test_dinov2_is_that_of_transformers(tmp_path, images):
-    state = random_dinov2(tmp_path / "small.pth")
-    extractor = DINOv2Features(tmp_path / "small.pth", SMALL)
+def test_dinov2_is_that_of_transformers(small_dinov2, images):
+    state, file = small_dinov2
+    extractor = DINOv2Features(file, SMALL)
     config = Dinov2Config(
         hidden_size=384,
         num_hidden_layers=12,
@@ -107,9 +110,12 @@ def test_positions_are_interpolated_as_dinov2_does():
     assert interpolated_positions(positions, side) is positions
 
 
-def test_dinov2_takes_weights_of_images_of_518_pixels(tmp_path, images):
-    random_dinov2(tmp_path / "small.pth", side=518)
-    assert DINOv2Features(tmp_path / "small.pth", SMALL)(images).isfinite().all()
+def test_dinov2_takes_weights_of_images_of_518_pixels(small_dinov2, tmp_path):
+    state, _ = small_dinov2
+    positions = torch.randn(1, 1 + 37 * 37, 384)
+    torch.save(state | {"pos_embed": positions}, tmp_path / "518.pth")
+    network = DINOv2Features(tmp_path / "518.pth", SMALL).network
+    torch.testing.assert_close(network.pos_embed, interpolated_positions(positions, 16))
 
 
 # ---- CLIP ----
@@ -197,9 +203,9 @@ def test_missing_weights_are_one_line(name, file, offline, tmp_path):
     assert "EfficientNetFeatures" in message and "\n" not in message
 
 
-def test_weights_of_another_extractor_are_refused(tmp_path):
-    random_dinov2(tmp_path / "dinov2.pth")
-    random_inception(tmp_path / "inception.pth")
+def test_weights_of_another_extractor_are_refused(small_dinov2, tmp_path):
+    shutil.copy(small_dinov2[1], tmp_path / "dinov2.pth")
+    torch.save({"Mixed_7c.branch_pool.conv.weight": torch.zeros(2, 2)}, tmp_path / "inception.pth")
     torch.save({"weights": pytest.approx(1)}, tmp_path / "objects.pth")
     for build, files in (
         (InceptionFeatures, ("dinov2", "objects")),
@@ -212,11 +218,11 @@ def test_weights_of_another_extractor_are_refused(tmp_path):
             assert "\n" not in str(error.value)
 
 
-def test_weights_at_the_usual_place_have_the_extractors_name(tmp_path, monkeypatch):
+def test_weights_at_the_usual_place_have_the_extractors_name(small_dinov2, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(timm, "create_model", lambda _, create=timm.create_model, **options: create(SMALL, **options))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    random_dinov2(dinov2.WEIGHTS.path)
+    shutil.copy(small_dinov2[1], dinov2.WEIGHTS.path)
     extractors = Extractors("dinov2")
     assert extractors[None].name == "dinov2" and extractors["dinov2"] is extractors[None]
     with pytest.raises(UserError, match="extractor 'vgg' is none of inception, efficientnet, dinov2, clip, dreamsim"):
