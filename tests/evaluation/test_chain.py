@@ -50,7 +50,7 @@ def write_protocol(folder, images, **fields):
 
 def test_metrics_are_those_of_torch_fidelity(tmp_path):
     """On images of Inception's side, where neither tool resizes; subsets are the whole sets."""
-    count = 16
+    count = 10
     generated, real = synthetic(count, 0, 299), synthetic(count, 1, 299)
     folders = [save_all(tmp_path / name, images) for name, images in (("generated", generated), ("real", real))]
     random_inception(tmp_path / "inception.pth")
@@ -145,4 +145,5 @@ def test_two_processes_compute_what_one_does(tmp_path):
     files = sorted(file.name.rsplit("-", 1)[0] for file in (tmp_path / "cache").glob("*.safetensors"))
     assert files == ["features-chain", "real-chain", "teacher-chain"]
     again = validate(1, tmp_path, tmp_path / "cache")  # from what both processes have kept
-    assert {name: again[name] for name in first} == pytest.approx(first, rel=1e-6, abs=1e-6)
+    for name, value in first.items():
+        assert again[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6, abs=1e-6))
