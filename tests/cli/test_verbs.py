@@ -40,6 +40,7 @@ LIGHT = {
     "unknown verb": ("exprot",),
     "tables of what is no record": ("tables", OLD / "fit.yaml"),
     "help of tables": ("tables", "--help"),
+    "render of no file": ("render", "nothing.md"),
     "help of plot": ("plot", "--help"),
     "status": ("pairs", "status", OLD / "pairs"),
 }

@@ -16,7 +16,7 @@ class CLIPScore(ImageMetric):
         selected: the protocol's rows that count.
     """
 
-    columns = (Column("clip_score", "CLIP score", 3),)
+    columns = (Column("clip_score", "CLIP score", 3, better="higher"),)
 
     def __init__(self, model: str, weights: str, selected: slice = ALL):
         super().__init__(selected)

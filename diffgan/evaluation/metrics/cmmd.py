@@ -30,7 +30,7 @@ class CMMD(FeatureDistance):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return (Column(self.name, self.titled("CMMD"), 3),)
+        return (Column(self.name, self.titled("CMMD"), 3, better="lower"),)
 
     def setup(self, real: RealImages) -> None:
         self.reference = real.features(self.reference_name, self.view, self.extractor)

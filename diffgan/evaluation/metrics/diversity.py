@@ -68,7 +68,8 @@ class PromptDiversity(ImageMetric):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return (Column(self.name, "DreamDiv" if self.extractor == DREAMSIM_FEATURES else "diversity", 3),)
+        heading = "DreamDiv" if self.extractor == DREAMSIM_FEATURES else "diversity"
+        return (Column(self.name, heading, 3, better="higher"),)
 
     def measure(self, batch: ImageBatch) -> Tensor:
         return batch.features(extractor=self.extractor)

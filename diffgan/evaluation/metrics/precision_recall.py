@@ -29,7 +29,7 @@ class PrecisionRecall(FeatureDistance):
     @property
     def columns(self) -> tuple[Column, ...]:
         return tuple(
-            Column(f"{kind}_{self.name}", self.titled(kind), 3, real_key=f"{kind}_{self.floor_key}")
+            Column(f"{kind}_{self.name}", self.titled(kind), 3, real_key=f"{kind}_{self.floor_key}", better="higher")
             for kind in Shares._fields
         )
 

@@ -40,9 +40,9 @@ class TeacherFrechetDistance(FrechetDistance):
     @property
     def columns(self) -> tuple[Column, ...]:
         if self.extractor == FID_FEATURES:
-            return (Column(self.name, self.titled("FID-T"), 2),)
+            return (Column(self.name, self.titled("FID-T"), 2, better="lower"),)
         title = "FD-T" if self.view.name else f"FD-T ({EXTRACTOR_TITLES.get(self.extractor, self.extractor)})"
-        return (Column(self.name, self.titled(title), 1),)
+        return (Column(self.name, self.titled(title), 1, better="lower"),)
 
     def setup(self, real: RealImages) -> None:
         teacher = real.features(TEACHER, self.view, self.extractor)[self.selected]
@@ -79,7 +79,8 @@ class TeacherDistance(ImageMetric):
     @property
     def columns(self) -> tuple[Column, ...]:
         title = "DreamSim-N" if self.extractor == DREAMSIM_FEATURES else "distance to the teacher"
-        return (Column(self.name, f"{title}, {self.view.name}" if self.view.name else title, 3),)
+        heading = f"{title}, {self.view.name}" if self.view.name else title
+        return (Column(self.name, heading, 3, better="lower"),)
 
     def setup(self, real: RealImages) -> None:
         self.teacher = real.features(TEACHER, self.view, self.extractor)[self.selected]
