@@ -1,4 +1,4 @@
-"""Evaluation on a COCO protocol as a callback: FID and CLIP score."""
+"""Evaluation on a COCO protocol as a callback."""
 
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class COCOFID(Evaluation):
         batch_size: images of one process at once.
         fit_only: evaluate in no `diffgan validate` and `diffgan test`: a short protocol to follow a run by, while
             another callback with the complete one evaluates its result.
+        teacher_images: folder of the teacher's images of this protocol, which `diffgan evaluate --save_images` writes,
+            for the metrics that compare with them.
     """
 
     def __init__(
@@ -31,9 +33,12 @@ class COCOFID(Evaluation):
         cache: Path | None = None,
         batch_size: int = 16,
         fit_only: bool = False,
+        teacher_images: Path | None = None,
     ):
         super().__init__(every_images, fit_only)
         self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
+        self.teacher_images = teacher_images
 
     def build_evaluator(self) -> CocoEvaluator:
-        return CocoEvaluator(read_protocol(self.protocol), self.extractor, self.cache, self.batch_size)
+        protocol = read_protocol(self.protocol)
+        return CocoEvaluator(protocol, self.extractor, self.cache, self.batch_size, self.teacher_images)

@@ -19,14 +19,22 @@ class GlyphEvaluation(Evaluation):
         every_images: in a fit, evaluate at the first validation after each multiple of so many images; by default
             never in a fit.
         cache: where features of the real images are kept between runs.
+        teacher_images: folder of the teacher's images of this protocol, which `diffgan evaluate --save_images` writes;
+            the student's are then compared with them too.
     """
 
-    def __init__(self, protocol: str = "glyphs-2k", every_images: int | None = None, cache: Path | None = None):
+    def __init__(
+        self,
+        protocol: str = "glyphs-2k",
+        every_images: int | None = None,
+        cache: Path | None = None,
+        teacher_images: Path | None = None,
+    ):
         super().__init__(every_images)
-        self.protocol, self.cache = glyph_protocol(protocol), cache
+        self.protocol, self.cache, self.teacher_images = glyph_protocol(protocol), cache, teacher_images
 
     def build_evaluator(self) -> GlyphEvaluator:
-        return GlyphEvaluator(self.protocol, cache=self.cache)
+        return GlyphEvaluator(self.protocol, cache=self.cache, teacher_images=self.teacher_images)
 
     def device(self, pl_module: pl.LightningModule) -> str:
         return "cpu"

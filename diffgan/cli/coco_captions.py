@@ -37,11 +37,15 @@ def draw_captions(annotations: list[dict], count: int) -> list[Caption]:
 
 
 def write_captions(source: Path, count: int, target: Path) -> None:
-    """Draw captions and write them as JSON lines; raises UserError if `source` holds none."""
+    """Draw captions and write them as JSON lines; raises UserError if `source` holds none.
+
+    Beside each caption stand its image and the year that the annotations say, by which protocols refuse other years.
+    """
     try:
-        annotations = json.loads(source.read_text())["annotations"]
-        lines = [json.dumps(caption._asdict()) for caption in draw_captions(annotations, count)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        notes = json.loads(source.read_text())
+        year = {"year": notes["info"]["year"]} if "year" in notes.get("info", {}) else {}
+        lines = [json.dumps(caption._asdict() | year) for caption in draw_captions(notes["annotations"], count)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source}: is no captions_*.json of COCO ({type(error).__name__}: {error})") from error
     write_atomic(target, ("\n".join(lines) + "\n").encode())
 

@@ -41,6 +41,7 @@ def evaluate(
     save_images: Path | None = None,
     layout: Literal["flat", "geneval", "geneval2", "dpg"] = "flat",
     prompts: str | None = None,
+    teacher_images: Path | None = None,
 ) -> None:
     """Evaluate a pipeline directory (a teacher, or an exported student with 1 step and guidance 1) on a named protocol.
 
@@ -59,10 +60,11 @@ def evaluate(
         save_images: folder that gets the generated images; the same command resumes.
         layout: of that folder: flat (00000.png, ...), or as the tools of GenEval, GenEval 2 and DPG-Bench read it.
         prompts: images without metrics of this prompt file (or DPG-Bench's folder) in place of a protocol.
+        teacher_images: such a folder of the teacher's images, to compare with.
     """
     row = read_row(Path(pipeline)) if is_row(pipeline) else None
     own = (pipeline, output, name, protocol, steps, guidance, cache, batch_size, device, dtype, devices)
-    options = Options(*own, save_images, layout, prompts, row)
+    options = Options(*own, save_images, layout, prompts, teacher_images, row)
     check(options)
     run_on_processes(partial(_evaluate, options.completed()), devices)
 
@@ -123,7 +125,8 @@ def _on_glyphs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str
         latents.append(sampler.latents(noise, prompts, seeds))
         return sampler.decode(latents[-1])
 
-    evaluator = GlyphEvaluator(glyph_protocol(options.protocol), cache=options.cache, batch_size=batch_size)
+    settings = {"cache": options.cache, "batch_size": batch_size, "teacher_images": options.teacher_images}
+    evaluator = GlyphEvaluator(glyph_protocol(options.protocol), **settings)
     saved = _folder_of(evaluator.protocol, sampler, options, split)
     values = evaluator.evaluate(generate, sampler.latent_shape, split=split, saved=saved)
     values |= evaluator.reconstruction(sampler, split)
@@ -136,7 +139,8 @@ def _on_glyphs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str
 
 def _on_photographs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, float | str]:
     protocol = read_protocol(Path(options.protocol))
-    evaluator = CocoEvaluator(protocol, cache=options.cache, batch_size=options.batch_size)
+    settings = {"cache": options.cache, "batch_size": options.batch_size, "teacher_images": options.teacher_images}
+    evaluator = CocoEvaluator(protocol, **settings)
     saved = _folder_of(protocol, sampler, options, split)
     return evaluator.evaluate(sampler.images, sampler.latent_shape, sampler.device, split, saved)
 

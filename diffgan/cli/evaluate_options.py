@@ -28,6 +28,7 @@ class Options(NamedTuple):
     save_images: Path | None
     layout: str
     prompts: str | None
+    teacher_images: Path | None
     row: Row | None
 
     def completed(self) -> "Options":
@@ -67,5 +68,11 @@ def _check_images(options: Options) -> None:
         raise UserError("--prompts: is in place of --protocol; give one of them")
     if options.prompts is not None and options.save_images is None:
         raise UserError("--prompts: needs --save_images, the folder of the images; metrics need a protocol")
+    if options.prompts is not None and options.teacher_images is not None:
+        raise UserError("--teacher_images: is for metrics, which need a protocol; omit it or --prompts")
+    if options.teacher_images is not None and options.teacher_images == options.save_images:
+        raise UserError(
+            "--teacher_images: is the folder of --save_images; name the one that the teacher's images are in"
+        )
     if options.layout != "flat" and options.prompts is None:
         raise UserError(f"--layout: {options.layout} needs --save_images and --prompts, the benchmark's own prompts")

@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from diffgan.evaluation.features.base import FeatureExtractor
+from diffgan.evaluation.features.registry import Extractors
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.metrics.base import ImageMetric
 from diffgan.evaluation.real_images import RealImages
 from diffgan.evaluation.saved_images import SavedImages
+from diffgan.evaluation.teacher_images import TeacherImages, WithTeacherImages
 from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
@@ -33,6 +36,9 @@ class EvaluationProtocol(Protocol):
     def metrics(self, extractor: str) -> list[ImageMetric]:
         """The metrics, with the features of an extractor of that name."""
 
+    def teacher_metrics(self, extractor: str) -> list[ImageMetric]:
+        """The metrics that compare with the teacher's images of the same rows; asked for only if there are some."""
+
 
 class Evaluator(ABC):
     """Evaluate generators by a protocol.
@@ -41,13 +47,16 @@ class Evaluator(ABC):
 
     Args:
         protocol: what is generated and measured.
-        extractor: features of the distances.
+        extractor: features of the distances; of a name, they are loaded if a metric needs them.
         metrics: what is computed; by default what the protocol lists.
         cache: folder where the features of real images are kept between runs; None: in memory only.
         batch_size: images of one process at once.
+        teacher_images: folder of the teacher's images of this protocol; with it the protocol's `teacher_metrics` are
+            computed too.
 
     Raises:
-        UserError: a file of the protocol or the weights of a metric's network are missing.
+        UserError: a file of the protocol or the weights of a metric's network are missing, or the teacher's images are
+            of another protocol.
     """
 
     settings: ClassVar[dict[str, float]] = {}
@@ -55,17 +64,34 @@ class Evaluator(ABC):
     def __init__(
         self,
         protocol: EvaluationProtocol,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | str,
         metrics: list[ImageMetric] | None = None,
         cache: Path | None = None,
         batch_size: int = 16,
+        teacher_images: Path | None = None,
     ):
-        self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
+        self.protocol, self.cache, self.batch_size = protocol, cache, batch_size
         self.digest, self.prompts = protocol.digest, protocol.prompts  # a missing file is found now, not after hours
-        self.metrics = protocol.metrics(extractor.name) if metrics is None else metrics
-        for metric in self.metrics:
-            metric.load()
+        self.extractors = Extractors(extractor)
+        self.metrics = protocol.metrics(self.extractors.own_name) if metrics is None else metrics
+        self.teacher = None
+        if teacher_images is not None:
+            self.teacher = TeacherImages(teacher_images, protocol.name, self.digest, len(self.prompts))
+            self.metrics = self.metrics + protocol.teacher_metrics(self.extractors.own_name)
+        self.load(self.metrics)
         self._real: RealImages | None = None
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """The evaluator's own extractor."""
+        return self.extractors[None]
+
+    def load(self, metrics: list[ImageMetric]) -> None:
+        """Load the networks of metrics; raises UserError if weights are missing."""
+        for metric in metrics:
+            metric.load()
+            if metric.extractor is not None:
+                metric.extractor = self.extractors[metric.extractor].name  # other weights have another name
 
     @abstractmethod
     def build_real_images(self, device: torch.device | str, split: WorkSplit) -> RealImages:
@@ -129,33 +155,44 @@ class Evaluator(ABC):
             count: how many of the protocol's first rows, of all processes.
             title: of the progress bar.
         """
+        self.load(metrics)
         for metric in metrics:
             metric.reset()
         for batch_rows in split.progress(split.batches(count, self.batch_size), title):
-            prompts = [self.prompts[row] for row in batch_rows]
-            batch = ImageBatch(batch_rows, images_of(batch_rows), prompts, self.extractor, device)
+            batch = self._batch(batch_rows, images_of(batch_rows), device)
             for metric in metrics:
                 metric.update(batch)
-        for metric in metrics:  # after the images, so that a generator that fails does so at once
-            metric.setup(self.real_images(device, split))
+        real = self.real_images(device, split)  # after the images, so that a generator that fails does so at once
+        for metric in sorted(metrics, key=lambda metric: not metric.needs_features):  # of them statistics can be made
+            metric.setup(real)
         return _computed(metrics, split)
 
     def real_images(self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS) -> RealImages:
         """The real images; their features are computed once, on the device and processes of the first call."""
         if self._real is None:
             self._real = self.build_real_images(device, split)
+            if self.teacher is not None:
+                batch_of = partial(self._batch, device=device)
+                self._real = WithTeacherImages(
+                    self._real, self.teacher, batch_of, self.extractors, self.cache, self.batch_size, split
+                )
         return self._real
+
+    def _batch(self, rows: list[int], images: Tensor, device: torch.device | str) -> ImageBatch:
+        """Images (N, 3, H, W) uint8 of some rows, prepared for the metrics."""
+        prompts = [self.prompts[row] for row in rows]
+        return ImageBatch(rows, self.prepare(images), prompts, self.extractors, device, full_size=images)
 
     def _images(
         self, generate: Generate, rows: list[int], latent_shape: tuple[int, ...], saved: SavedImages | None
     ) -> Tensor:
-        """The prepared images of some rows."""
+        """The images of some rows, uint8 on the CPU: those that are saved, or generated."""
         images = None if saved is None else saved.read(rows)
         if images is None:
             images = self._generate(generate, rows, latent_shape)
             if saved is not None:
                 saved.write(rows, images)
-        return self.prepare(images)
+        return images
 
     def _generate(self, generate: Generate, rows: list[int], latent_shape: tuple[int, ...]) -> Tensor:
         """The images of some rows, uint8 on the CPU; time and number are added to `seconds` and `generated`."""
@@ -169,7 +206,7 @@ class Evaluator(ABC):
         return images
 
     def _move_networks(self, device: torch.device | str) -> None:
-        for network in (self.extractor, *self.metrics):
+        for network in (self.extractors, *self.metrics):
             network.to(device)
 
 

@@ -11,6 +11,7 @@ from diffgan.errors import UserError
 from diffgan.evaluation.evaluator import Evaluator
 from diffgan.evaluation.features.base import FeatureExtractor
 from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
+from diffgan.evaluation.features.registry import Extractors
 from diffgan.evaluation.grain import GRAIN, REAL_SEED, View, with_grain
 from diffgan.evaluation.metrics.diversity import share_within_prompts
 from diffgan.evaluation.protocols.glyphs import POPULATION, SPLIT, GlyphProtocol
@@ -35,21 +36,22 @@ class RealFeatures(NamedTuple):
 class RealGlyphs(RealImages):
     """The real glyphs of a protocol: `reference`, `floor`, and `population` of the prompts of the diversity measure.
 
-    Args: as those of `GlyphEvaluator`; device, split: where features are computed, and by which processes.
+    Args: as those of `GlyphEvaluator`; extractors: of the evaluation; device, split: where features are computed, and
+    by which processes.
     """
 
     def __init__(
         self,
         protocol: GlyphProtocol,
-        extractor: FeatureExtractor,
+        extractors: Extractors,
         cache: Path | None,
         batch_size: int,
         device: torch.device | str,
         split: WorkSplit,
     ):
-        self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
+        self.protocol, self.extractors, self.cache, self.batch_size = protocol, extractors, cache, batch_size
         self.device, self.split = device, split
-        self._features: dict[View, RealFeatures] = {}
+        self._features: dict[tuple[View, str], RealFeatures] = {}
 
     def images(self, name: str) -> Tensor:
         if name == "population":
@@ -59,24 +61,27 @@ class RealGlyphs(RealImages):
     def captions(self, name: str) -> list[str]:
         return [glyph.caption for glyph in getattr(self.protocol, name)]
 
-    def features(self, name: str, view: View) -> Tensor:
-        if view not in self._features:
-            file = cache_file(self.cache, self.protocol.name, self.protocol.digest, self.extractor, view)
-            tensors = cached_tensors(file, lambda: self._compute(view)._asdict(), self.split)
-            self._features[view] = RealFeatures(**tensors)
-        return getattr(self._features[view], name)
+    def features(self, name: str, view: View, extractor: str | None = None) -> Tensor:
+        network = self.extractors[extractor]
+        key = view, network.name
+        if key not in self._features:
+            file = cache_file(self.cache, "real", self.protocol.name, self.protocol.digest, network, view)
+            tensors = cached_tensors(file, lambda: self._compute(view, network)._asdict(), self.split)
+            self._features[key] = RealFeatures(**tensors)
+        return getattr(self._features[key], name)
 
-    def _compute(self, view: View) -> RealFeatures:
+    def _compute(self, view: View, extractor: FeatureExtractor) -> RealFeatures:
         images = [self.images(name) for name in RealFeatures._fields]
-        reference, floor, population = self._extract(torch.cat(images), view).split([len(part) for part in images])
+        features = self._extract(torch.cat(images), view, extractor)
+        reference, floor, population = features.split([len(part) for part in images])
         return RealFeatures(reference, floor, population.unflatten(0, (-1, self.protocol.images_per_prompt)))
 
-    def _extract(self, images: Tensor, view: View) -> Tensor:
+    def _extract(self, images: Tensor, view: View, extractor: FeatureExtractor) -> Tensor:
         """Features of images (N, 3, H, W) uint8, with grain of seeds that count from the first: (N, D)."""
         features, own = [], self.split.batches(len(images), self.batch_size)
         for rows in self.split.progress(own, "evaluate: features of real images"):
             grained = with_grain(images[rows], view.grain, [REAL_SEED + row for row in rows])
-            features.append(self.extractor(grained.to(self.device)).cpu())
+            features.append(extractor(grained.to(self.device)).cpu())
         return self.split.in_order(torch.cat(features), len(images), self.batch_size)
 
 
@@ -89,6 +94,7 @@ class GlyphEvaluator(Evaluator):
         reader: names the character of an image; by default the one that ships with the package.
         cache: folder where features of the real images are kept between runs; None: in memory only.
         batch_size: images of one process at once.
+        teacher_images: folder of the teacher's images of this protocol, for the metrics that compare with them.
     """
 
     settings: ClassVar[dict[str, float]] = {"grain": GRAIN.grain}
@@ -100,13 +106,15 @@ class GlyphEvaluator(Evaluator):
         reader: GlyphReader | None = None,
         cache: Path | None = None,
         batch_size: int = 50,
+        teacher_images: Path | None = None,
     ):
         extractor = EfficientNetFeatures() if extractor is None else extractor
-        super().__init__(protocol, extractor, protocol.metrics(extractor.name, reader), cache, batch_size)
+        metrics = protocol.metrics(extractor.name, reader)
+        super().__init__(protocol, extractor, metrics, cache, batch_size, teacher_images)
         self.reader = reader
 
     def build_real_images(self, device: torch.device | str, split: WorkSplit) -> RealGlyphs:
-        return RealGlyphs(self.protocol, self.extractor, self.cache, self.batch_size, device, split)
+        return RealGlyphs(self.protocol, self.extractors, self.cache, self.batch_size, device, split)
 
     def prepare(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (3, SIDE, SIDE):
@@ -128,8 +136,6 @@ class GlyphEvaluator(Evaluator):
             return finite_uint8(decoded, [self.prompts[row] for row in rows]).cpu()
 
         metrics = self.protocol.reconstruction_metrics(self.extractor.name, self.reader)
-        for metric in metrics:
-            metric.load()
         values = self.measure(metrics, images_of, self.protocol.images, "evaluate: reconstructing", split=split)
         return {f"{name}_reconstruction": value for name, value in values.items()}
 

@@ -20,10 +20,12 @@ class View(NamedTuple):
 
     name: what metric keys and headings are extended by; "" for the images as they are.
     grain: standard deviation of the noise, in levels of 255.
+    patch: side of the centred square of the image in its full size that is seen, in pixels; 0: the image as prepared.
     """
 
     name: str
     grain: float
+    patch: int = 0
 
     @property
     def suffix(self) -> str:
@@ -31,7 +33,7 @@ class View(NamedTuple):
         return f"_{self.name}" if self.name else ""
 
 
-PLAIN, GRAIN = View("", 0.0), View("grain", 8.0)
+PLAIN, GRAIN, PATCH = View("", 0.0), View("grain", 8.0), View("patch", 0.0, 299)
 
 
 def with_grain(images: Tensor, deviation: float, seeds: Sequence[int]) -> Tensor:

@@ -22,12 +22,18 @@ class RealImages(ABC):
     """
 
     @abstractmethod
-    def features(self, name: str, view: View) -> Tensor:
-        """Features of a set as seen in a view: (N, D), or (P, k, D) of k images of each of P prompts; float32."""
+    def features(self, name: str, view: View, extractor: str | None = None) -> Tensor:
+        """Features of a set as seen in a view: (N, D), or (P, k, D) of k images of each of P prompts; float32.
 
-    def statistics(self, name: str, view: View) -> FeatureStatistics:
-        """The Gaussian of a set's features."""
-        return FeatureStatistics.of(self.features(name, view))
+        Args:
+            name: of the set.
+            view: how the extractor gets the images.
+            extractor: its name; by default the evaluator's own.
+        """
+
+    def statistics(self, name: str, view: View, extractor: str | None = None) -> FeatureStatistics:
+        """The Gaussian of a set's features; arguments as of `features`."""
+        return FeatureStatistics.of(self.features(name, view, extractor))
 
     def images(self, name: str) -> Tensor:
         """A set's images: (N, 3, H, W) uint8."""
@@ -38,13 +44,24 @@ class RealImages(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no captions")
 
 
-def cache_file(folder: Path | None, protocol: str, digest: str, extractor: FeatureExtractor, view: View) -> Path | None:
-    """The file of real features: its name holds the protocol and a hash of its digest, the extractor and the grain."""
+def cache_file(
+    folder: Path | None, kind: str, protocol: str, digest: str, extractor: FeatureExtractor, view: View
+) -> Path | None:
+    """The file of a set's features: its name holds the protocol and a hash of digest, extractor and view.
+
+    Args:
+        folder: the cache; None: there is no file.
+        kind: what the file holds; its name begins with it.
+        protocol: its name.
+        digest: of everything that decides on the images.
+        extractor, view: what the features are of.
+    """
     if folder is None:
         return None
     grain = f" {view.grain} {REAL_SEED}" if view.grain else ""
-    key = hashlib.blake2b(f"{digest} {extractor.identity}{grain}".encode(), digest_size=6)
-    return folder / f"real-{protocol}-{key.hexdigest()}.safetensors"
+    patch = f" patch {view.patch}" if view.patch else ""
+    key = hashlib.blake2b(f"{digest} {extractor.identity}{grain}{patch}".encode(), digest_size=6)
+    return folder / f"{kind}-{protocol}-{key.hexdigest()}.safetensors"
 
 
 def cached_tensors(file: Path | None, compute: Callable[[], dict[str, Tensor]], split: WorkSplit) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from diffgan.__main__ import main
 from diffgan.evaluation.protocols.glyphs import GLYPH_PROTOCOLS, GlyphProtocol
@@ -96,3 +97,24 @@ def test_a_missing_file_is_one_line_on_two_processes_too(photographs, tmp_path, 
 )
 def test_options_that_this_machine_cannot_follow_are_refused(options, message, tmp_path, capsys):
     assert message in refusal(capsys, ["evaluate", "glyphs", str(tmp_path / "out.json"), *options])
+
+
+def test_a_student_is_compared_with_its_teachers_images(photographs, tmp_path, capfd):
+    """The images that the teacher's evaluation saves; the same pipeline has no distance from them."""
+    protocol = Path("configs/protocols/coco2014-30k.yaml")
+    protocol.write_text(yaml.safe_dump(yaml.safe_load(protocol.read_text()) | {"metrics": ["fid_t", "distance_n"]}))
+    main([*photographs, "teacher.json", "--save_images", "teacher"])
+    assert "fid_t, distance_n not computed without teacher_images" in capfd.readouterr().err
+    main([*photographs, "same.json", "--teacher_images", "teacher"])
+    main([*photographs, "other.json", "--teacher_images", "teacher", "--guidance", "9"])
+    for name in ("fd_t", "distance_n"):
+        (key,) = (key for key in compared(tmp_path / "same.json") if key.startswith(f"evaluation/{name}_inception"))
+        assert key not in compared(tmp_path / "teacher.json")
+        same, other = (compared(tmp_path / f"{which}.json")[key] for which in ("same", "other"))
+        assert 0 <= same < 1e-6 * other  # features of a random Inception hardly differ
+    (tmp_path / "same.json").write_text("a record of before")
+    protocol.write_text(yaml.safe_dump(yaml.safe_load(protocol.read_text()) | {"seed_base": 5}))
+    with pytest.raises(SystemExit) as exit:
+        main([*photographs, "same.json", "--teacher_images", "teacher"])
+    assert exit.value.code == 1 and (tmp_path / "same.json").read_text() == "a record of before"
+    assert "teacher: holds images of protocol coco2014-30k (" in capfd.readouterr().err

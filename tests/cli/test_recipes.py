@@ -74,7 +74,8 @@ def lay_out(recipe, folder):
 def lay_out_protocol(name, folder):
     """The protocol with a few images, without CLIP, whose captions and images lie where its file says."""
     protocol = yaml.safe_load((CONFIGS / "protocols" / f"{name}.yaml").read_text())
-    protocol |= {"images": IMAGES[name], "clip_model": None, "clip_weights": None}
+    protocol |= {"images": IMAGES[name], "clip_model": None, "clip_weights": None, "reference_images": None}
+    protocol["metrics"] = [metric for metric in protocol.get("metrics", ["fid"]) if metric != "clip_score"]
     (folder / "configs" / "protocols").mkdir(parents=True, exist_ok=True)
     write(folder / "configs" / "protocols" / f"{name}.yaml", protocol)
     (folder / protocol["reference"]).mkdir(parents=True, exist_ok=True)

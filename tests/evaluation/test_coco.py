@@ -15,7 +15,7 @@ from diffgan.errors import UserError
 from diffgan.evaluation.coco_evaluator import CocoEvaluator
 from diffgan.evaluation.features.clip import CLIPSimilarity
 from diffgan.evaluation.features.efficientnet import EfficientNetFeatures
-from diffgan.evaluation.features.inception import InceptionFeatures, hub_file
+from diffgan.evaluation.features.inception import WEIGHTS, InceptionFeatures
 from diffgan.evaluation.grain import PLAIN
 from diffgan.evaluation.metrics.distances import KernelDistance
 from diffgan.evaluation.metrics.statistics import FeatureStatistics, read_statistics
@@ -150,11 +150,17 @@ def test_file_that_is_no_image_is_named(files):
 
 def test_statistics_have_no_features(files):
     """A metric that needs the features of every image cannot be computed from mu and sigma."""
-    np.savez(files / "moments.npz", mu=np.zeros(2), sigma=np.eye(2))
-    evaluator = CocoEvaluator(protocol(files, reference=str(files / "moments.npz")), EfficientNetFeatures())
+    np.savez(files / "moments.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    of_statistics = protocol(files, reference=str(files / "moments.npz"))
+    evaluator = CocoEvaluator(of_statistics, EfficientNetFeatures())
     evaluator.metrics.append(KernelDistance("efficientnet"))
-    with pytest.raises(UserError, match=r"moments\.npz: holds statistics, .* name a folder of images"):
+    reason = r"moments\.npz: holds statistics, .* name a folder of images"
+    with pytest.raises(UserError, match=reason):
         evaluator.evaluate(paint, LATENT)
+    for name in ("kid", "precision_recall"):
+        listed = protocol(files, reference=str(files / "moments.npz"), metrics=[name])
+        with pytest.raises(UserError, match=reason):
+            CocoEvaluator(listed, EfficientNetFeatures())
 
 
 # ---- Inception ----
@@ -189,7 +195,7 @@ def test_missing_inception_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(UserError, match=r"cannot be downloaded \(.*fetch https://github.com/toshas.*put it there"):
         InceptionFeatures()
-    assert hub_file() == tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    assert WEIGHTS.path == tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
 
 
 # ---- CLIP ----

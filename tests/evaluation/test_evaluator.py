@@ -12,6 +12,7 @@ from torch import nn
 from callbacks.glyph_evaluation import GlyphEvaluation
 from diffgan.errors import UserError
 from diffgan.evaluation.evaluator import Evaluator
+from diffgan.evaluation.features.registry import Extractors
 from diffgan.evaluation.glyph_evaluator import GlyphEvaluator
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.layouts import Flat as FlatLayout
@@ -83,7 +84,7 @@ def test_each_image_counts_once_in_the_protocols_order(world):
         metric = Brightness()
         for part in map(list, WorkSplit(rank, world, None).batches(7, 2)):
             images = torch.stack([torch.full((3, 2, 2), 10 * row, dtype=torch.uint8) for row in part])
-            metric.update(ImageBatch(part, images, [""] * len(part), Averages()))
+            metric.update(ImageBatch(part, images, [""] * len(part), Extractors(Averages())))
         ranks.append(metric)
     states = [[torch.cat(getattr(metric, name)) for metric in ranks] for name in ranks[0]._defaults]
 
@@ -121,7 +122,7 @@ def test_diversity_follows_the_order_of_the_prompts():
     metric.shape, metric.real = (2, 2), 1.0
     for rows, levels in (([3, 0], [9, 1]), ([1, 2], [4, 5])):
         images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
-        metric.update(ImageBatch(rows, images, ["", ""], Averages()))
+        metric.update(ImageBatch(rows, images, ["", ""], Extractors(Averages())))
     one, two = 3 / 255 * 48**0.5, 4 / 255 * 48**0.5  # levels 1 and 4 of one prompt, 5 and 9 of the other
     assert metric.compute()["diversity"] == pytest.approx((one + two) / 2)
 

@@ -5,7 +5,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-FID_FEATURES = "inception"  # name of the only features whose Fréchet distance is called FID
+# Names of the only features with which a metric has the name that is known for it.
+FID_FEATURES = "inception"  # FID
+CMMD_FEATURES = "clip"  # CMMD
+DREAMSIM_FEATURES = "dreamsim"  # DreamSim-N, DreamDiv
 
 
 class FeatureExtractor(Protocol):

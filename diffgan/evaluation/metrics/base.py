@@ -46,16 +46,20 @@ class ImageMetric(torchmetrics.Metric):
     evaluator does it with the gathering of the running strategy (`sync_context`), because the states stay on the
     CPU, where NCCL cannot gather them, and are too large for the GPU of a training.
 
+    needs_features: whether `setup` needs the features of every real image, not only their statistics.
+
     Args:
         selected: the protocol's rows that count.
+        extractor: name of the features that are measured; None: the evaluator's own, or none.
     """
 
     full_state_update = False
     columns: tuple[Column, ...] = ()
+    needs_features = False
 
-    def __init__(self, selected: slice = ALL):
+    def __init__(self, selected: slice = ALL, extractor: str | None = None):
         super().__init__(sync_on_compute=False)
-        self.selected = selected
+        self.selected, self.extractor = selected, extractor
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("measured", [], dist_reduce_fx="cat")
 

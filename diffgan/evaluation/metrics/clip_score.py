@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from diffgan.evaluation.image_batch import ImageBatch
-from diffgan.evaluation.metrics.base import Column, ImageMetric
+from diffgan.evaluation.metrics.base import ALL, Column, ImageMetric
 
 
 class CLIPScore(ImageMetric):
@@ -13,12 +13,13 @@ class CLIPScore(ImageMetric):
 
     Args:
         model, weights: names of open_clip, as of `CLIPSimilarity`.
+        selected: the protocol's rows that count.
     """
 
     columns = (Column("clip_score", "CLIP score", 3, better="higher"),)
 
-    def __init__(self, model: str, weights: str):
-        super().__init__()
+    def __init__(self, model: str, weights: str, selected: slice = ALL):
+        super().__init__(selected)
         self.model, self.weights = model, weights
         self.network = None
 

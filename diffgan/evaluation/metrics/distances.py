@@ -1,5 +1,7 @@
 """Distances between two sets of images, given as features: Fréchet and kernel, in float64."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,8 +14,9 @@ from diffgan.evaluation.metrics.base import ALL, Column, ImageMetric
 from diffgan.evaluation.metrics.statistics import FeatureStatistics
 from diffgan.evaluation.real_images import RealImages
 
-KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 50, 250, 0
-EXTRACTOR_TITLES = {"efficientnet": "EfficientNet"}
+REFERENCE = "reference"  # name of the set of real images
+KID_SEED = 0
+EXTRACTOR_TITLES = {"efficientnet": "EfficientNet", "dinov2": "DINOv2"}
 
 
 class FeatureDistance(ImageMetric):
@@ -35,11 +38,11 @@ class FeatureDistance(ImageMetric):
         extractor: str,
         view: View = PLAIN,
         selected: slice = ALL,
-        reference: str = "reference",
+        reference: str = REFERENCE,
         floor: str | None = None,
     ):
-        super().__init__(selected)
-        self.extractor, self.view = extractor, view
+        super().__init__(selected, extractor)
+        self.view = view
         self.reference_name, self.floor_name = reference, floor
         self.floor: dict[str, float] = {}
 
@@ -54,7 +57,7 @@ class FeatureDistance(ImageMetric):
         return f"{self.name}_floor"
 
     def measure(self, batch: ImageBatch) -> Tensor:
-        return batch.features(self.view)
+        return batch.features(self.view, self.extractor)
 
     def titled(self, title: str) -> str:
         """A heading with the view's name."""
@@ -82,9 +85,9 @@ class FrechetDistance(FeatureDistance):
         return (Column(self.name, self.titled(title), 1, real_key=self.floor_key, better="lower"),)
 
     def setup(self, real: RealImages) -> None:
-        self.reference = real.statistics(self.reference_name, self.view)
+        self.reference = real.statistics(self.reference_name, self.view, self.extractor)
         if self.floor_name is not None:
-            floor = real.statistics(self.floor_name, self.view)
+            floor = real.statistics(self.floor_name, self.view, self.extractor)
             self.floor = {self.floor_key: frechet_distance(floor, self.reference)}
 
     def summarize(self, measured: Tensor) -> dict[str, float]:
@@ -92,22 +95,53 @@ class FrechetDistance(FeatureDistance):
 
 
 class KernelDistance(FeatureDistance):
-    """`kernel_distance` (KID) of the features. Keys: kid_<extractor> and `..._floor`."""
+    """`kernel_distance` (KID) of the features, with its standard error.
+
+    Keys: kid_<extractor>, `..._se`, `..._floor`; kid_subsets, kid_subset_size.
+
+    Args:
+        extractor, view, selected, reference, floor: as of `FeatureDistance`.
+        subsets, subset_size: random subsets of both sets that are compared; fewer images if a set is smaller. 100 of
+            1,000 are torch-fidelity's.
+    """
 
     prefix = "kid"
+    needs_features = True
+
+    def __init__(
+        self,
+        extractor: str,
+        view: View = PLAIN,
+        selected: slice = ALL,
+        reference: str = REFERENCE,
+        floor: str | None = None,
+        subsets: int = 100,
+        subset_size: int = 1000,
+    ):
+        super().__init__(extractor, view, selected, reference, floor)
+        self.subsets, self.subset_size = subsets, subset_size
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return (Column(self.name, self.titled("KID x 1000"), 1, scale=1000, real_key=self.floor_key, better="lower"),)
+        return (
+            Column(self.name, self.titled("KID x 1000"), 1, scale=1000, real_key=self.floor_key, better="lower"),
+            Column(f"{self.name}_se", self.titled("standard error of KID x 1000"), 2, scale=1000),
+        )
 
     def setup(self, real: RealImages) -> None:
-        self.reference = real.features(self.reference_name, self.view)
+        self.reference = real.features(self.reference_name, self.view, self.extractor)
         if self.floor_name is not None:
-            floor = real.features(self.floor_name, self.view)
-            self.floor = {self.floor_key: kernel_distance(floor, self.reference)}
+            floor = real.features(self.floor_name, self.view, self.extractor)
+            self.floor = {self.floor_key: self._distance(floor).value}
 
     def summarize(self, measured: Tensor) -> dict[str, float]:
-        return {self.name: kernel_distance(measured, self.reference)} | self.floor
+        distance = self._distance(measured)
+        values = {self.name: distance.value, f"{self.name}_se": distance.standard_error}
+        sizes = {"kid_subsets": float(self.subsets), "kid_subset_size": float(distance.subset_size)}
+        return values | self.floor | sizes
+
+    def _distance(self, features: Tensor) -> "KernelEstimate":
+        return kernel_distance(features, self.reference, self.subsets, self.subset_size)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -134,16 +168,31 @@ def polynomial_mmd(x: Tensor, y: Tensor) -> Tensor:
     return mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean()
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """KID: mean of `polynomial_mmd` over 50 random subsets of 250 (fewer if a set is smaller), Binkowski et al. 2018.
+class KernelEstimate(NamedTuple):
+    """value: the mean over subsets.  standard_error: of that mean.  subset_size: images of a subset."""
+
+    value: float
+    standard_error: float
+    subset_size: int
+
+
+def kernel_distance(x: Tensor, y: Tensor, subsets: int, subset_size: int) -> KernelEstimate:
+    """KID: mean of `polynomial_mmd` over random subsets (smaller if a set is smaller), Binkowski et al. 2018.
 
     Unbiased, so it can be slightly negative; unlike the Fréchet distance it does not depend on the number of images.
+    The standard error is the standard deviation over the subsets divided by the root of their number: how much the
+    value depends on the subsets that are drawn. Subsets overlap, so it leaves out a part of what other images of the
+    same generator would change.
+
+    Raises:
+        UserError: a set has fewer than two images.
     """
-    size, draw = min(KID_SUBSET_SIZE, len(x), len(y)), np.random.Generator(np.random.Philox(KID_SEED))
+    size, draw = min(subset_size, len(x), len(y)), np.random.Generator(np.random.Philox(KID_SEED))
     if size < 2:
         raise UserError(f"a kernel distance needs two or more images a set, there are {len(x)} and {len(y)}")
     distances = []
-    for _ in range(KID_SUBSETS):
+    for _ in range(subsets):
         i, j = (draw.choice(len(features), size, replace=False) for features in (x, y))
         distances.append(polynomial_mmd(x[i], y[j]))
-    return torch.stack(distances).mean().item()
+    values = torch.stack(distances)
+    return KernelEstimate(values.mean().item(), (values.std() / subsets**0.5).item(), size)

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.evaluation.features.base import DREAMSIM_FEATURES
 from diffgan.evaluation.grain import PLAIN, View
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.metrics.base import ALL, Column, ImageMetric
+from diffgan.evaluation.metrics.image_distances import image_distances
 from diffgan.evaluation.real_images import RealImages
 
 
@@ -42,6 +44,40 @@ class Diversity(ImageMetric):
         diversity = mean_pairwise_distance(measured.unflatten(0, self.shape))
         values = {"diversity": diversity, "diversity_real": self.real, "diversity_ratio": diversity / self.real}
         return {f"{name}{self.view.suffix}": value for name, value in values.items()}
+
+
+class PromptDiversity(ImageMetric):
+    """Mean of `image_distances` between two images of one prompt; with DreamSim's features it is DreamDiv.
+
+    Keys: dreamdiv, or diversity_<extractor> of any other extractor.
+
+    Args:
+        extractor: name of the features.
+        selected: the protocol's rows that count: k images of each prompt, one prompt after the other.
+        images_per_prompt: k, two or more.
+    """
+
+    def __init__(self, extractor: str, selected: slice, images_per_prompt: int):
+        super().__init__(selected, extractor)
+        self.images_per_prompt = images_per_prompt
+
+    @property
+    def name(self) -> str:
+        """The key: only that of DreamSim's features is called "dreamdiv"."""
+        return "dreamdiv" if self.extractor == DREAMSIM_FEATURES else f"diversity_{self.extractor}"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        heading = "DreamDiv" if self.extractor == DREAMSIM_FEATURES else "diversity"
+        return (Column(self.name, heading, 3, better="higher"),)
+
+    def measure(self, batch: ImageBatch) -> Tensor:
+        return batch.features(extractor=self.extractor)
+
+    def summarize(self, measured: Tensor) -> dict[str, float]:
+        k = self.images_per_prompt
+        sums = [image_distances(own[:, None], own[None], self.extractor).sum() for own in measured.split(k)]
+        return {self.name: torch.stack(sums).mean().item() / (k * (k - 1))}
 
 
 def mean_pairwise_distance(features: Tensor) -> float:

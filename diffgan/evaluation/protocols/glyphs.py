@@ -14,6 +14,8 @@ from diffgan.evaluation.metrics.base import ImageMetric
 from diffgan.evaluation.metrics.distances import FrechetDistance, KernelDistance
 from diffgan.evaluation.metrics.diversity import Diversity
 from diffgan.evaluation.metrics.glyph_alignment import GlyphAlignment
+from diffgan.evaluation.metrics.precision_recall import PrecisionRecall
+from diffgan.evaluation.metrics.teacher import TeacherDistance, TeacherFrechetDistance
 from diffgan.glyphs import recipe
 from diffgan.glyphs.attributes import CaptionAttributes, parse_caption
 from diffgan.glyphs.reader import GlyphReader
@@ -23,6 +25,7 @@ from diffgan.glyphs.typefaces import CHARACTERS, typefaces
 SPLIT = "reference"  # captions and real images: families that no training sees
 POPULATION = "train"  # real images of one caption, for diversity: what a teacher can have learnt
 IMAGE_SEED, POPULATION_SEED, NOISE_SEED = 7001, 7002, 3_000_000_000
+KID = {"subsets": 50, "subset_size": 250}
 MIN_TYPEFACES = 16  # a prompt of the diversity metric is satisfied by at least so many typefaces of POPULATION
 
 
@@ -79,12 +82,23 @@ class GlyphProtocol:
         matched, varied = slice(self.images), slice(self.images, None)
         return [
             FrechetDistance(extractor, PLAIN, matched, floor="floor"),
-            KernelDistance(extractor, PLAIN, matched, floor="floor"),
+            KernelDistance(extractor, PLAIN, matched, floor="floor", **KID),
             FrechetDistance(extractor, GRAIN, matched, floor="floor"),
-            KernelDistance(extractor, GRAIN, matched, floor="floor"),
+            KernelDistance(extractor, GRAIN, matched, floor="floor", **KID),
+            PrecisionRecall(extractor, GRAIN, matched, floor="floor"),
             GlyphAlignment(reader, matched),
             Diversity(PLAIN, varied),
             Diversity(GRAIN, varied),
+        ]
+
+    def teacher_metrics(self, extractor: str = "efficientnet") -> list[ImageMetric]:
+        """The metrics that compare a student's images with its teacher's of the same captions and noises."""
+        matched = slice(self.images)
+        return [
+            TeacherFrechetDistance(extractor, PLAIN, matched),
+            TeacherDistance(extractor, PLAIN, matched),
+            TeacherFrechetDistance(extractor, GRAIN, matched),
+            TeacherDistance(extractor, GRAIN, matched),
         ]
 
     def reconstruction_metrics(
@@ -94,9 +108,9 @@ class GlyphProtocol:
         return [
             GlyphAlignment(reader, reference=None),
             FrechetDistance(extractor, PLAIN, reference="floor"),
-            KernelDistance(extractor, PLAIN, reference="floor"),
+            KernelDistance(extractor, PLAIN, reference="floor", **KID),
             FrechetDistance(extractor, GRAIN, reference="floor"),
-            KernelDistance(extractor, GRAIN, reference="floor"),
+            KernelDistance(extractor, GRAIN, reference="floor", **KID),
         ]
 
     @cached_property
