@@ -58,6 +58,7 @@ class Table:
     columns: keys of the metrics to show, without "evaluation/", by scale; without an entry all measured ones.
     protocol: name or file of the evaluation protocol of pipelines, by scale.
     batch_size: images of a pipeline at once, by scale; without an entry the default of `diffgan evaluate`.
+    teacher: key of the row whose images the other pipelines are compared with, image by image.
     pairs: configurations of `diffgan predict` that make the pairs, in this order; () if no row needs any.
     paper: where the rows' `paper` values come from.
     """
@@ -72,6 +73,7 @@ class Table:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     protocol: Mapping[str, str] = field(default_factory=dict)
     batch_size: Mapping[str, int] = field(default_factory=dict)
+    teacher: str | None = None
     pairs: tuple[str, ...] = ()
     paper: Paper | None = None
 
@@ -122,6 +124,10 @@ def read_table(path: Path) -> Table:
     content["commands"] = _texts(content.get("commands", list(COMMANDS)), f"{path}: commands")
     if content["commands"] not in (COMMANDS, COMMANDS[1:]):
         raise UserError(f"{path}: commands: must be [fit, test] or [test]")
+    if (teacher := content.get("teacher")) is not None and getattr(
+        content["rows"].get(teacher), "pipeline", None
+    ) is None:
+        raise UserError(f"{path}: teacher: {teacher!r} must be the key of a row with a pipeline")
     content["seeds"] = _seeds(content.get("seeds", [0]), f"{path}: seeds")
     content["columns"] = {
         scale: _texts(keys, f"{path}: columns.{scale}")

@@ -68,6 +68,8 @@ class Task:
 def tasks_of(sweep: Sweep, part: tuple[int, int] = (1, 1)) -> list[Task]:
     """The tasks of a part of the sweep: the k-th of every K tasks, or seeds where rows share a training.
 
+    Pipelines that are compared with the images of one of them are one task here.
+
     Args:
         part: (k, K).
     """
@@ -75,7 +77,8 @@ def tasks_of(sweep: Sweep, part: tuple[int, int] = (1, 1)) -> list[Task]:
     pipelines = [_task(sweep, key, row, None) for key, row in rows.items() if row.pipeline is not None]
     runs = {key: row for key, row in rows.items() if row.pipeline is None and not row.cited}
     by_seed = [[_task(sweep, key, row, seed) for key, row in runs.items()] for seed in table.seeds]
-    groups = [[task] for task in pipelines]
+    pipelines.sort(key=lambda task: task.key != table.teacher)  # its images first
+    groups = [pipelines] if table.teacher else [[task] for task in pipelines]
     groups += by_seed if table.start else [[task] for tasks in by_seed for task in tasks]
     k, count = part
     return [task for group in groups[k - 1 :: count] for task in group]
@@ -143,6 +146,9 @@ def evaluation_words(sweep: Sweep, task: Task) -> list[str]:
     }
     if sweep.scale in sweep.table.batch_size:
         options["batch_size"] = sweep.table.batch_size[sweep.scale]
+    if sweep.table.teacher is not None:
+        folder = sweep.folder / "images" / sweep.table.teacher
+        options["save_images" if task.key == sweep.table.teacher else "teacher_images"] = folder
     words = [at_scale(task.row.pipeline, sweep.scale), str(task.record)]
     return words + [f"--{option}={value}" for option, value in options.items()]
 

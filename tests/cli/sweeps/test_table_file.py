@@ -36,6 +36,7 @@ def test_a_table_has_what_its_file_says(tmp_path):
         ({"seeds": []}, "seeds: must be a list of whole numbers"),
         ({"columns": {"sd14": ["fid"]}}, "columns: must map glyphs, sd15, sdxl"),
         ({"configs": "distill.yaml"}, "configs: must be a list of texts"),
+        ({"teacher": "mse"}, "teacher: 'mse' must be the key of a row with a pipeline"),
         ({"commands": ["validate"]}, "commands: must be"),
         ({"paper": {"scale": "sd15"}}, "paper: source is missing"),
     ],

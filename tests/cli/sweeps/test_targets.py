@@ -1,4 +1,4 @@
-"""The table targets of the Makefile at the scale of Stable Diffusion, with tiny random pipelines from pairs to tables."""
+"""The table targets of the Makefile for SD1.5 and SDXL, with tiny random pipelines from pairs to tables."""
 
 import json
 import shutil
