@@ -36,7 +36,7 @@ def plot(run: Path, output: Path) -> None:
         run: the run's folder.
         output: the PNG.
     """
-    panels = _panels(_read(run))
+    panels = panels_of(read_curves(run))
     if not panels:
         raise UserError(f"{run}: holds no TensorBoard curves of a distillation")
     rows = -(-len(panels) // COLUMNS)
@@ -51,7 +51,7 @@ def plot(run: Path, output: Path) -> None:
     print(f"{output}: {sum(map(len, panels.values()))} curves")
 
 
-def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
+def panels_of(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
     """The smoothed curves of every panel that has any."""
     panels = {}
     for title, names in PANELS.items():
@@ -61,7 +61,7 @@ def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
     return panels
 
 
-def _read(run: Path) -> dict[str, Curve]:
+def read_curves(run: Path) -> dict[str, Curve]:
     """Curves by their names of today: points (images, value), where a repeated stretch of a run counts once."""
     if not run.is_dir():
         return {}

@@ -29,6 +29,7 @@ VERBS = {
     "convert": Verb("diffgan.cli.convert:convert", "use", "convert the authors' E-LatentLPIPS weights to safetensors"),
     "evaluate": Verb("diffgan.cli.evaluate:evaluate", "evaluate", "metrics of a pipeline under a named protocol"),
     "tables": Verb("diffgan.cli.tables:tables", "evaluate", "a Markdown table of metrics.json files"),
+    "report": Verb("diffgan.cli.report:report", "evaluate", "write a run's page, with other records beside it"),
     "plot": Verb("diffgan.cli.plot:plot", "evaluate", "the curves that show the health of a run, in one image"),
     "reconstruct": Verb(
         "diffgan.cli.reconstruct:reconstruct", "evaluate", "optimize latents under each perceptual distance"
