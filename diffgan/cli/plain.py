@@ -29,8 +29,8 @@ def run(verb: str, function: Callable[..., Any], words: Sequence[str]) -> None:
 def parser_of(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     """The parser of a verb.
 
-    Parameters without a default are words in their order, a list takes one or more words (with a default any number),
-    the others are options; a list that is keyword-only is an option to be repeated, a bool an option without a value.
+    Parameters without a default are words in their order, a list takes one or more words, the others are options; a
+    list that is keyword-only is an option to be repeated, a bool an option without a value.
     """
     documentation = parse_docstring(function.__doc__)
     parser = VerbParser(prog=f"diffgan {verb}", description=documentation.short_description)
@@ -52,7 +52,8 @@ def _add_special(parser: ArgumentParser, name: str, parameter: Parameter, help: 
     if parameter.annotation is bool:
         parser.add_argument(f"--{name}", action="store_true", help=help)
     elif parameter.kind is Parameter.KEYWORD_ONLY:
-        parser.add_argument(f"-{name[0]}", f"--{name}", action="append", required=True, help=help)
+        required = parameter.default is Parameter.empty
+        default = None if required else list(parameter.default)
+        parser.add_argument(f"-{name[0]}", f"--{name}", action="append", required=required, default=default, help=help)
     else:
-        nargs = "+" if parameter.default is Parameter.empty else "*"
-        parser.add_argument(name, nargs=nargs, type=get_args(parameter.annotation)[0], help=help)
+        parser.add_argument(name, nargs="+", type=get_args(parameter.annotation)[0], help=help)

@@ -10,14 +10,14 @@ from diffgan.reports.comparison import Comparison
 from diffgan.storage.atomic import write_atomic
 
 
-def report(run: Path, records: list[Path] = ()) -> None:
+def report(run: Path, *, beside: list[Path] = ()) -> None:
     """Write `report.html` in a run's folder: teacher and student on one noise, metrics, curves, provenance.
 
     `diffgan test` writes it too; this command adds the metrics of others, such as the teacher's.
 
     Args:
         run: the run's folder, after diffgan test.
-        records: metrics.json files of the same protocol that stand beside the student's.
+        beside: a record (metrics.json) of the same protocol whose metrics stand beside the student's; may be repeated.
     """
     student = _test_record(run)
     comparison = Comparison.read(run)
@@ -26,8 +26,8 @@ def report(run: Path, records: list[Path] = ()) -> None:
             f"{run}: report.json is of {comparison.images_seen} images, metrics.json of {student.get('images_seen')}; "
             "run diffgan test again"
         )
-    others = [_read(path) for path in records or ()]
-    for path, other in zip(records or (), others, strict=True):
+    others = [_read(Path(path)) for path in beside]
+    for path, other in zip(beside, others, strict=True):
         if other.get("protocol_digest") != student.get("protocol_digest"):
             raise UserError(f"{path} and {run}/metrics.json are of different protocols; evaluate both by one")
     page = _write(run, comparison, [student, *others])

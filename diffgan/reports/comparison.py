@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
 
 RECORD = "report.json"  # in the run's folder
+NUMBERS = {"steps": int, "guidance": float, "pair_count": int, "images_seen": int}  # fields of a comparison
 DATA_URI = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
 
 
@@ -90,19 +91,19 @@ class Comparison:
 
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> "Comparison":
-        pairs = {group: [_pair(pair) for pair in values[group]] for group in ("first", "largest")}
-        comparison = cls(**{**values, "origin": Origin(**values["origin"]), **pairs})
-        if not comparison.first:
+        """The record of parsed JSON; a value that is missing or of another kind raises an error."""
+        parsed = {name: kind(values[name]) for name, kind in NUMBERS.items()}
+        parsed |= {group: [_pair(pair) for pair in values[group]] for group in ("first", "largest")}
+        parsed["image_size"] = [int(length) for length in values["image_size"]]
+        parsed["distances"] = [float(distance) for distance in values["distances"]]
+        comparison = cls(**{**values, **parsed, "origin": Origin(**values["origin"])})
+        if not comparison.first or not comparison.distances or len(comparison.image_size) != 2:
             raise ValueError("it holds no pairs")
-        for name, kind in (("distances", list), ("image_size", list), ("images_seen", int), ("steps", int)):
-            if not isinstance(getattr(comparison, name), kind):
-                raise ValueError(f"{name} must be of type {kind.__name__}")
         return comparison
 
 
 def _pair(values: dict[str, Any]) -> ComparedPair:
     pair = ComparedPair(**values)
-    for image in (pair.teacher, pair.student):
-        if not DATA_URI.fullmatch(image):
-            raise ValueError(f"pair {pair.number} holds no PNG or WebP image")
-    return ComparedPair(**{**values, "distance": float(pair.distance)})
+    if not all(DATA_URI.fullmatch(image) for image in (pair.teacher, pair.student)):
+        raise ValueError(f"pair {pair.number} holds no PNG or WebP image")
+    return replace(pair, distance=float(pair.distance))

@@ -80,7 +80,7 @@ def _provenance(comparison: Comparison, record: dict[str, Any]) -> list[Row]:
         "teacher": f"{comparison.teacher}, digest {comparison.teacher_digest}",
         "pair set": f"{comparison.pair_set}, {comparison.pair_count:,} pairs",
         "seed": record.get("seed"),
-        "device": device and f"{device['name']}, {device['threads']} threads",
+        "device": device and f"{device['name']}, threads: {device['threads']}",
         "float32 matrix products": record.get("float32_matmul_precision"),
         "evaluated in": record.get("seconds") and f"{record['seconds']:,} s",
         "diffgan": f"{origin.version}, commit {origin.commit}" if origin.commit else origin.version,

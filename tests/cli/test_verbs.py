@@ -41,6 +41,8 @@ LIGHT = {
     "tables of what is no record": ("tables", OLD / "fit.yaml"),
     "help of tables": ("tables", "--help"),
     "help of plot": ("plot", "--help"),
+    "help of report": ("report", "--help"),
+    "report of no run": ("report", OLD),
     "status": ("pairs", "status", OLD / "pairs"),
 }
 

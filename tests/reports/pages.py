@@ -43,7 +43,7 @@ def comparison(side: int = 64, **changes) -> Comparison:
     return Comparison(**values | changes)
 
 
-def tested_run(folder: Path, **changes) -> Path:
+def run_after_test(folder: Path, **changes) -> Path:
     """The folder of a run after a test: the committed record of the demo, pairs and curves."""
     comparison(**changes).write(folder)
     (folder / "metrics.json").write_bytes((RESULTS / "student.json").read_bytes())

@@ -7,7 +7,7 @@ import pytest
 
 from diffgan.__main__ import main
 from tests.browser import Browser
-from tests.reports.pages import tested_run
+from tests.reports.pages import run_after_test
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DESKTOP, PHONE = 1280, 390
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    run = tested_run(tmp_path_factory.mktemp("run"))
+    run = run_after_test(tmp_path_factory.mktemp("run"))
     main(["report", str(run)])
     return run / "report.html"
 

@@ -12,7 +12,7 @@ from diffgan.__main__ import main
 from diffgan.reports.comparison import Comparison
 from diffgan.reports.images import data_uri
 from diffgan.reports.origin import command_line, commit
-from tests.reports.pages import HOSTILE, RESULTS, Page, change, compared_pair, comparison, tested_run
+from tests.reports.pages import HOSTILE, RESULTS, Page, change, compared_pair, comparison, run_after_test
 from tests.runs import refused
 
 MEGABYTE = 1e6
@@ -20,11 +20,11 @@ MEGABYTE = 1e6
 
 @pytest.fixture
 def run(tmp_path):
-    return tested_run(tmp_path / "run")
+    return run_after_test(tmp_path / "run")
 
 
 def page_of(run, *records) -> Page:
-    main(["report", str(run), *map(str, records)])
+    main(["report", str(run), *(word for record in records for word in ("--beside", str(record)))])
     return Page((run / "report.html").read_text())
 
 
@@ -82,7 +82,7 @@ def test_provenance_says_what_made_the_student(run):
         "last.ckpt, digest 881d17ff8c836ad25e500c090954cabf",
         "glyphs, digest 427cf866e5181d2c",
         "seed 0",
-        "x86_64, 1 threads",
+        "x86_64, threads: 1",
         "0.5.0, commit 0123456789ab",
         "python 3.11.7, torch 2.14.1",
         "diffgan test -c 'my <file>.yaml'",
@@ -110,7 +110,7 @@ def test_page_of_large_noisy_images_is_below_three_megabytes(tmp_path):
     from callbacks.compare_pairs import FIRST, IMAGES_BYTES, LARGEST
 
     pair = compared_pair(1, "noise", 1.0, 1024, IMAGES_BYTES // (2 * (FIRST + LARGEST)))
-    run = tested_run(tmp_path / "run", side=64, image_size=[1024, 1024], first=[pair] * FIRST, largest=[pair] * LARGEST)
+    run = run_after_test(tmp_path / "run", side=64, image_size=[1024, 1024], first=[pair] * FIRST, largest=[pair] * LARGEST)
     page_of(run)
     assert (run / "report.html").stat().st_size < 3 * MEGABYTE
 
@@ -158,6 +158,8 @@ def page_is_untouched(run, capsys, *words) -> str:
         ("report.json", None, "report.json: No such file or directory; run diffgan test with"),
         ("report.json", "[1", "report.json: is no comparison of teacher and student (JSONDecodeError"),
         ("report.json", '{"first": []}', "report.json: is no comparison of teacher and student (KeyError"),
+        ("report.json", '{"steps": "many"}', "report.json: is no comparison of teacher and student (ValueError"),
+        ("report.json", "[]", "report.json: is no comparison of teacher and student (TypeError"),
     ],
 )
 def test_run_without_a_whole_test_is_refused(run, capsys, file, content, message):
@@ -175,7 +177,7 @@ def test_no_folder_is_refused(tmp_path, capsys):
 def test_record_without_pairs_or_with_other_addresses_is_refused(run, capsys):
     change(run / "report.json", first=[])
     assert "it holds no pairs" in page_is_untouched(run, capsys)
-    pair = json.loads((tested_run(run) / "report.json").read_text())["first"][0]
+    pair = json.loads((run_after_test(run) / "report.json").read_text())["first"][0]
     change(run / "report.json", first=[pair | {"teacher": "https://example.org/image.png"}])
     assert "pair 7 holds no PNG or WebP image" in page_is_untouched(run, capsys)
 
@@ -187,7 +189,7 @@ def test_records_of_different_tests_are_refused(run, capsys):
 
 def test_record_of_another_protocol_is_refused(run, capsys):
     other = RESULTS.parent / "teacher-50-glyphs-2k.json"
-    assert f"{other} and {run}/metrics.json are of different protocols" in page_is_untouched(run, capsys, other)
+    assert f"{other} and {run}/metrics.json are of different protocols" in page_is_untouched(run, capsys, "--beside", other)
 
 
 # ---- origin ----
