@@ -4,9 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/diffgan
 INSTALLED := $(VENV)/.installed
-LOSSES := mse pseudo_huber latent_lpips e_latent_lpips
-ROWS := regression diffusion noise r1 multi_scale mix_and_match
-SEEDS := 0 1 2
+
+# Tables: SCALE=glyphs|sd15|sdxl; PART=2/3: the second of three parts; PLAN=1: print what it needs; SWEEP: further options.
+SCALE ?= glyphs
+# On the miniature the COCO tables evaluate the demo's student.
+DEMO_STUDENT := $(if $(filter glyphs,$(SCALE)),$(if $(filter-out 0,$(PLAN)),,runs/demo/student/model_index.json))
+RECONSTRUCT_sd15 := --images data/coco/val2014 --vae stable-diffusion-v1-5/stable-diffusion-v1-5/vae \
+  --weights runs/sd15/latent_lpips.safetensors --pixels lpips --device cuda
+RECONSTRUCT_sdxl := --images data/coco/val2017 --vae stabilityai/stable-diffusion-xl-base-1.0/vae \
+  --weights runs/sdxl/latent_lpips.safetensors --pixels lpips --device cuda
+sweep = $(RUN) sweep configs/tables/$(1).yaml --scale $(SCALE) $(if $(PART),--part $(PART)) $(if $(filter-out 0,$(PLAN)),--plan) $(SWEEP)
 
 # GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
 gpu = $(if $(filter-out 0,$(GPU)),-c configs/glyphs/gpu/$(1).yaml)
@@ -14,10 +21,12 @@ DEVICE := $(if $(filter-out 0,$(GPU)),cuda,cpu)
 AT_ONCE := $(if $(filter-out 0,$(GPU)),500,50)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint table-losses glyph-teacher glyph-reader glyph-perceptual figure-reconstruction table-discriminator clean glyph-denoiser
+.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint clean tables \
+  glyph-teacher glyph-denoiser glyph-reader glyph-perceptual glyph-pixels figure-reconstruction \
+  table-regression-losses table-discriminator table-coco2014 table-coco2017 table-bapps table-speed
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## create the virtual environment and install everything
 
@@ -32,12 +41,15 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain in minutes; again: resumes
 	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs) -c configs/glyphs/demo-pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
-	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
+	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 STEPS=20 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
+
+runs/demo/student/model_index.json: | $(INSTALLED)
+	@$(MAKE) --no-print-directory demo
 
 glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: minutes)
 	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs)
 	$(RUN) fit -c configs/glyphs/distill.yaml $(call gpu,distill)
-	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
+	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k STEPS=50 DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
 	$(RUN) predict -c configs/glyphs/pairs.yaml
@@ -47,15 +59,15 @@ glyphs-regression: $(INSTALLED) ## a student of as many images without the discr
 # Evaluate teacher and student with one protocol, export the student, write the table.
 ifdef RUNS
 .PHONY: compare $(RUNS)/distill/metrics.json
-compare: $(RUNS)/teacher-50.json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
+compare: $(RUNS)/teacher-$(STEPS).json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
 	$(RUN) export $(RUNS)/distill $(RUNS)/student
 	$(RUN) tables $^ --output $(RUNS)/table.md
 	@echo "teacher and student side by side: $$(ls $(RUNS)/distill/samples/*.png | tail -n 1)"
 
 TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
-$(RUNS)/teacher-50.json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, 50 steps" --steps 50 --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
+$(RUNS)/teacher-$(STEPS).json: $(TEACHER)
+	$(RUN) evaluate glyphs $@ --name "teacher, $(STEPS) steps" --steps $(STEPS) --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
 
 $(RUNS)/teacher-1.json: $(TEACHER)
 	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
@@ -64,24 +76,28 @@ $(RUNS)/distill/metrics.json:
 	$(RUN) test $(DISTILL)
 endif
 
-# ---- tables of the paper, on the miniature ----
+# ---- tables and figures of the paper; SCALE=glyphs|sd15|sdxl ----
 
-table-losses: $(INSTALLED) ## regression losses after equal images on the same pairs, three seeds (hours)
-	$(RUN) predict -c configs/glyphs/pairs.yaml
-	@for seed in $(SEEDS); do for loss in $(LOSSES); do for verb in fit test; do \
-	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/losses.yaml -c configs/tables/losses/$$loss.yaml \
-	    --seed_everything $$seed --data.init_args.seed $$seed --trainer.logger.init_args.version seed-$$seed || exit 1; \
-	done; done; done
-	$(RUN) tables $(foreach loss,$(LOSSES),$(SEEDS:%=runs/tables/losses/$(loss)/seed-%/metrics.json)) \
-	  --output runs/tables/losses/table.md
+table-regression-losses: $(INSTALLED) ## regression losses after equal training on the same pairs
+	$(call sweep,regression-losses)
 
-table-discriminator: $(INSTALLED) ## ablation: the discriminator built up step by step, after equal regression (hours)
-	$(RUN) predict -c configs/glyphs/pairs.yaml
-	@for row in $(ROWS); do for verb in fit test; do \
-	  $(RUN) $$verb -c configs/glyphs/distill.yaml -c configs/tables/discriminator.yaml \
-	    -c configs/tables/discriminator/$$row.yaml || exit 1; \
-	done; done
-	$(RUN) tables $(ROWS:%=runs/tables/discriminator/%/metrics.json) --output runs/tables/discriminator/table.md
+table-discriminator: $(INSTALLED) ## the discriminator's parts, added one by one after equal regression
+	$(call sweep,discriminator)
+
+table-coco2014: $(INSTALLED) $(DEMO_STUDENT) ## teacher, student and released one-step models on COCO2014 (glyphs: glyphs-2k)
+	$(call sweep,coco2014)
+
+table-coco2017: $(INSTALLED) $(DEMO_STUDENT) ## the same on COCO2017, with the distance to the teacher and diversity
+	$(call sweep,coco2017)
+
+table-bapps: $(INSTALLED) ## agreement of the perceptual distances with people (glyphs: with synthetic choices)
+	$(call sweep,bapps)
+
+table-speed: $(INSTALLED) ## what each regression loss and each image costs (sd15, sdxl: a CUDA GPU)
+	$(VENV)/bin/python -W ignore -m tests.bench.speed_table --scale $(SCALE) --records runs/tables/$(SCALE)/speed/records
+
+figure-reconstruction: $(INSTALLED) ## from noise to an image under each perceptual distance
+	$(RUN) reconstruct runs/figures/$(SCALE)/reconstruction $(RECONSTRUCT_$(SCALE))
 
 # ---- what the package ships ----
 
@@ -110,14 +126,13 @@ runs/glyphs/calibration.done: runs/glyphs/latent_vgg.done
 glyph-perceptual: runs/glyphs/calibration.done ## train LatentLPIPS of the glyph latents anew: network, then heads
 	$(RUN) test -c configs/glyphs/calibration.yaml --model.init_args.weights glyphs
 
-# ---- figures of the paper, on the miniature ----
+runs/glyphs/pixels.done: configs/glyphs/pixels.yaml configs/glyphs/pixels-calibration.yaml | $(INSTALLED)
+	$(RUN) fit -c configs/glyphs/latent_vgg.yaml $(call gpu,latent_vgg) -c configs/glyphs/pixels.yaml
+	$(RUN) fit -c configs/glyphs/calibration.yaml $(call gpu,calibration) -c configs/glyphs/pixels-calibration.yaml
+	@touch $@
 
-runs/glyphs/pixel_lpips.safetensors: configs/glyphs/latent_vgg.yaml configs/glyphs/calibration.yaml | $(INSTALLED)
-	$(RUN) fit -c configs/glyphs/latent_vgg.yaml -c configs/glyphs/pixels.yaml
-	$(RUN) fit -c configs/glyphs/calibration.yaml -c configs/glyphs/pixels-calibration.yaml
-
-figure-reconstruction: runs/glyphs/pixel_lpips.safetensors ## from noise to an image under each perceptual distance
-	$(RUN) reconstruct runs/figures/reconstruction --pixels $<
+glyph-pixels: runs/glyphs/pixels.done ## train LPIPS in pixels of the glyphs anew
+	cp runs/glyphs/pixel_lpips.safetensors diffgan/glyphs/weights/pixel_lpips.safetensors
 
 # ---- development ----
 

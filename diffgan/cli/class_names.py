@@ -45,6 +45,7 @@ CLASSES = (
     "diffgan.perceptual.classification.LatentClassificationTraining",
     "diffgan.perceptual.lpips.ELatentLPIPS",
     "diffgan.perceptual.lpips.LatentLPIPS",
+    "diffgan.perceptual.pixels.PixelLPIPS",
     "diffgan.training.strategies.FSDP2Strategy",
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",

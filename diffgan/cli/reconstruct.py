@@ -18,7 +18,7 @@ from diffgan.perceptual.reconstruction import compared_distances, reconstruct_la
 from diffgan.perceptual.weights import weights_file
 from diffgan.plots import Curve, save_curves
 from diffgan.storage.digests import digest
-from diffgan.storage.embedded import EMBEDDED, embedded
+from diffgan.storage.embedded import EMBEDDED
 from diffgan.teachers.autoencoders import Encoder
 
 GLYPH_SEED = 31
@@ -30,7 +30,7 @@ def reconstruct(
     images: Path | None = None,
     vae: str = EMBEDDED,
     weights: str = EMBEDDED,
-    pixels: str = "lpips",
+    pixels: str = "glyphs-pixels",
     count: int = 6,
     steps: int = 1000,
     learning_rate: float = 0.05,
@@ -44,7 +44,7 @@ def reconstruct(
         images: folder of target images of one size; by default glyphs.
         vae: autoencoder of the latents: a directory, "owner/model/vae" on the hub, or "glyphs".
         weights: weights of ELatentLPIPS for these latents, or "glyphs".
-        pixels: weights of the same network for pixels, or "lpips" for the package of that name.
+        pixels: weights of the same network for pixels, "glyphs-pixels", or "lpips" for the package of that name.
         count: number of images.
         steps: steps of Adam.
         learning_rate: at the first step.
@@ -52,7 +52,7 @@ def reconstruct(
         device: e.g. "cuda".
     """
     torch.manual_seed(seed)
-    encoder = Encoder(str(embedded("teacher/vae")) if vae == EMBEDDED else vae).to(device)
+    encoder = Encoder(vae).to(device)
     target = encoder(load_images(images, count).to(device))
     start = torch.randn(target.shape).to(target)
     rows, curves, metrics = {"target": _decode_without_gradient(encoder, target)}, {}, {}
@@ -101,5 +101,5 @@ def _metrics(curve: Curve, images: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def _digests(weights: str, pixels: str) -> dict[str, str]:
-    files = {"latents": weights_file(weights), "pixels": Path(pixels)}
+    files = {"latents": weights_file(weights), "pixels": weights_file(pixels)}
     return {name: digest(file) for name, file in files.items() if file.is_file()}

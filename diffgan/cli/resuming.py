@@ -1,6 +1,6 @@
 """Which checkpoint a run resumes from, and whether it may: one `fit` in a folder, the same experiment, a whole file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +137,32 @@ def require_same_experiment(record: Path, config: dict[str, Any]) -> None:
     """
     if not record.is_file():
         return
-    before, now = _flat(translate_config(yaml.safe_load(record.read_text()))), _flat(config)
-    for key in (key for key in now if key.split(".")[0] in EXPERIMENT):
+    before = translate_config(yaml.safe_load(record.read_text()))
+    if (changed := first_difference(before, config, EXPERIMENT, MAY_CHANGE)) is not None:
+        raise UserError(
+            f"{record}: {changed}; choose another folder "
+            "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
+        )
+
+
+def first_difference(
+    before: dict[str, Any], now: dict[str, Any], parts: Sequence[str], may_change: Sequence[str]
+) -> str | None:
+    """The first value that two configurations do not share, e.g. "data.seed was 0 and is 1 now"; None if there is none.
+
+    A key that the older one lacks has the value that it stood for then.
+
+    Args:
+        parts: beginnings of the keys that are compared.
+        may_change: last parts of keys that are not.
+    """
+    before, now = _flat(before), _flat(now)
+    for key in (key for key in now if key.startswith(tuple(parts))):
         argument = key.split(".")[-1]
         was = before.get(key, ADDED.get(argument, now[key]))
-        if was != now[key] and argument not in MAY_CHANGE:
-            raise UserError(
-                f"{record}: {key} was {was!r} and is {now[key]!r} now; choose another folder "
-                "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
-            )
+        if was != now[key] and argument not in may_change:
+            return f"{key} was {was!r} and is {now[key]!r} now"
+    return None
 
 
 def _flat(config: Any, name: str = "") -> dict[str, Any]:

@@ -28,6 +28,7 @@ VERBS = {
     "export": Verb("diffgan.cli.export:export", "use", "write a run's student as a diffusers pipeline directory"),
     "convert": Verb("diffgan.cli.convert:convert", "use", "convert the authors' E-LatentLPIPS weights to safetensors"),
     "evaluate": Verb("diffgan.cli.evaluate:evaluate", "evaluate", "metrics of a pipeline under a named protocol"),
+    "sweep": Verb("diffgan.cli.sweeps.sweep:sweep", "evaluate", "train and evaluate the rows of a table; resumes"),
     "tables": Verb("diffgan.cli.tables:tables", "evaluate", "a Markdown table of metrics.json files"),
     "report": Verb("diffgan.cli.report:report", "evaluate", "write a run's page, with other records beside it"),
     "plot": Verb("diffgan.cli.plot:plot", "evaluate", "the curves that show the health of a run, in one image"),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgan.latent_space import LatentSpace
-from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.distance import PerceptualDistance
 
 
 class RegressionLoss(nn.Module):
@@ -46,9 +46,9 @@ class PseudoHuber(RegressionLoss):
 
 
 class Perceptual(RegressionLoss):
-    """A latent perceptual distance: `LatentLPIPS` or `ELatentLPIPS`."""
+    """A perceptual distance of latents: `LatentLPIPS`, `ELatentLPIPS` or, through the decoder, `PixelLPIPS`."""
 
-    def __init__(self, distance: LatentLPIPS):
+    def __init__(self, distance: PerceptualDistance):
         super().__init__()
         self.distance = distance
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
+from diffgan.perceptual.distance import PerceptualDistance
 from diffgan.perceptual.ensemble import Ensemble
 from diffgan.perceptual.heads import taps_distance
 from diffgan.perceptual.lower_precision import LowerPrecision
@@ -14,7 +15,7 @@ from diffgan.perceptual.weights import PerceptualWeights, load_weights
 from diffgan.training.precision import autocast_dtype, without_autocast
 
 
-class LatentLPIPS(nn.Module):
+class LatentLPIPS(PerceptualDistance):
     """Perceptual distance of latents: squared differences of channel-normalised VGG features (paper, eq. 6).
 
     d(x, y) = sum over the five taps k of mean over positions of sum_c h_kc (f^_k(x) - f^_k(y))_c^2
@@ -39,9 +40,6 @@ class LatentLPIPS(nn.Module):
         heads = heads or [torch.ones(channels) for channels in self.network.tap_channels]
         self._lower = LowerPrecision()
         self.heads = nn.ParameterList(nn.Parameter(head.clamp_min(0), requires_grad=False) for head in heads)
-
-    def train(self, mode: bool = True) -> "LatentLPIPS":
-        return super().train(False)
 
     def check_space(self, space: LatentSpace) -> None:
         """Raises UserError if the weights were trained on another latent space than `space`."""

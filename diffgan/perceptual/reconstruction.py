@@ -6,32 +6,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from diffgan.errors import UserError
-from diffgan.latent_space import PIXELS, LatentSpace
+from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
+from diffgan.perceptual.pixels import DecodedDistance, pixel_distance
 from diffgan.plots import Curve
 
 CURVE_POINTS = 40
 ENSEMBLES = ("b", "bg", "bgo")
-
-
-class DecodedDistance(nn.Module):
-    """A distance of images as a distance of latents: d(decode(x), decode(y)).
-
-    Args:
-        distance: of images (N, 3, H, W).
-        decode: latents of the diffusion model (N, C, H, W) -> images in [-1, 1], differentiable.
-    """
-
-    def __init__(self, distance: nn.Module, decode: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.distance, self.decode = distance, decode
-
-    def forward(self, generated: Tensor, target: Tensor) -> Tensor:
-        """generated, target: (N, C, H, W) -> (N,); no gradient to target."""
-        with torch.no_grad():
-            target_images = self.decode(target)
-        return self.distance(self.decode(generated), target_images).flatten()
 
 
 def compared_distances(
@@ -41,31 +22,19 @@ def compared_distances(
 
     Args:
         weights: weight file of ELatentLPIPS, or "glyphs".
-        pixels: weight file of the same network for pixels, or "lpips" for the package of that name.
+        pixels: weights of LPIPS in pixels, as of `PixelLPIPS`.
         space: latent space of the latents.
         decode: as in `DecodedDistance`.
 
     Raises:
         UserError: the weights belong to another latent space, or the package lpips is not installed.
     """
-    distances: dict[str, nn.Module] = {"LPIPS, pixels": DecodedDistance(_pixel_distance(pixels), decode)}
+    distances: dict[str, nn.Module] = {"LPIPS, pixels": DecodedDistance(pixel_distance(pixels), decode)}
     distances["LatentLPIPS"] = LatentLPIPS(weights)
     distances["LatentLPIPS"].check_space(space)
     for groups in ENSEMBLES:
         distances[f"E-LatentLPIPS {groups}"] = ELatentLPIPS(weights, groups)
     return distances
-
-
-def _pixel_distance(pixels: str) -> nn.Module:
-    if pixels != "lpips":
-        distance = LatentLPIPS(pixels)
-        distance.check_space(PIXELS)
-        return distance
-    try:
-        from lpips import LPIPS
-    except ImportError as error:
-        raise UserError("pixels lpips: the package is not installed; pip install lpips") from error
-    return LPIPS(net="vgg").requires_grad_(False)
 
 
 def reconstruct_latent(

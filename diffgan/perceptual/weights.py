@@ -15,6 +15,8 @@ from diffgan.storage.tensor_files import write_tensors
 
 KIND = "diffgan LatentVGG16 2"
 HEAD = "heads."
+# Weights of the package by name: of the glyph latents, and of the same network for pixels.
+SHIPPED = {EMBEDDED: "latent_lpips.safetensors", f"{EMBEDDED}-pixels": "pixel_lpips.safetensors"}
 LPIPS_EPS = 1e-20  # LPIPS adds 1e-10 to the norm of the features; the authors' package adds 1e-8 to its square
 
 
@@ -55,8 +57,8 @@ def save_weights(path: Path, weights: PerceptualWeights) -> None:
 
 
 def weights_file(name: Path | str) -> Path:
-    """The file that a name stands for: "glyphs" for the weights of the package, any other name for itself."""
-    return embedded("latent_lpips.safetensors") if str(name) == EMBEDDED else Path(name)
+    """The file that a name stands for: one of `SHIPPED`, any other name for itself."""
+    return embedded(SHIPPED[str(name)]) if str(name) in SHIPPED else Path(name)
 
 
 def load_weights(path: Path | str) -> PerceptualWeights:

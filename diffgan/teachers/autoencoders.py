@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from diffgan.errors import UserError
 from diffgan.latent_space import PIXELS, LatentSpace
+from diffgan.storage.embedded import EMBEDDED, embedded
 
 
 def autoencoder_config(name: str | Path) -> Mapping[str, Any]:
     """The configuration of an `AutoencoderKL`.
 
     Args:
-        name: a directory, or "owner/model/vae" on the hub.
+        name: a directory, "owner/model/vae" on the hub, or "glyphs" for the embedded one.
 
     Raises:
         UserError: there is no such autoencoder.
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
 
 def _load(load: Callable[..., Any], name: str | Path) -> Any:
     """Call a loader of diffusers with a directory, or with a hub id and its subfolder."""
-    path, options = _split_hub_name(name)
+    path, options = _split_hub_name(embedded("teacher/vae") if name == EMBEDDED else name)
     try:
         return load(path, **options)
     except (OSError, ValueError) as error:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from diffgan.__main__ import main
+from diffgan.cli.sweeps.table_file import SCALES, at_scale, read_table
 from diffgan.evaluation.protocols.coco import read_protocol
 
-LOSSES = ("mse", "pseudo_huber", "latent_lpips", "e_latent_lpips")
 PAIRS, DISTILL = ["configs/glyphs/pairs.yaml"], ["configs/glyphs/distill.yaml"]
 DEMO_PAIRS, DEMO = [*PAIRS, "configs/glyphs/demo-pairs.yaml"], [*DISTILL, "configs/glyphs/demo-distill.yaml"]
 
@@ -48,29 +48,45 @@ def test_demo_and_its_teacher_are_evaluated_by_one_protocol(capsys):
         assert arguments(merged(capsys, "test", files), "evaluation")["protocol"] == protocol
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_loss_table_differs_in_the_loss_alone(capsys, loss):
-    common = [*DISTILL, "configs/tables/losses.yaml"]
-    base, row = merged(capsys, "fit", common), merged(capsys, "fit", [*common, f"configs/tables/losses/{loss}.yaml"])
-    assert row["trainer"]["logger"]["init_args"]["name"] == loss
-    for config in (base, row):
-        config["model"]["init_args"].pop("regression")
-        for name in ("save_dir", "name"):
-            config["trainer"]["logger"]["init_args"].pop(name)
-    assert row == base
+def run_config(capsys, table, scale, row):
+    """The configuration of the `fit` of a table's row."""
+    files = [*table.configs, *table.rows[row].configs]
+    return merged(capsys, "fit", [at_scale(file, scale) for file in files])
+
+
+LOSS_TABLE = read_table(Path("configs/tables/regression-losses.yaml"))
+PARTS_TABLE = read_table(Path("configs/tables/discriminator.yaml"))
+LOSSES = {
+    "mse": "MSE",
+    "pseudo_huber": "PseudoHuber",
+    "pixel_lpips": "PixelLPIPS",
+    "latent_lpips": "LatentLPIPS",
+    "e_latent_lpips": "ELatentLPIPS",
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_loss_table_differs_in_the_loss_alone(capsys, scale):
+    configs, weights = {row: run_config(capsys, LOSS_TABLE, scale, row) for row in LOSS_TABLE.rows}, {}
+    for row, config in configs.items():
+        regression = config["model"]["init_args"].pop("regression")
+        distance = regression.get("init_args", {}).get("distance", regression)
+        assert distance["class_path"].rpartition(".")[2] == LOSSES[row]
+        weights[row] = distance.get("init_args", {}).get("weights")
+        assert config["model"]["init_args"]["adversarial"] is None
+    assert all(config == configs["mse"] for config in configs.values())
+    assert weights["latent_lpips"] == weights["e_latent_lpips"] != weights["mse"]
+    assert weights["pixel_lpips"] == ("glyphs-pixels" if scale == "glyphs" else "lpips")
 
 
 ROWS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
 ADDED = dict(zip(ROWS[1:], ("noise_conditioning", "r1_gamma", "multi_scale", "mismatch_share"), strict=True))
 
 
-def test_discriminator_table_adds_one_setting_a_row(capsys):
+@pytest.mark.parametrize("scale", SCALES)
+def test_discriminator_table_adds_one_setting_a_row(capsys, scale):
     """From a discriminator that is only initialised as the teacher to the complete one, one setting a row."""
-    common, rows = [*DISTILL, "configs/tables/discriminator.yaml"], {}
-    for row in ROWS:
-        config = merged(capsys, "fit", [*common, f"configs/tables/discriminator/{row}.yaml"])
-        assert config["trainer"]["logger"]["init_args"].pop("name") == row
-        rows[row] = config
+    rows = {row: run_config(capsys, PARTS_TABLE, scale, row) for row in ROWS}
     for before, row in pairwise(ROWS):
         one, two = (copy.deepcopy(rows[name]) for name in (before, row))
         values = []
@@ -79,8 +95,26 @@ def test_discriminator_table_adds_one_setting_a_row(capsys):
             discriminator = adversarial["discriminator"]["init_args"]
             values.append((discriminator if ADDED[row] in discriminator else adversarial).pop(ADDED[row]))
         assert not values[0] and values[1] and one == two
-    alone = merged(capsys, "fit", [*common, "configs/tables/discriminator/regression.yaml"])
+    alone = run_config(capsys, PARTS_TABLE, scale, "regression")
     assert alone["model"]["init_args"]["adversarial"] is None
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_discriminators_begin_where_the_common_regression_ends(capsys, scale):
+    files = [at_scale(file, scale) for file in (*PARTS_TABLE.configs, *PARTS_TABLE.start)]
+    start = merged(capsys, "fit", files)["model"]["init_args"]
+    row = run_config(capsys, PARTS_TABLE, scale, "mix_and_match")["model"]["init_args"]
+    assert start["images"] == row["adversarial"]["init_args"]["starts_at_images"]
+    assert start["adversarial"] is None and start["cooldown_images"] == 0
+    assert row["images"] - row["cooldown_images"] >= start["images"]
+
+
+@pytest.mark.parametrize("table", [LOSS_TABLE, PARTS_TABLE], ids=lambda table: table.name)
+@pytest.mark.parametrize("scale", SCALES)
+def test_runs_of_a_table_read_the_pairs_that_it_makes(capsys, table, scale):
+    pairs = merged(capsys, "predict", [at_scale(file, scale) for file in table.pairs])
+    run = run_config(capsys, table, scale, next(iter(table.rows)))
+    assert arguments(pairs, "pairs")["folder"] == run["data"]["init_args"]["folder"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Tables of the paper: files that list rows, and the verb that trains and evaluates them."""

@@ -1,0 +1,116 @@
+"""What a sweep needs: trainings, images, files that are missing, and the time that earlier records took."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffgan.cli.sweeps.configuration import configuration
+from diffgan.cli.sweeps.table_file import at_scale
+from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, run_words, start_words
+from diffgan.errors import UserError
+from diffgan.evaluation.protocols.coco import read_protocol
+from diffgan.perceptual.weights import weights_file
+
+WEIGHTS = ("LatentLPIPS", "ELatentLPIPS", "PixelLPIPS")  # distances whose argument `weights` is a file
+
+
+def plan_lines(sweep: Sweep, tasks: Sequence[Task], pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """Label and text of every line."""
+    table = sweep.table
+    yield "table", f"{table.name} at scale {sweep.scale}: {table.title}"
+    trained = [task for task in tasks if task.row.pipeline is None]
+    alone = [task for task in tasks if task.row.pipeline is not None]
+    rows = len({task.key for task in trained})
+    yield "rows", f"{rows} with a run for each of {len(table.seeds)} seeds, {len(alone)} pipelines as they are"
+    yield "done", f"{len(tasks) - len(pending)} of {len(tasks)}: {sweep.records}"
+    configs = {task.key: configuration(table.commands[0], run_words(sweep, task)) for task in trained}
+    for key, config in configs.items():
+        yield key, _training(config)
+    yield from _start(sweep, trained)
+    for task in alone:
+        yield task.key, f"evaluates {at_scale(task.row.pipeline, sweep.scale)}"
+    missing = _missing(sweep, list(configs.values()), alone)
+    yield from _labelled("missing", missing or ["nothing"])
+    yield from _time(sweep, pending)
+
+
+def _training(config: dict[str, Any]) -> str:
+    """Images of a training, and those of them with a discriminator; of another run its class."""
+    arguments = config["model"]["init_args"]
+    if "regression" not in arguments:
+        return config["model"]["class_path"].rpartition(".")[2]
+    images, adversarial = arguments.get("images", 0), arguments.get("adversarial")
+    starts = adversarial["init_args"]["starts_at_images"] if adversarial else images
+    regression = arguments["regression"]
+    loss = regression.get("init_args", {}).get("distance", regression)["class_path"].rpartition(".")[2]
+    return f"{images:,} images, {images - starts:,} of them adversarial; {loss}"
+
+
+def _start(sweep: Sweep, trained: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    if sweep.table.start and trained:
+        config = configuration("fit", start_words(sweep, trained[0].seed))
+        yield "start", f"{_training(config)}; once a seed, the rows begin with its checkpoint"
+
+
+def _missing(sweep: Sweep, configs: Sequence[dict[str, Any]], alone: Sequence[Task]) -> list[str]:
+    """Files and folders that are not there, with what makes them."""
+    missing: dict[str, None] = {}
+    for config in configs:
+        folder = config["data"]["init_args"].get("folder", "")
+        if "://" not in folder and not (Path(folder) / "manifest.json").is_file():
+            missing[f"{folder}: made by diffgan predict {' '.join(pairs_words(sweep))}"] = None
+        for file in _weight_files(config["model"]):
+            if not file.is_file():
+                missing[f"{file}: weights of the perceptual distance"] = None
+        missing |= dict.fromkeys(_missing_of_protocols(_protocols(config)))
+    if alone:
+        missing |= dict.fromkeys(_missing_of_protocols([at_scale(sweep.table.protocol[sweep.scale], sweep.scale)]))
+    return list(missing)
+
+
+def _weight_files(value: Any) -> Iterator[Path]:
+    """The weight files of every perceptual distance in a configuration."""
+    if isinstance(value, dict):
+        arguments = value.get("init_args")
+        if str(value.get("class_path")).rpartition(".")[2] in WEIGHTS and arguments.get("weights") != "lpips":
+            yield weights_file(arguments["weights"])
+        for below in value.values():
+            yield from _weight_files(below)
+
+
+def _protocols(config: dict[str, Any]) -> list[str]:
+    callbacks = config["trainer"].get("callbacks") or {}
+    values = callbacks.values() if isinstance(callbacks, dict) else callbacks
+    return [value["init_args"]["protocol"] for value in values if "protocol" in value.get("init_args", {})]
+
+
+def _missing_of_protocols(protocols: Sequence[str]) -> Iterator[str]:
+    for file in (file for file in protocols if file.endswith((".yaml", ".yml"))):
+        try:
+            read_protocol(Path(file)).digest  # noqa: B018 (reads captions and reference)
+        except UserError as error:
+            yield str(error)
+
+
+def _time(sweep: Sweep, pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """Seconds that the committed records of the pending rows took, where there are any."""
+    seconds = {task.name: _recorded(sweep, task) for task in pending}
+    known = [value for value in seconds.values() if value is not None]
+    if known:
+        yield (
+            "time",
+            f"{sum(known) / 3600:.1f} hours for {len(known)} of {len(pending)} rows, by the records in the repository",
+        )
+
+
+def _recorded(sweep: Sweep, task: Task) -> float | None:
+    for file in sweep.table.committed_records(task.key, sweep.scale):
+        record = json.loads(file.read_text())
+        return record.get("training_seconds", 0) + record["seconds"]
+    return None
+
+
+def _labelled(label: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for i, text in enumerate(texts):
+        yield ("" if i else label), text

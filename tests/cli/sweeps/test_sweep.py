@@ -1,0 +1,190 @@
+"""The verb `sweep`: rows and seeds, one common checkpoint, resuming, and what is refused."""
+
+import json
+import os
+import signal
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from diffgan.__main__ import main
+from diffgan.cli.sweeps.sweep import sweep
+from diffgan.cli.sweeps.table_file import read_table
+from diffgan.cli.sweeps.tasks import Sweep, tasks_of
+from diffgan.errors import UserError
+from tests.processes import SERVER, start
+from tests.runs import shipped_config, write
+
+ROWS = {"mse": {"title": "MSE"}, "huber": {"title": "pseudo-Huber"}}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch, tiny_pipeline, pairs):
+    """A table of two losses in an empty folder; a training takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    base = shipped_config("glyphs/distill")
+    base["trainer"] |= {"accelerator": "cpu", "val_check_interval": 1, "enable_progress_bar": False}
+    callbacks = base["trainer"]["callbacks"]
+    for name in ("health", "samples", "evaluation"):
+        callbacks.pop(name)
+    callbacks["checkpoint"]["init_args"]["every_images"] = 8
+    arguments = base["model"]["init_args"]
+    arguments |= {"teacher": str(tiny_pipeline), "images": 24, "warmup_images": 8, "cooldown_images": 8}
+    arguments |= {"regression": {"class_path": "diffgan.losses.regression.MSE"}}
+    arguments["adversarial"]["init_args"]["starts_at_images"] = 16
+    base["data"]["init_args"] |= {"folder": str(pairs), "batch_size": 8, "validation_pairs": 8}
+    write(tmp_path / "base.yaml", base)
+    write(tmp_path / "alone.yaml", {"model": {"init_args": {"adversarial": None}}})
+    huber = {"class_path": "diffgan.losses.regression.PseudoHuber"}
+    write(tmp_path / "huber.yaml", {"model": {"init_args": {"regression": huber}}})
+    rows = {key: row | {"configs": ["huber.yaml"] if key == "huber" else []} for key, row in ROWS.items()}
+    content = {"title": "Losses", "configs": ["base.yaml", "alone.yaml"], "seeds": [0, 1], "rows": rows}
+    write(tmp_path / "losses.yaml", content)
+    return tmp_path / "losses.yaml"
+
+
+def run(words):
+    """Exit code of `diffgan sweep ...` in a new process, as its trainings are forked from it."""
+    process = start(["sweep", *map(str, words)])
+    process.join(180)
+    return process.exitcode
+
+
+def records(folder="losses"):
+    files = sorted(Path("runs/tables/glyphs", folder, "records").glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+@pytest.mark.timeout(240)
+def test_every_row_is_run_with_every_seed_once(table):
+    assert run([table]) == 0
+    made = records()
+    assert set(made) == {"huber-seed-0", "huber-seed-1", "mse-seed-0", "mse-seed-1"}
+    for key, record in made.items():
+        row, seed = key.split("-seed-")
+        assert (record["name"], record["stage"], record["images_seen"]) == (ROWS[row]["title"], "test", 24)
+        assert record["config"]["seed_everything"] == record["config"]["data"]["init_args"]["seed"] == int(seed)
+        assert record["training_seconds"] > 0
+    values = {key: record["metrics"]["validation/mse"] for key, record in made.items()}
+    assert len(set(values.values())) == 4
+    files = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*") if file.is_file()}
+    assert run([table]) == 0  # again: nothing to do
+    assert files == {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*") if file.is_file()}
+
+
+@pytest.mark.timeout(240)
+def test_rows_of_a_seed_begin_with_one_checkpoint(table, tmp_path):
+    content = yaml.safe_load(table.read_text())
+    write(tmp_path / "begin.yaml", {"model": {"init_args": {"images": 16, "cooldown_images": 0, "adversarial": None}}})
+    rows = {"alone": {"title": "alone", "configs": ["alone.yaml"]}, "adversarial": {"title": "adversarial"}}
+    write(table, content | {"configs": ["base.yaml"], "start": ["begin.yaml"], "seeds": [0], "rows": rows})
+    assert run([table]) == 0
+    folder = Path("runs/tables/glyphs/losses")
+    begun = {
+        name: torch.load(folder / name / "seed-0" / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("start", *rows)
+    }
+    assert [begun[name]["images_seen"] for name in ("start", *rows)] == [16, 24, 24]
+    assert [any(k.startswith("discriminator.") for k in c["state_dict"]) for c in begun.values()] == [
+        False,
+        False,
+        True,
+    ]
+    curves = (folder / "alone" / "seed-0").glob("events.*")
+    assert list(curves) and set(records()) == {"alone-seed-0", "adversarial-seed-0"}
+    config = records()["adversarial-seed-0"]["config"]["model"]["init_args"]
+    assert config["images"] == 24
+
+
+def test_a_changed_configuration_is_refused_and_nothing_overwritten(table, tmp_path, capsys):
+    assert run([table, "--row", "mse"]) == 0
+    before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+    write(tmp_path / "more.yaml", {"model": {"init_args": {"images": 32}}})
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(table), "-c", "more.yaml"])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "images was 24 and is 32 now" in error[0] and "mse-seed-0.json" in error[0]
+    assert before == {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+
+
+def test_a_row_that_fails_does_not_stop_the_others(table, tmp_path):
+    content = yaml.safe_load(table.read_text())
+    write(tmp_path / "huber.yaml", {"data": {"init_args": {"folder": "not/there"}}})
+    write(table, content | {"seeds": [0]})
+    errors = tmp_path / "errors"
+    process = SERVER.Process(target=_with_errors, args=(errors, ["sweep", str(table)]))
+    process.start()
+    process.join(180)
+    assert process.exitcode == 1 and set(records()) == {"mse-seed-0"}
+    lines = errors.read_text().splitlines()
+    assert lines[-1].startswith("diffgan: error: sweep: failed: huber, seed 0")
+    assert any("not/there" in line for line in lines) and not any("Traceback" in line for line in lines)
+
+
+def _with_errors(file, words):
+    os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), sys.stderr.fileno())
+    main(words)
+
+
+def test_an_interrupted_sweep_resumes(table, tmp_path):
+    write(tmp_path / "long.yaml", {"model": {"init_args": {"images": 4000}}})
+    checkpoint = Path("runs/tables/glyphs/losses/mse/seed-0/checkpoints/last.ckpt")
+    process = start(["sweep", str(table), "--row", "mse", "-c", "long.yaml"])
+    while not checkpoint.is_file():
+        assert process.is_alive()
+        time.sleep(0.1)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM and not records()
+    reached = torch.load(checkpoint, weights_only=True)["images_seen"]
+    write(tmp_path / "long.yaml", {"model": {"init_args": {"images": reached + 8}}})
+    write(table, yaml.safe_load(table.read_text()) | {"seeds": [0]})
+    assert run([table, "--row", "mse", "-c", "long.yaml"]) == 0
+    record = records()["mse-seed-0"]
+    assert record["images_seen"] == reached + 8 and "training_seconds" not in record  # of a part only
+
+
+def test_parts_share_all_rows(table):
+    asked = Sweep(read_table(table), "glyphs")
+    whole = [task.name for task in tasks_of(asked)]
+    parts = [[task.name for task in tasks_of(asked, (k, 3))] for k in (1, 2, 3)]
+    assert sorted(chain(*parts)) == sorted(whole) and all(parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--part", "3/2"], "--part: 3/2 is no part"),
+        (["--part", "x"], "--part: x is no part"),
+        (["--row", "mes"], "--row: mes is none of mse, huber"),
+        (["-c", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_a_wrong_option_is_one_line(table, capsys, words, complaint):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(table), *words])
+    assert ended.value.code != 0
+    error = capsys.readouterr().err
+    assert complaint in error and "Traceback" not in error
+
+
+def test_the_plan_says_what_is_missing(table, tmp_path, capsys):
+    write(tmp_path / "elsewhere.yaml", {"data": {"init_args": {"folder": "pairs/none"}}})
+    main(["sweep", str(table), "--plan", "-c", "elsewhere.yaml"])
+    out = capsys.readouterr().out
+    assert "0 of 4" in out and "pairs/none" in out and "24 images, 0 of them adversarial; PseudoHuber" in out
+    assert not Path("runs").exists()
+
+
+def test_a_broken_record_is_refused(table):
+    record = Path("runs/tables/glyphs/losses/records/mse-seed-0.json")
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    with pytest.raises(UserError, match="is no record"):
+        sweep(Path(table))
