@@ -93,6 +93,7 @@ class Page(HTMLParser):
             self.cells[-1].append("")
 
     def handle_endtag(self, tag):
+        self.text += " "
         while self._open and self._open.pop() != tag:
             pass
 

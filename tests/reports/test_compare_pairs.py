@@ -4,10 +4,12 @@ import base64
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -16,17 +18,36 @@ from diffgan.__main__ import main
 from diffgan.losses.regression import RegressionLoss
 from diffgan.pairs.pair_set import PairSet
 from tests.processes import run_on_two_processes
-from tests.runs import refused, write
+from tests.runs import distillation, refused, write
 
 COMPARE = {"class_path": "callbacks.compare_pairs.ComparePairs"}
 
 
-@pytest.fixture
-def compared(config):
-    """A run whose test compares its 8 held-out pairs, the last of 40."""
+@pytest.fixture(scope="module")
+def trained(tiny_pipeline, pairs, tmp_path_factory):
+    """The folder of a run after its fit; its test compares the 8 held-out pairs, the last of 40."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = distillation(tiny_pipeline, pairs, folder)
     callbacks = [callback for callback in config["trainer"]["callbacks"] if "SampleGrid" not in callback["class_path"]]
     config["trainer"]["callbacks"] = [*callbacks, COMPARE]
-    return config
+    config["model"]["init_args"]["images"] = 16
+    main(["fit", "-c", write(folder / "run.yaml", config)])
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def words_of_test(run, **trainer):
+    """The words after `diffgan` that test the run in this folder; trainer: other settings."""
+    config = yaml.safe_load((run / "fit.yaml").read_text())
+    config.pop("ckpt_path", None)
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(run.parent)
+    config["trainer"] |= trainer
+    return ["test", "-c", write(run.parent / "test.yaml", config)]
 
 
 def record(run):
@@ -38,14 +59,12 @@ def pixels(uri) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).astype(int)
 
 
-def test_images_and_distances_are_those_of_stock_diffusers(compared, pairs, tmp_path, capsys):
-    path = write(tmp_path / "run.yaml", compared)
-    main(["fit", "-c", path])
-    assert not (tmp_path / "run" / "report.json").exists()
-    main(["test", "-c", path])
+def test_images_and_distances_are_those_of_stock_diffusers(run, pairs, tmp_path, capsys):
+    assert not (run / "report.json").exists()
+    main(words_of_test(run))
     assert "report.html: 8 pairs, 6 with the largest distances" in capsys.readouterr().out
-    stored = record(tmp_path / "run")
-    main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
+    stored = record(run)
+    main(["export", str(run), str(tmp_path / "student")])
     student = StableDiffusionPipeline.from_pretrained(tmp_path / "student", safety_checker=None)
     held_out = PairSet(pairs).read(range(32, 40))
     once = {"num_inference_steps": 1, "guidance_scale": 1}
@@ -65,26 +84,25 @@ def test_images_and_distances_are_those_of_stock_diffusers(compared, pairs, tmp_
     farthest = sorted(range(8), key=lambda row: -stored["distances"][row])[:6]
     assert [pair["number"] - 32 for pair in stored["largest"]] == farthest
     assert stored["distance_name"] == "PseudoHuber" and stored["image_size"] == [32, 32]
-    assert (stored["steps"], stored["guidance"], stored["pair_count"], stored["images_seen"]) == (2, 2.0, 40, 48)
+    assert (stored["steps"], stored["guidance"], stored["pair_count"], stored["images_seen"]) == (2, 2.0, 40, 16)
 
 
-def test_two_processes_store_what_one_stores(compared, tmp_path):
-    path = write(tmp_path / "run.yaml", compared)
-    main(["fit", "-c", path])
-    main(["test", "-c", path])
-    alone = record(tmp_path / "run")
-    words = ["test", "-c", path, "-c", "configs/strategies/ddp.yaml", "--trainer.devices", "2"]
+def test_two_processes_store_what_one_stores(run):
+    main(words_of_test(run))
+    alone = record(run)
+    (run / "report.html").unlink()
+    words = [*words_of_test(run), "-c", "configs/strategies/ddp.yaml", "--trainer.devices", "2"]
     assert run_on_two_processes(words) == [0, 0]
-    together = record(tmp_path / "run")
+    together = record(run)
     assert together["distances"] == pytest.approx(alone["distances"], rel=1e-5)
     for group in ("first", "largest"):
         assert [pair["number"] for pair in together[group]] == [pair["number"] for pair in alone[group]]
         for pair, other in zip(together[group], alone[group], strict=True):
             assert abs(pixels(pair["student"]) - pixels(other["student"])).max() <= 1
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert (run / "report.html").is_file()
 
 
-def test_distance_of_a_pair_depends_on_no_other(tmp_path):
+def test_distance_of_a_pair_depends_on_no_other():
     """With a loss that draws random numbers: the same for every pair, the mean of four calls."""
 
     class Noisy(RegressionLoss):
@@ -99,26 +117,19 @@ def test_distance_of_a_pair_depends_on_no_other(tmp_path):
     torch.testing.assert_close(one, expected[3:4])
 
 
-def test_pairs_without_a_record_of_metrics_are_refused(compared, tmp_path, capsys):
-    path = write(tmp_path / "run.yaml", compared)
-    main(["fit", "-c", path])
-    compared["trainer"]["callbacks"] = [
-        callback for callback in compared["trainer"]["callbacks"] if "RunReport" not in callback["class_path"]
-    ]
-    error = refused(capsys, "test", "-c", write(tmp_path / "test.yaml", compared))
+def test_pairs_without_a_record_of_metrics_are_refused(run, capsys):
+    error = refused(capsys, *words_of_test(run, callbacks=[COMPARE]))
     assert "ComparePairs: requires the callback RunReport" in error
 
 
-def test_student_that_is_not_finite_is_refused_and_no_page_written(compared, tmp_path, capsys):
-    path = write(tmp_path / "run.yaml", compared)
-    main(["fit", "-c", path])
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+def test_student_that_is_not_finite_is_refused_and_no_page_written(run, capsys):
+    last = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     for name, weight in checkpoint["state_dict"].items():
         if name.startswith("generator_ema"):
             weight.fill_(math.nan)
     torch.save(checkpoint, last)
-    error = refused(capsys, "test", "-c", path, "--ckpt_path", last)
+    error = refused(capsys, *words_of_test(run))
     assert "is not finite" in error
-    assert not (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "report.json").exists()
-    assert math.isnan(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["validation/mse"])
+    assert not (run / "report.html").exists() and not (run / "report.json").exists()
+    assert math.isnan(json.loads((run / "metrics.json").read_text())["metrics"]["validation/mse"])

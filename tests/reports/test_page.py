@@ -110,7 +110,9 @@ def test_page_of_large_noisy_images_is_below_three_megabytes(tmp_path):
     from callbacks.compare_pairs import FIRST, IMAGES_BYTES, LARGEST
 
     pair = compared_pair(1, "noise", 1.0, 1024, IMAGES_BYTES // (2 * (FIRST + LARGEST)))
-    run = run_after_test(tmp_path / "run", side=64, image_size=[1024, 1024], first=[pair] * FIRST, largest=[pair] * LARGEST)
+    run = run_after_test(
+        tmp_path / "run", side=64, image_size=[1024, 1024], first=[pair] * FIRST, largest=[pair] * LARGEST
+    )
     page_of(run)
     assert (run / "report.html").stat().st_size < 3 * MEGABYTE
 
@@ -143,7 +145,8 @@ def page_is_untouched(run, capsys, *words) -> str:
     (run / "report.html").write_text("old")
     before = sorted(run.iterdir())
     error = refused(capsys, "report", run, *words)
-    assert error.count("\n") == 1 and sorted(run.iterdir()) == before
+    assert error.count("diffgan: error: ") == 1 and error.rpartition("diffgan: error: ")[2].count("\n") == 1
+    assert sorted(run.iterdir()) == before
     assert (run / "report.html").read_text() == "old"
     return error
 
@@ -189,7 +192,9 @@ def test_records_of_different_tests_are_refused(run, capsys):
 
 def test_record_of_another_protocol_is_refused(run, capsys):
     other = RESULTS.parent / "teacher-50-glyphs-2k.json"
-    assert f"{other} and {run}/metrics.json are of different protocols" in page_is_untouched(run, capsys, "--beside", other)
+    assert f"{other} and {run}/metrics.json are of different protocols" in page_is_untouched(
+        run, capsys, "--beside", other
+    )
 
 
 # ---- origin ----
