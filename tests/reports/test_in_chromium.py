@@ -66,6 +66,16 @@ def test_page_is_healthy_and_nothing_overflows(browser, page, width, dark):
     assert (int(re.search(r"\d+", background)[0]) < 128) == dark
 
 
+def test_page_of_large_images_is_healthy(browser, tmp_path):
+    run = run_after_test(tmp_path / "run", side=600)
+    main(["report", str(run)])
+    browser.open(run / "report.html", PHONE)
+    assert_healthy(browser)
+    assert browser.value("document.getElementById('teacher-image').naturalWidth") == 512
+    left, top, width, height = box(browser, "#stage")
+    assert width == height and left + width <= PHONE
+
+
 def test_slider_follows_mouse_and_keys(browser, page):
     browser.open(page, DESKTOP)
     assert shown_share(browser) == 50
