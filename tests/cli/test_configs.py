@@ -48,6 +48,10 @@ def test_demo_and_its_teacher_are_evaluated_by_one_protocol(capsys):
         assert arguments(merged(capsys, "test", files), "evaluation")["protocol"] == protocol
 
 
+# Every command takes seconds: the other scales are for `make test-all`.
+FIRST = [scale if scale == "glyphs" else pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES]
+
+
 def run_config(capsys, table, scale, row):
     """The configuration of the `fit` of a table's row."""
     files = [*table.configs, *table.rows[row].configs]
@@ -65,7 +69,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", FIRST)
 def test_loss_table_differs_in_the_loss_alone(capsys, scale):
     configs, weights = {row: run_config(capsys, LOSS_TABLE, scale, row) for row in LOSS_TABLE.rows}, {}
     for row, config in configs.items():
@@ -83,7 +87,7 @@ ROWS = ("diffusion", "noise", "r1", "multi_scale", "mix_and_match")
 ADDED = dict(zip(ROWS[1:], ("noise_conditioning", "r1_gamma", "multi_scale", "mismatch_share"), strict=True))
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", FIRST)
 def test_discriminator_table_adds_one_setting_a_row(capsys, scale):
     """From a discriminator that is only initialised as the teacher to the complete one, one setting a row."""
     rows = {row: run_config(capsys, PARTS_TABLE, scale, row) for row in ROWS}
@@ -99,7 +103,7 @@ def test_discriminator_table_adds_one_setting_a_row(capsys, scale):
     assert alone["model"]["init_args"]["adversarial"] is None
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", FIRST)
 def test_discriminators_begin_where_the_common_regression_ends(capsys, scale):
     files = [at_scale(file, scale) for file in (*PARTS_TABLE.configs, *PARTS_TABLE.start)]
     start = merged(capsys, "fit", files)["model"]["init_args"]
@@ -110,7 +114,7 @@ def test_discriminators_begin_where_the_common_regression_ends(capsys, scale):
 
 
 @pytest.mark.parametrize("table", [LOSS_TABLE, PARTS_TABLE], ids=lambda table: table.name)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", FIRST)
 def test_runs_of_a_table_read_the_pairs_that_it_makes(capsys, table, scale):
     pairs = merged(capsys, "predict", [at_scale(file, scale) for file in table.pairs])
     run = run_config(capsys, table, scale, next(iter(table.rows)))

@@ -25,7 +25,7 @@ def weights(tmp_path):
 
 
 def latents():
-    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
 
 
 def test_it_is_the_distance_of_the_decoded_images(weights):
