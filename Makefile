@@ -99,6 +99,9 @@ table-speed: $(INSTALLED) ## what each regression loss and each image costs (sd1
 figure-reconstruction: $(INSTALLED) ## from noise to an image under each perceptual distance
 	$(RUN) reconstruct runs/figures/$(SCALE)/reconstruction $(RECONSTRUCT_$(SCALE))
 
+tables: $(INSTALLED) ## render the tables and plots of every README from the committed records
+	$(RUN) render README.md configs diffgan tests
+
 # ---- what the package ships ----
 
 # A completed stage is marked by a file, so an interrupted target resumes with the stage it stopped in.

@@ -1,16 +1,19 @@
-"""The verb `plot`: the curves that show whether a run is healthy, in one image."""
+"""The verb `plot`: the curves that show whether a run is healthy, or one curve of several runs, in one image."""
 
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffgan.cli import renamed
 from diffgan.errors import UserError
-from diffgan.plots import Curve, draw
+from diffgan.plots import Curve, Interval, draw, save_ranges
 
 POINTS = 60  # of a curve: neighbouring values are averaged
 COLUMNS = 3  # of panels
+EVENT_FILES = "events.out.tfevents.*"
+SEED = "seed-"  # a run's folder that is one seed of the folder it is in
 # Title of a panel -> its curves.
 PANELS = {
     "discriminator accuracy": ("d/accuracy_real", "d/accuracy_fake"),
@@ -29,13 +32,18 @@ PANELS = {
 LOGARITHMIC = ("gradient norm", "|gradient of D|^2")
 
 
-def plot(run: Path, output: Path) -> None:
-    """Plot the health of a training run from its TensorBoard files.
+def plot(run: Path, output: Path, metric: str | None = None) -> None:
+    """Plot the health of a training run from its TensorBoard files, or one metric of several runs against images.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; with a metric, a folder with runs in it or below.
         output: the PNG.
+        metric: a curve, e.g. validation/mse; runs whose folders seed-0, seed-1, ... lie in one folder are one curve,
+            their mean with the lowest and the highest value.
     """
+    if metric is not None:
+        _plot_metric(run, output, metric)
+        return
     panels = panels_of(read_curves(run))
     if not panels:
         raise UserError(f"{run}: holds no TensorBoard curves of a distillation")
@@ -49,6 +57,28 @@ def plot(run: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=100)
     print(f"{output}: {sum(map(len, panels.values()))} curves")
+
+
+def _plot_metric(folder: Path, output: Path, metric: str) -> None:
+    """Plot one curve of every run in a folder and below."""
+    runs = sorted({file.parent for file in folder.rglob(EVENT_FILES)})
+    groups: dict[str, list[dict[float, float]]] = {}
+    for run in runs:
+        curves = read_curves(run)
+        if metric in curves:
+            row = run.parent if run.name.startswith(SEED) else run
+            groups.setdefault(row.name, []).append(dict(curves[metric]))
+    if not groups:
+        raise UserError(f"{folder}: no run in it has a curve {metric}")
+    save_ranges(output, {name: _ranges(name, seeds) for name, seeds in groups.items()}, "images", metric)
+    print(f"{output}: {metric} of {sum(map(len, groups.values()))} runs")
+
+
+def _ranges(name: str, seeds: list[dict[float, float]]) -> list[Interval]:
+    """Mean and range over the seeds, where all of them have a value."""
+    common = sorted(set.intersection(*(set(seed) for seed in seeds)))
+    columns = [(images, [seed[images] for seed in seeds]) for images in common]
+    return [Interval(name, images, fmean(values), min(values), max(values), "") for images, values in columns]
 
 
 def panels_of(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:

@@ -29,7 +29,10 @@ VERBS = {
     "convert": Verb("diffgan.cli.convert:convert", "use", "convert the authors' E-LatentLPIPS weights to safetensors"),
     "evaluate": Verb("diffgan.cli.evaluate:evaluate", "evaluate", "metrics of a pipeline under a named protocol"),
     "sweep": Verb("diffgan.cli.sweeps.sweep:sweep", "evaluate", "train and evaluate the rows of a table; resumes"),
-    "tables": Verb("diffgan.cli.tables:tables", "evaluate", "a Markdown table of metrics.json files"),
+    "tables": Verb("diffgan.cli.tables.compare:tables", "evaluate", "a Markdown table of metrics.json files"),
+    "render": Verb(
+        "diffgan.cli.tables.render:render", "evaluate", "write the tables and charts of Markdown files anew"
+    ),
     "report": Verb("diffgan.cli.report:report", "evaluate", "write a run's page, with other records beside it"),
     "plot": Verb("diffgan.cli.plot:plot", "evaluate", "the curves that show the health of a run, in one image"),
     "reconstruct": Verb(

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +13,36 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from diffgan.reports.comparison import Comparison
 from diffgan.reports.figures import CurveFigure
 from diffgan.reports.images import SMALL
-from diffgan.reports.metrics_table import Row, all_metrics, metrics_table, number
 
 PAGE = "report.html"  # in the run's folder
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+class Row(NamedTuple):
+    """A row of a table: its heading and a cell for each column."""
+
+    heading: str
+    cells: list[str]
+
+
+class MetricsTable(NamedTuple):
+    """Metrics of several models: their names, and a row for each metric."""
+
+    columns: list[str]
+    rows: list[Row]
+
+
 class PageContent(NamedTuple):
     """What a page shows.
 
-    comparison: teacher and student on held-out pairs.  records: contents of metrics.json files of one protocol, the
-    student's first.  figures: the curves of its training.
+    comparison: teacher and student on held-out pairs.  record: content of the student's metrics.json.  table: its
+    metrics beside those of others.  values: all of its values.  figures: the curves of its training.
     """
 
     comparison: Comparison
-    records: list[dict[str, Any]]
+    record: dict[str, Any]
+    table: MetricsTable
+    values: list[Row]
     figures: list[CurveFigure]
 
 
@@ -41,22 +57,27 @@ def render(content: PageContent) -> str:
     )
     environment.filters |= {"number": number}
     css, script = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
-    comparison, student = content.comparison, content.records[0]
+    comparison, student = content.comparison, content.record
     return environment.get_template("page.html").render(
         css=css,
         script=script,
         policy=f"default-src 'none'; img-src data:; style-src {_source(css)}; script-src {_source(script)}",
         comparison=comparison,
-        student=student["name"],
+        student=student.get("name"),
         median=statistics.median(comparison.distances),
         small=max(comparison.image_size) <= SMALL,
-        table=metrics_table(content.records),
+        table=content.table,
         protocol=_protocol(student),
         figures=content.figures,
         provenance=_provenance(comparison, student),
-        all_metrics=all_metrics(student),
+        all_metrics=content.values,
         configuration=yaml.safe_dump(student.get("config"), sort_keys=False, allow_unicode=True),
     )
+
+
+def number(value: float, significant: int) -> str:
+    """A number with at most so many significant digits; NaN as such."""
+    return "NaN" if math.isnan(value) else f"{value:,.{significant}g}"
 
 
 def _source(text: str) -> str:

@@ -18,13 +18,13 @@ PROGRAM = """
 import sys
 from functools import partial
 from pathlib import Path
-from diffgan import __main__
+from diffgan.cli import main as command
 from diffgan.cli.launch import run_on_processes
 from tests.cli.test_launch import note_and_sleep
 
 if __name__ == "__main__":
-    __main__._run = lambda words: run_on_processes(partial(note_and_sleep, Path(words[0])), 2)
-    __main__.main(sys.argv[1:])
+    command._run = lambda words: run_on_processes(partial(note_and_sleep, Path(words[0])), 2)
+    command.main(sys.argv[1:])
 """
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffgan.cli.tables import tables
+from diffgan.cli.tables.compare import tables
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.glyphs import glyph_protocol
 

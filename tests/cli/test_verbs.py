@@ -40,6 +40,7 @@ LIGHT = {
     "unknown verb": ("exprot",),
     "tables of what is no record": ("tables", OLD / "fit.yaml"),
     "help of tables": ("tables", "--help"),
+    "render of no file": ("render", "nothing.md"),
     "help of plot": ("plot", "--help"),
     "help of report": ("report", "--help"),
     "report of no run": ("report", OLD),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffgan import __main__ as command
+from diffgan.cli.main import main
 
 
 def run_in_child(words: Sequence[str]) -> bool:
@@ -31,7 +31,7 @@ def _run(words: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
     sys.argv[1:] = words  # what Lightning starts further processes with
-    command.main(words)
+    main(words)
 
 
 class _PassedOn:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgan.cli.sweeps.configuration import configuration
-from diffgan.cli.sweeps.table_file import at_scale
+from diffgan.cli.sweeps.table_file import at_scale, row_records
 from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, run_words, start_words
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.coco import read_protocol
@@ -105,7 +105,7 @@ def _time(sweep: Sweep, pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
 
 
 def _recorded(sweep: Sweep, task: Task) -> float | None:
-    for file in sweep.table.committed_records(task.key, sweep.scale):
+    for file in row_records(sweep.table.committed(sweep.scale), task.key, task.row):
         record = json.loads(file.read_text())
         return record.get("training_seconds", 0) + record["seconds"]
     return None

@@ -25,8 +25,11 @@ from diffgan.cli.sweeps.tasks import (
     start_words,
     tasks_of,
 )
+from diffgan.cli.tables.markdown import markdown
+from diffgan.cli.tables.swept import swept_grid
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
+from diffgan.storage.atomic import write_atomic
 from diffgan.training.checkpoints import LAST
 
 
@@ -66,8 +69,16 @@ def sweep(
     _make_pairs(asked, pending)
     failed = [task.name for task in pending if not _run(asked, task)]
     print(f"sweep: {len(tasks) - len(failed)} of {len(tasks)} rows are done: {asked.records}")
+    _write_table(asked)
     if failed:
         raise UserError(f"sweep: failed: {'; '.join(failed)}; the same command tries them again")
+
+
+def _write_table(asked: Sweep) -> None:
+    """Print the table of all records that are there, and write it beside them."""
+    text = "\n".join(markdown(swept_grid(asked.table, asked.scale, asked.records))) + "\n"
+    print(text, end="")
+    write_atomic(asked.folder / "table.md", text.encode())
 
 
 def _part(text: str) -> tuple[int, int]:

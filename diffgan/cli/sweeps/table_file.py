@@ -77,9 +77,9 @@ class Table:
         """The rows that a scale has."""
         return {key: row for key, row in self.rows.items() if scale in row.scales}
 
-    def committed_records(self, key: str, scale: str) -> list[Path]:
-        """The records of a row in the repository, one for each seed it was run with."""
-        return row_records(COMMITTED / scale / self.name, key, self.rows[key])
+    def committed(self, scale: str) -> Path:
+        """The folder of the table's records in the repository."""
+        return COMMITTED / scale / self.name
 
 
 def row_records(folder: Path, key: str, row: Row) -> list[Path]:

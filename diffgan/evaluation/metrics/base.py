@@ -1,7 +1,7 @@
 """What a metric of generated images is, and which columns of a table show it."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ class Column(NamedTuple):
     heading, digits, scale: the column's heading; digits after the point, of the value times `scale`.
     real_key: name of the value that real images reach, if there is one.
     real_text: what the row of real images shows in any case.
+    better: which values are better; None where neither is. Tables mark the best value by it.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Column(NamedTuple):
     scale: float = 1
     real_key: str | None = None
     real_text: str = ""
+    better: Literal["lower", "higher"] | None = None
 
 
 class ImageMetric(torchmetrics.Metric):

@@ -15,7 +15,7 @@ class CLIPScore(ImageMetric):
         model, weights: names of open_clip, as of `CLIPSimilarity`.
     """
 
-    columns = (Column("clip_score", "CLIP score", 3),)
+    columns = (Column("clip_score", "CLIP score", 3, better="higher"),)
 
     def __init__(self, model: str, weights: str):
         super().__init__()

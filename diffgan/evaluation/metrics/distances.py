@@ -77,9 +77,9 @@ class FrechetDistance(FeatureDistance):
     @property
     def columns(self) -> tuple[Column, ...]:
         if self.extractor == FID_FEATURES:
-            return (Column(self.name, self.titled("FID"), 2, real_key=self.floor_key),)
+            return (Column(self.name, self.titled("FID"), 2, real_key=self.floor_key, better="lower"),)
         title = "FD" if self.view.name else f"FD ({EXTRACTOR_TITLES.get(self.extractor, self.extractor)})"
-        return (Column(self.name, self.titled(title), 1, real_key=self.floor_key),)
+        return (Column(self.name, self.titled(title), 1, real_key=self.floor_key, better="lower"),)
 
     def setup(self, real: RealImages) -> None:
         self.reference = real.statistics(self.reference_name, self.view)
@@ -98,7 +98,7 @@ class KernelDistance(FeatureDistance):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return (Column(self.name, self.titled("KID x 1000"), 1, scale=1000, real_key=self.floor_key),)
+        return (Column(self.name, self.titled("KID x 1000"), 1, scale=1000, real_key=self.floor_key, better="lower"),)
 
     def setup(self, real: RealImages) -> None:
         self.reference = real.features(self.reference_name, self.view)

@@ -25,8 +25,8 @@ class GlyphAlignment(ImageMetric):
     """
 
     columns = (
-        Column("reading", "reading", 3, real_key="reading_real"),
-        Column("colour", "colours", 3, real_key="colour_real"),
+        Column("reading", "reading", 3, real_key="reading_real", better="higher"),
+        Column("colour", "colours", 3, real_key="colour_real", better="higher"),
     )
 
     def __init__(self, reader: GlyphReader | None = None, selected: slice = ALL, reference: str | None = "reference"):

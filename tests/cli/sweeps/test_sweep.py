@@ -66,6 +66,8 @@ def test_every_row_is_run_once(table):
     content = yaml.safe_load(table.read_text())
     assert run([write(table, content | {"seeds": [0]})]) == 0
     files = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*") if file.is_file()}
+    (written,) = (file for file in files if file.name == "table.md")
+    assert all(row["title"] in written.read_text() for row in ROWS.values())
     assert run([write(table, content), "--row", "mse"]) == 0
     made = records()
     assert set(made) == {"huber-seed-0", "mse-seed-0", "mse-seed-1"}
@@ -75,6 +77,7 @@ def test_every_row_is_run_once(table):
         assert record["config"]["seed_everything"] == record["config"]["data"]["init_args"]["seed"] == int(seed)
         assert record["training_seconds"] > 0
     assert len({record["metrics"]["validation/mse"] for record in made.values()}) == 3
+    del files[written]
     assert all(file.stat().st_mtime_ns == before for file, before in files.items())  # what was done is skipped
 
 

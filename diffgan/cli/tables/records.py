@@ -1,0 +1,94 @@
+"""Records (metrics.json and other JSON files of measurements) as tables read them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffgan.cli import renamed
+from diffgan.errors import UserError, reason
+
+PREFIX = "evaluation/"  # of metrics in a record; columns and table files name the metric without it
+EVALUATED = "evaluate"  # the stage of a pipeline that was evaluated as it is
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured of one run or one pipeline.
+
+    path: the file.
+    values: numbers and texts by key, those of metrics without "evaluation/".
+    name: what the record calls the run or pipeline.
+    stage: "test" of a run, "evaluate" of a pipeline.
+    protocol, digest: of the evaluation; None if it has none.
+    """
+
+    path: Path
+    values: Mapping[str, float | str]
+    name: str = ""
+    stage: str | None = None
+    protocol: str | None = None
+    digest: str | None = None
+
+
+def read_record(path: Path) -> Record:
+    """A metrics.json of this or an earlier version; raises UserError if it is none."""
+    content = renamed.translate_metrics(_content(path))
+    metrics = content.get("metrics")
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: is no metrics.json (it has no mapping `metrics`)")
+    values = {key.removeprefix(PREFIX): value for key, value in _values(metrics).items()}
+    values["network_calls"] = content.get("network_calls", 1)
+    if content.get("images_seen") is not None:
+        values["images_seen"] = content["images_seen"]
+    return _record(path, content, values)
+
+
+def read_measurements(path: Path, at: Sequence[str]) -> Record:
+    """The numbers and texts at a place inside any JSON file; raises UserError if there is no such place.
+
+    Args:
+        path: the file.
+        at: keys from the outermost mapping to the one that holds the values.
+    """
+    content = _content(path)
+    place: Any = content
+    for depth, key in enumerate(at):
+        if not isinstance(place, dict) or key not in place:
+            raise UserError(f"{path}: holds nothing at {' > '.join(at[: depth + 1])}")
+        place = place[key]
+    if not isinstance(place, dict):
+        raise UserError(f"{path}: {' > '.join(at)} is no mapping")
+    return _record(path, content, _values(place))
+
+
+def require_comparable(records: Sequence[Record]) -> None:
+    """Raises UserError if records are of different protocols or of different grain."""
+    for record in records:
+        if record.digest != records[0].digest:
+            raise UserError(f"{record.path} and {records[0].path} are of different protocols; evaluate both by one")
+    grains = {record.values.get("grain") for record in records} - {None}
+    if len(grains) > 1:
+        raise UserError("tables: some records were evaluated with more grain than others; evaluate all by one version")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is no record ({type(error).__name__}: {reason(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no record (expected a JSON object)")
+    return content
+
+
+def _values(mapping: dict[str, Any]) -> dict[str, float | str]:
+    """The numbers and texts of a mapping; places inside it are left out."""
+    kept = (int, float, str)
+    return {key: value for key, value in mapping.items() if isinstance(value, kept) and not isinstance(value, bool)}
+
+
+def _record(path: Path, content: dict[str, Any], values: Mapping[str, float | str]) -> Record:
+    texts = {key: content.get(key) for key in ("stage", "protocol")}
+    return Record(path, values, str(content.get("name") or ""), digest=content.get("protocol_digest"), **texts)
