@@ -72,7 +72,7 @@ def test_page_of_large_images_is_healthy(browser, tmp_path):
     browser.open(run / "report.html", PHONE)
     assert_healthy(browser)
     assert browser.value("document.getElementById('teacher-image').naturalWidth") == 512
-    left, top, width, height = box(browser, "#stage")
+    left, _, width, height = box(browser, "#stage")
     assert width == height and left + width <= PHONE
 
 

@@ -12,7 +12,7 @@ from diffgan.__main__ import main
 from diffgan.reports.comparison import Comparison
 from diffgan.reports.images import data_uri
 from diffgan.reports.origin import command_line, commit
-from tests.reports.pages import HOSTILE, RESULTS, Page, change, compared_pair, comparison, run_after_test
+from tests.reports.pages import HOSTILE, STUDENT, TEACHER, Page, change, compared_pair, comparison, run_after_test
 from tests.runs import refused
 
 MEGABYTE = 1e6
@@ -54,18 +54,23 @@ def test_texts_of_users_are_no_markup(run):
     assert "my <file>.yaml" in page.text
 
 
-def test_table_shows_the_committed_records_beside_each_other(run):
-    page = page_of(run, RESULTS / "teacher-50.json", RESULTS / "teacher-1.json")
-    assert page.cells[0] == ["", "student, 1 step", "teacher, 50 steps", "teacher, 1 step", "real images"]
-    assert page.row("network calls") == ["1", "50", "1", ""]
-    rows = {tuple(cells[1:4]) for cells in page.cells if len(cells) == 5}
-    assert {("159.6", "146.0", "292.1"), ("0.958", "0.944", "0.863")} <= rows  # README.md
+def test_table_shows_records_beside_each_other(run, tmp_path):
+    for name, record in {"teacher": TEACHER, "one": TEACHER | {"name": "teacher, 1 step", "network_calls": 1}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    page = page_of(run, tmp_path / "teacher.json", tmp_path / "one.json")
+    assert page.cells[0] == ["", "student, 1 step", "teacher, 20 steps", "teacher, 1 step", "real images"]
+    assert page.row("network calls") == ["1", "20", "1", ""]
+    rows = [cells[1:] for cells in page.cells if len(cells) == 5]
+    assert ["159.6", "146.0", "146.0", "67.0"] in rows  # the distance with grain
+    assert ["145.2", "", "", ""] in rows  # KID x 1000
+    assert page.row("reading") == ["0.958", "0.944", "0.944", "0.889"]
+    assert page.row("held-out MSE") == ["0.1673", "", "", ""]
     assert page.row("images") == ["620"]
 
 
 def test_values_that_are_not_numbers_are_shown_as_such(run):
-    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
-    change(run / "metrics.json", metrics=metrics | {"evaluation/fd_efficientnet_grain": math.nan})
+    metrics = STUDENT["metrics"] | {"evaluation/fd_efficientnet_grain": math.nan}
+    change(run / "metrics.json", metrics=metrics)
     tested = comparison(first=[compared_pair(7, "digit 7", math.nan, 64)])
     tested.write(run)
     page = page_of(run)
@@ -190,8 +195,9 @@ def test_records_of_different_tests_are_refused(run, capsys):
     assert "report.json is of 16000 images, metrics.json of 32000" in page_is_untouched(run, capsys)
 
 
-def test_record_of_another_protocol_is_refused(run, capsys):
-    other = RESULTS.parent / "teacher-50-glyphs-2k.json"
+def test_record_of_another_protocol_is_refused(run, tmp_path, capsys):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(TEACHER | {"protocol_digest": "0"}))
     assert f"{other} and {run}/metrics.json are of different protocols" in page_is_untouched(
         run, capsys, "--beside", other
     )
