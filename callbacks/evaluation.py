@@ -93,7 +93,7 @@ def work_split(pl_module: pl.LightningModule) -> WorkSplit:
 def one_step(pl_module: pl.LightningModule) -> Generate:
     """The averaged generator, called once, and the decoder; both must be on the device."""
 
-    def generate(noise: Tensor, prompts: list[str]) -> Tensor:
+    def generate(noise: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
         latent = pl_module.generator_ema(noise.to(pl_module.device), pl_module.teacher.encode(prompts))
         return pl_module.teacher.decode(latent)
 

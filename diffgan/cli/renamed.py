@@ -1,7 +1,8 @@
-"""Names of version 0.1 and what they are called now. This module is the only place for them; version 0.5 removes it.
+"""Names of version 0.1 and what they are called now. This module is the only place for them.
 
-Old configurations, a run's `fit.yaml`, records (metrics.json) and verbs keep working meanwhile, with one line on
-standard error. Checkpoints need no translation: neither their keys nor the callbacks with a state were renamed.
+Records (metrics.json) and curves are read under their old names for good. Old configurations, a run's `fit.yaml` and
+verbs keep working until version 0.6, with one line on standard error. Checkpoints need no translation: neither their
+keys nor the callbacks with a state were renamed.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from diffgan.errors import UserError
 
-LAST_RELEASE = "0.4"
+LAST_RELEASE = "0.5"
 
 VERBS = {"judge": "evaluate", "watch": "plot"}
 
@@ -90,8 +91,6 @@ def translate_metrics(record: dict[str, Any]) -> dict[str, Any]:
         translated["metrics"] = {_metric(name): value for name, value in record["metrics"].items()}
     if record.get("stage") in STAGES:
         translated["stage"] = STAGES[record["stage"]]
-    if translated != record:
-        _notice("a record uses metric names of version 0.1, which were translated")
     return translated
 
 

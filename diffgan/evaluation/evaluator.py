@@ -13,12 +13,13 @@ from diffgan.evaluation.features.base import FeatureExtractor
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.metrics.base import ImageMetric
 from diffgan.evaluation.real_images import RealImages
+from diffgan.evaluation.saved_images import SavedImages
 from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.images import finite_uint8
 from diffgan.noise import draw_noise
 
-# (noise (N, C, H, W) on the CPU, N prompts) -> images (N, 3, H, W) in [-1, 1], on any device
-Generate = Callable[[Tensor, list[str]], Tensor]
+# (noise (N, C, H, W) on the CPU, N prompts, the N seeds of the noise) -> images (N, 3, H, W) in [-1, 1], on any device
+Generate = Callable[[Tensor, list[str], list[int]], Tensor]
 
 
 class EvaluationProtocol(Protocol):
@@ -81,36 +82,35 @@ class Evaluator(ABC):
         latent_shape: Sequence[int],
         device: torch.device | str = "cpu",
         split: WorkSplit = SINGLE_PROCESS,
+        saved: SavedImages | None = None,
     ) -> dict[str, float | str]:
         """Evaluate a generator; every process generates and measures its own batches (collective).
 
         Args:
-            generate: called with noise (n, *latent_shape) and n prompts at a time.
+            generate: called with noise (n, *latent_shape), n prompts and n seeds at a time.
             latent_shape: (C, H, W).
             device: where the networks of the metrics compute.
             split: this process's place among all.
+            saved: where generated images are written; batches that are there are read instead.
 
         Returns:
-            The values of all metrics; images, their number; seconds_per_image of generation on one process; protocol
-            and protocol_digest.
+            The values of all metrics; images, their number; seconds_per_image of generation on one process, if it has
+            generated any; protocol and protocol_digest.
         """
 
         def images_of(rows: list[int]) -> Tensor:
-            return self._generate(generate, rows, tuple(latent_shape))
+            return self._images(generate, rows, tuple(latent_shape), saved)
 
         self._move_networks(device)
-        self.seconds = 0.0
+        self.seconds, self.generated = 0.0, 0
         count = len(self.prompts)
         values = self.measure(self.metrics, images_of, count, "evaluate: generating", device, split)
         self._move_networks("cpu")
-        return {
-            "protocol": self.protocol.name,
-            "protocol_digest": self.digest,
-            "images": float(count),
-            **self.settings,
-            "seconds_per_image": self.seconds / sum(map(len, split.batches(count, self.batch_size))),
-            **values,
-        }
+        if saved is not None:
+            saved.finish()
+        speed = {"seconds_per_image": self.seconds / self.generated} if self.generated else {}
+        own = {"protocol": self.protocol.name, "protocol_digest": self.digest, "images": float(count)}
+        return own | self.settings | speed | values
 
     def measure(
         self,
@@ -146,15 +146,27 @@ class Evaluator(ABC):
             self._real = self.build_real_images(device, split)
         return self._real
 
+    def _images(
+        self, generate: Generate, rows: list[int], latent_shape: tuple[int, ...], saved: SavedImages | None
+    ) -> Tensor:
+        """The prepared images of some rows."""
+        images = None if saved is None else saved.read(rows)
+        if images is None:
+            images = self._generate(generate, rows, latent_shape)
+            if saved is not None:
+                saved.write(rows, images)
+        return self.prepare(images)
+
     def _generate(self, generate: Generate, rows: list[int], latent_shape: tuple[int, ...]) -> Tensor:
-        """The prepared images of some rows; the time is added to `seconds`."""
+        """The images of some rows, uint8 on the CPU; time and number are added to `seconds` and `generated`."""
         prompts = [self.prompts[row] for row in rows]
         seeds = [self.protocol.seeds[row] for row in rows]
         noise = draw_noise(seeds, latent_shape)
         start = time.perf_counter()
-        images = finite_uint8(generate(noise, prompts), prompts, seeds).cpu()
+        images = finite_uint8(generate(noise, prompts, seeds), prompts, seeds).cpu()
         self.seconds += time.perf_counter() - start
-        return self.prepare(images)
+        self.generated += len(rows)
+        return images
 
     def _move_networks(self, device: torch.device | str) -> None:
         for network in (self.extractor, *self.metrics):

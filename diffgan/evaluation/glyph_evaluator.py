@@ -15,13 +15,13 @@ from diffgan.evaluation.grain import GRAIN, REAL_SEED, View, with_grain
 from diffgan.evaluation.metrics.diversity import share_within_prompts
 from diffgan.evaluation.protocols.glyphs import POPULATION, SPLIT, GlyphProtocol
 from diffgan.evaluation.real_images import RealImages, cache_file, cached_tensors
+from diffgan.evaluation.samplers import Autoencoder
 from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from diffgan.glyphs import recipe
 from diffgan.glyphs.reader import GlyphReader
 from diffgan.glyphs.recipe import Glyph
 from diffgan.glyphs.typefaces import SIDE
 from diffgan.images import finite_uint8, to_uint8
-from diffgan.teachers.base import Teacher
 
 
 class RealFeatures(NamedTuple):
@@ -116,7 +116,7 @@ class GlyphEvaluator(Evaluator):
     # ---- of a pipeline, not of its images alone ----
 
     @torch.no_grad()
-    def reconstruction(self, teacher: Teacher, split: WorkSplit = SINGLE_PROCESS) -> dict[str, float]:
+    def reconstruction(self, teacher: Autoencoder, split: WorkSplit = SINGLE_PROCESS) -> dict[str, float]:
         """Metrics (`..._reconstruction`) of real images through the autoencoder: what no generator of it exceeds.
 
         Their distances are those to the other real images, which the floor is measured with (collective).
@@ -133,7 +133,7 @@ class GlyphEvaluator(Evaluator):
         values = self.measure(metrics, images_of, self.protocol.images, "evaluate: reconstructing", split=split)
         return {f"{name}_reconstruction": value for name, value in values.items()}
 
-    def noise_share(self, teacher: Teacher, latents: Tensor) -> dict[str, float]:
+    def noise_share(self, teacher: Autoencoder, latents: Tensor) -> dict[str, float]:
         """noise_share, noise_share_real: share of the latents' variance that the prompt leaves open.
 
         Args:

@@ -55,22 +55,30 @@ def family_of(path: str) -> type[Teacher]:
     Raises:
         UserError: there is no such pipeline, or its class is not supported.
     """
-    name = _pipeline_class_name(path)
+    name = pipeline_class_name(path)
     if name not in FAMILIES:
         raise UserError(f"teacher {path}: is a {name}, not a {' or '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
-def _pipeline_class_name(path: str) -> str | None:
-    """What `model_index.json` names."""
+def pipeline_class_name(path: str, role: str = "teacher") -> str | None:
+    """The pipeline class that `model_index.json` of a directory or hub id names.
+
+    Args:
+        path: directory or hub id.
+        role: what the message calls it.
+
+    Raises:
+        UserError: there is no such pipeline.
+    """
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"teacher {path}: no pipeline directory (model_index.json is missing)")
+        raise UserError(f"{role} {path}: no pipeline directory (model_index.json is missing)")
     try:
         return DiffusionPipeline.load_config(path).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         if Path(path).exists():
-            raise UserError(f"teacher {path}: model_index.json cannot be read ({first_line(error)})") from error
+            raise UserError(f"{role} {path}: model_index.json cannot be read ({first_line(error)})") from error
         raise UserError(
-            f"teacher {path}: no such directory, and it cannot be loaded from the hub ({first_line(error)}); "
+            f"{role} {path}: no such directory, and it cannot be loaded from the hub ({first_line(error)}); "
             "without a network, name a directory"
         ) from error

@@ -48,6 +48,12 @@ def test_demo_and_its_teacher_are_evaluated_by_one_protocol(capsys):
         assert arguments(merged(capsys, "test", files), "evaluation")["protocol"] == protocol
 
 
+def test_the_demo_shows_and_evaluates_the_teacher_of_its_pairs(capsys):
+    evaluated = int(re.search(r"RUNS=runs/demo .*STEPS=(\d+)", Path("Makefile").read_text())[1])
+    made, used = merged(capsys, "predict", DEMO_PAIRS), merged(capsys, "test", DEMO)
+    assert made["model"]["init_args"]["steps"] == arguments(used, "samples")["steps"] == evaluated
+
+
 # Every command takes seconds: the other scales are for `make test-all`.
 FIRST = [scale if scale == "glyphs" else pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES]
 

@@ -53,7 +53,7 @@ def test_an_old_configuration_trains_nearly_the_same_weights(old, capsys):
     main(["fit", "-c", "distill.yaml"])
     assert_same_weights(old / "run" / "distill" / "checkpoints" / "last.ckpt")
     notices = [line for line in capsys.readouterr().err.splitlines() if "version 0.1" in line]
-    assert len(notices) == 1 and "version 0.4 is the last" in notices[0]
+    assert len(notices) == 1 and "version 0.5 is the last" in notices[0]
 
 
 def test_an_old_run_resumes_where_it_would_have_got_to(old, capsys):

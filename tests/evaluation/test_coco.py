@@ -30,14 +30,14 @@ LATENT, IMAGES = (4, 8, 8), 7
 FIELDS = {"name": "tiny", "images": IMAGES, "seed_base": 3_000_000_000, "side": 24}
 
 
-def paint(noise, prompts):
+def paint(noise, prompts, seeds):
     return torch.nn.functional.interpolate(noise[:, :3], size=32, mode="bilinear").clamp(-1, 1)
 
 
 @pytest.fixture
 def files(tmp_path):
     """The images that `paint` generates as real ones; as many captions and one more."""
-    images = to_uint8(paint(draw_noise(range(FIELDS["seed_base"], FIELDS["seed_base"] + IMAGES), LATENT), None))
+    images = to_uint8(paint(draw_noise(range(FIELDS["seed_base"], FIELDS["seed_base"] + IMAGES), LATENT), None, None))
     (tmp_path / "real" / "deep").mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "real" / "deep" / f"{i}.png")
@@ -54,16 +54,16 @@ def protocol(files, **changes):
 def test_images_have_no_distance_from_themselves(files):
     prompts_seen = []
 
-    def generate(noise, prompts):
+    def generate(noise, prompts, seeds):
         prompts_seen.extend(prompts)
-        return paint(noise, prompts)
+        return paint(noise, prompts, seeds)
 
     evaluator = CocoEvaluator(protocol(files), EfficientNetFeatures(), cache=files / "cache", batch_size=3)
     metrics = evaluator.evaluate(generate, LATENT, "cpu")
     assert metrics["fd_efficientnet"] == pytest.approx(0, abs=1e-3) and "fid" not in metrics
     assert metrics["images"] == IMAGES and prompts_seen == evaluator.protocol.prompts and len(prompts_seen) == IMAGES
     assert metrics["protocol"] == "tiny" and metrics["protocol_digest"] == evaluator.protocol.digest
-    others = evaluator.evaluate(lambda noise, prompts: -paint(noise, prompts), LATENT, "cpu")
+    others = evaluator.evaluate(lambda noise, prompts, seeds: -paint(noise, prompts, seeds), LATENT, "cpu")
     assert others["fd_efficientnet"] > 10
     for file in evaluator.protocol.reference_files:  # the cache is enough: sizes stay, and so does the digest
         file.write_bytes(bytes(file.stat().st_size))

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from callbacks.glyph_evaluation import GlyphEvaluation
+from diffgan.errors import UserError
 from diffgan.evaluation.evaluator import Evaluator
 from diffgan.evaluation.glyph_evaluator import GlyphEvaluator
 from diffgan.evaluation.image_batch import ImageBatch
+from diffgan.evaluation.layouts import Flat as FlatLayout
 from diffgan.evaluation.metrics.base import Column, ImageMetric
 from diffgan.evaluation.metrics.diversity import Diversity
 from diffgan.evaluation.protocols.glyphs import GLYPH_PROTOCOLS, GlyphProtocol
-from diffgan.evaluation.work_split import WorkSplit
+from diffgan.evaluation.saved_images import SavedImages
+from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
 from tests.devices import NothingToMove
 from tests.processes import start_ranks
 
@@ -59,7 +62,7 @@ class FlatEvaluator(Evaluator):
         return None
 
 
-def flat(noise, prompts):
+def flat(noise, prompts, seeds):
     """Image i has the level of its prompt."""
     return torch.stack([torch.full((3, 8, 8), int(prompt) / 10) for prompt in prompts])
 
@@ -126,7 +129,7 @@ def test_diversity_follows_the_order_of_the_prompts():
 # ---- one and two processes ----
 
 
-def stretched(noise, prompts):
+def stretched(noise, prompts, seeds):
     return nn.functional.interpolate(noise[:, :3], size=64)
 
 
@@ -136,7 +139,7 @@ class Student(NothingToMove, pl.LightningModule):
     class teacher:
         latent_shape = LATENT
         encode = staticmethod(lambda prompts: torch.zeros(len(prompts), 1, 1))
-        decode = staticmethod(lambda latent: stretched(latent, None))
+        decode = staticmethod(lambda latent: stretched(latent, None, None))
 
     images_seen = 0
 
@@ -182,3 +185,22 @@ def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
     assert first == second and first["images"] == 81 and first["protocol_digest"] == PROTOCOL.digest
     numbers = {name: value for name, value in expected.items() if isinstance(value, float)}
     assert {name: first[name] for name in numbers} == pytest.approx(numbers, rel=1e-6, abs=1e-6)
+
+
+def test_saved_images_are_measured_as_they_are(tmp_path):
+    """They are read in whole batches; a damaged one is refused."""
+
+    def saved():
+        return SavedImages(tmp_path / "images", FlatLayout(Flat.prompts), {"images": 7}, SINGLE_PROCESS)
+
+    evaluator = FlatEvaluator(Flat(), Averages(), batch_size=3)
+    first = evaluator.evaluate(flat, LATENT, saved=saved())
+    assert "seconds_per_image" in first and (tmp_path / "images" / "images.json").is_file()
+    again = evaluator.evaluate(None, LATENT, saved=saved())  # without a generator
+    assert again == {key: value for key, value in first.items() if key != "seconds_per_image"}
+    (tmp_path / "images" / "00000.png").unlink()
+    assert evaluator.evaluate(lambda *_: torch.ones(3, 3, 8, 8), LATENT, saved=saved())["brightest"] == 0
+    file = tmp_path / "images" / "00003.png"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"00003\.png: is damaged"):
+        evaluator.evaluate(flat, LATENT, saved=saved())

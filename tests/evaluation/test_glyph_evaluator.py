@@ -46,15 +46,15 @@ def _real_images(protocol):
     """A generator that cheats: images of the floor, then of the population, in the order of the prompts."""
     others = [glyph for glyphs in protocol.population for glyph in glyphs]
     queue = list(torch.cat([recipe.paint("reference", protocol.floor), recipe.paint("train", others)]))
-    return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
+    return lambda noise, prompts, seeds: torch.stack([queue.pop(0) for _ in prompts])
 
 
 def _reference_images(protocol):
     queue = list(recipe.paint("reference", protocol.reference)) + [torch.zeros(3, 64, 64)] * 20
-    return lambda noise, prompts: torch.stack([queue.pop(0) for _ in prompts])
+    return lambda noise, prompts, seeds: torch.stack([queue.pop(0) for _ in prompts])
 
 
-def _noise(noise, prompts):
+def _noise(noise, prompts, seeds):
     return nn.functional.interpolate(noise[:, :3], size=64)
 
 
@@ -86,7 +86,7 @@ def test_the_reference_scores_as_real_images(protocol, tmp_path):
 def test_grain_hides_unevenness_that_nobody_sees(protocol):
     """Real images with an unevenness of two levels: the distance grows as they are, and does not with grain."""
     evaluator, cheat = GlyphEvaluator(protocol), _real_images(protocol)
-    uneven = lambda noise, prompts: cheat(noise, prompts) + _noise(noise, None) * 2 / 127.5  # noqa: E731
+    uneven = lambda noise, *given: cheat(noise, *given) + _noise(noise, *given) * 2 / 127.5  # noqa: E731
     metrics = evaluator.evaluate(uneven, (3, 64, 64))
     assert metrics["fd_efficientnet"] > 1.5 * metrics["fd_efficientnet_floor"]
     assert metrics["fd_efficientnet_grain"] < 1.1 * metrics["fd_efficientnet_grain_floor"]
@@ -102,7 +102,7 @@ def test_grain_is_that_of_its_seeds():
 
 def test_images_of_another_size_are_refused(protocol):
     with pytest.raises(UserError, match="64x64"):
-        GlyphEvaluator(protocol, Averages()).evaluate(lambda noise, prompts: torch.zeros(len(noise), 3, 32, 32), LATENT)
+        GlyphEvaluator(protocol, Averages()).evaluate(lambda noise, *_: torch.zeros(len(noise), 3, 32, 32), LATENT)
 
 
 def test_mean_pairwise_distance():
@@ -148,7 +148,7 @@ class Student(NothingToMove, pl.LightningModule):
         self.teacher = SimpleNamespace(
             latent_shape=LATENT,
             encode=lambda prompts: torch.zeros(len(prompts), 1, 1),
-            decode=lambda z: _noise(z, None),
+            decode=lambda z: _noise(z, None, None),
         )
 
     def validation_step(self, *_):

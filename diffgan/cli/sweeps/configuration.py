@@ -10,10 +10,12 @@ from diffgan.cli.lightning_cli import DiffganCLI
 from diffgan.cli.renamed import translate_config
 from diffgan.cli.resuming import first_difference
 from diffgan.errors import UserError
+from diffgan.evaluation.rows import read_row
 
 # What makes a result what it is: not the devices it was computed on.
 COMPARED = ("seed_everything", "model", "data", "trainer.callbacks.evaluation", "trainer.callbacks.ema")
 MAY_CHANGE = ("workers", "cache_gb", "cache")  # of these keys
+OF_THE_MACHINE = ("dtype", "devices")  # of a pipeline's record
 
 
 class _ConfigOnly(DiffganCLI):
@@ -52,3 +54,11 @@ def require_same_configuration(record: dict[str, Any], path: Path, config: dict[
             f"{path}: {changed}: the sweep's configuration changed; remove the record and the row's run folder to "
             "make it again, or give the table another name"
         )
+
+
+def require_same_row(record: dict[str, Any], path: Path, file: str) -> None:
+    """Raises UserError if a pipeline's record was made with another content of its row file."""
+    row, config = read_row(Path(file)), record.get("config") or {}
+    made = {key: value for key, value in config.items() if key not in OF_THE_MACHINE}
+    if (record.get("pipeline") or {}).get("name") != row.pipeline or made != row.settings():
+        raise UserError(f"{path}: was made with another content of {file}; remove the record to make it again")

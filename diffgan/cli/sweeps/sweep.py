@@ -10,9 +10,9 @@ import torch
 
 from diffgan.cli.planning import print_lines
 from diffgan.cli.sweeps.child import run_in_child
-from diffgan.cli.sweeps.configuration import configuration, require_same_configuration
+from diffgan.cli.sweeps.configuration import configuration, require_same_configuration, require_same_row
 from diffgan.cli.sweeps.plan import plan_lines
-from diffgan.cli.sweeps.table_file import read_table
+from diffgan.cli.sweeps.table_file import at_scale, read_table
 from diffgan.cli.sweeps.tasks import (
     Sweep,
     Task,
@@ -102,15 +102,20 @@ def _selected(tasks: list[Task], rows: Sequence[str], asked: Sweep) -> list[Task
 
 
 def _is_done(asked: Sweep, task: Task) -> bool:
-    """Whether the task's record is there; raises UserError if it was made with another configuration."""
-    now = None
-    if task.row.pipeline is None:
-        now = configuration("test", run_words(asked, task))  # a mistake in a configuration is found before any run
-    if (record := read_record(task.record)) is None:
-        return False
-    if now is not None:
+    """Whether the task's record is there; raises UserError if it was made with another configuration.
+
+    The configuration is read in any case, so that a mistake in it is found before any row is run.
+    """
+    record = read_record(task.record)
+    if task.row.pipeline is not None:
+        evaluation_words(asked, task)
+        if record is not None:
+            require_same_row(record, task.record, at_scale(task.row.pipeline, asked.scale))
+        return record is not None
+    now = configuration("test", run_words(asked, task))
+    if record is not None:
         require_same_configuration(record, task.record, now)
-    return True
+    return record is not None
 
 
 # ---- one task ----

@@ -57,6 +57,7 @@ class Table:
     start: configurations, after `configs`, of a training whose checkpoint the rows of one seed begin with; () none.
     columns: keys of the metrics to show, without "evaluation/", by scale; without an entry all measured ones.
     protocol: name or file of the evaluation protocol of pipelines, by scale.
+    batch_size: images of a pipeline at once, by scale; without an entry the default of `diffgan evaluate`.
     pairs: configurations of `diffgan predict` that make the pairs, in this order; () if no row needs any.
     paper: where the rows' `paper` values come from.
     """
@@ -70,6 +71,7 @@ class Table:
     start: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     protocol: Mapping[str, str] = field(default_factory=dict)
+    batch_size: Mapping[str, int] = field(default_factory=dict)
     pairs: tuple[str, ...] = ()
     paper: Paper | None = None
 
@@ -125,7 +127,8 @@ def read_table(path: Path) -> Table:
         scale: _texts(keys, f"{path}: columns.{scale}")
         for scale, keys in _by_scale(content.get("columns"), f"{path}: columns").items()
     }
-    content["protocol"] = _by_scale(content.get("protocol"), f"{path}: protocol")
+    for name in ("protocol", "batch_size"):
+        content[name] = _by_scale(content.get(name), f"{path}: {name}")
     return Table(name=path.stem, **content)
 
 

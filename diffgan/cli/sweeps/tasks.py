@@ -141,6 +141,8 @@ def evaluation_words(sweep: Sweep, task: Task) -> list[str]:
         "cache": EVALUATION_CACHE,
         **sweep.evaluate,
     }
+    if sweep.scale in sweep.table.batch_size:
+        options["batch_size"] = sweep.table.batch_size[sweep.scale]
     words = [at_scale(task.row.pipeline, sweep.scale), str(task.record)]
     return words + [f"--{option}={value}" for option, value in options.items()]
 

@@ -1,0 +1,113 @@
+"""The table targets of the Makefile at the scale of Stable Diffusion, with tiny random pipelines from pairs to tables."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffgan.evaluation.features.inception import InceptionFeatures
+from tests.cli.test_recipes import SMALLER, lay_out
+from tests.runs import write
+
+ROOT = Path(__file__).parents[3]
+RECIPES = ("sd15", "sdxl")
+
+
+@pytest.fixture(params=RECIPES)
+def scale(request, tmp_path, monkeypatch):
+    """A checkout in an empty folder, with tiny things in the places that the recipe names."""
+    recipe = request.param
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ignored = shutil.ignore_patterns("results", "prompts.txt")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=ignored)
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    lay_out(recipe, tmp_path)
+    cpu = {"trainer": {"accelerator": "cpu", "devices": 1, "strategy": "auto"}}
+    write(tmp_path / "mine.yaml", {"recipe": {"teacher": "tiny"}, **cpu})
+    write(tmp_path / "pairs.yaml", nested(SMALLER["pairs"]))
+    run = nested({key: value for key, value in SMALLER["distill"].items() if "starts_at" not in key})
+    run["trainer"] |= {"precision": "32-true", "enable_model_summary": False}
+    run["trainer"]["callbacks"] |= {"health": None, "samples": None}
+    run["model"]["init_args"]["accumulate"] = 1
+    write(tmp_path / "runs.yaml", run)
+    return recipe
+
+
+def nested(settings):
+    """{"model.images": 64} -> {"model": {"init_args": {"images": 64}}}"""
+    config = {}
+    for key, value in settings.items():
+        below = config
+        *parents, last = key.replace("model.", "model.init_args.", 1).replace("data.", "data.init_args.", 1).split(".")
+        for name in parents:
+            below = below.setdefault(name, {})
+        below[last] = value
+    return config
+
+
+def make(target, scale, *rows, **variables):
+    """Run a target; returns what it prints."""
+    options = " ".join(["-c mine.yaml --fit runs.yaml --predict pairs.yaml", *(f"--row {row}" for row in rows)])
+    variables = {"SCALE": scale, "RUN": f"{sys.executable} -m diffgan", "INSTALLED": "", "SWEEP": options, **variables}
+    words = ["make", target, *(f"{name}={value}" for name, value in variables.items())]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def records(scale, table):
+    files = sorted(Path("runs", "tables", scale, table, "records").glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_regression_losses_from_pairs_to_table(scale):
+    plan = make("table-regression-losses", scale, "mse", "e_latent_lpips", PLAN="1")
+    assert f"pairs/{scale}" in plan and "64 images, 0 of them adversarial" in plan
+    out = make("table-regression-losses", scale, "mse", "e_latent_lpips")
+    made = records(scale, "regression-losses")
+    assert set(made) == {f"{row}-seed-{seed}" for row in ("mse", "e_latent_lpips") for seed in range(3)}
+    for record in made.values():
+        assert record["metrics"][f"evaluation/fd_{InceptionFeatures().name}"] > 0
+        assert record["images_seen"] == 64
+    assert "| E-LatentLPIPS |" in out and "110.55" in out and "not measured" in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_discriminators_from_one_regression_to_table(scale):
+    start = yaml.safe_load(Path(f"configs/tables/discriminator/start-{scale}.yaml").read_text())
+    start["model"]["init_args"]["images"] = 32
+    write(Path(f"configs/tables/discriminator/start-{scale}.yaml"), start)
+    runs = yaml.safe_load(Path("runs.yaml").read_text())
+    del runs["model"]["init_args"]["images"]  # given for all runs, it would change the start too
+    write(Path("runs.yaml"), runs)
+    table = yaml.safe_load(Path(f"configs/tables/discriminator/{scale}.yaml").read_text())
+    table["model"]["init_args"] |= {"images": 64, "adversarial": {"init_args": {"starts_at_images": 32}}}
+    write(Path(f"configs/tables/discriminator/{scale}.yaml"), table)
+    content = yaml.safe_load(Path("configs/tables/discriminator.yaml").read_text()) | {"seeds": [0]}
+    write(Path("configs/tables/discriminator.yaml"), content)
+    out = make("table-discriminator", scale)
+    made = records(scale, "discriminator")
+    assert set(made) == {f"{row}-seed-0" for row in content["rows"]}
+    assert len({record["metrics"]["validation/mse"] for record in made.values()}) == len(made)
+    assert "| + single-sample R1 |" in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pipelines_on_coco(scale):
+    name = {"sd15": "coco2014", "sdxl": "coco2017"}[scale]
+    row = Path(f"configs/tables/rows/{scale}/teacher.yaml")
+    write(row, yaml.safe_load(row.read_text()) | {"pipeline": "tiny", "steps": 2})
+    out = make(f"table-{name}", scale, "teacher")
+    (record,) = records(scale, name).values()
+    assert record["network_calls"] == 2 and record["metrics"]["evaluation/images"] == 7
+    assert "teacher, 50 steps" in out
