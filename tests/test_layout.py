@@ -18,7 +18,7 @@ LAYERS = (
     ("diffgan.teachers",),
     ("diffgan.pairs", "diffgan.glyphs", "diffgan.perceptual", "diffgan.nets"),
     ("datamodules", "diffgan.evaluation", "diffgan.losses"),
-    ("diffgan.methods",),
+    ("diffgan.methods", "diffgan.reports"),
     ("callbacks", "diffgan.memory"),
     ("diffgan.cli",),
     ("diffgan.__main__",),

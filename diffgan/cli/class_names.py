@@ -12,6 +12,7 @@ from pathlib import Path
 
 CLASSES = (
     "callbacks.coco_fid.COCOFID",
+    "callbacks.compare_pairs.ComparePairs",
     "callbacks.ema.EMA",
     "callbacks.glyph_evaluation.GlyphEvaluation",
     "callbacks.image_checkpoint.ImageCheckpoint",

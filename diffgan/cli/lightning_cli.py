@@ -10,11 +10,13 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from callbacks.compare_pairs import ComparePairs
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.class_names import import_named
 from diffgan.cli.config_files import ConfigParser, Prepared, prepare
 from diffgan.cli.renamed import translate_words
+from diffgan.cli.report import report
 from diffgan.cli.resuming import (
     NAMED,
     FirstProcess,
@@ -127,6 +129,12 @@ class DiffganCLI(UserSettingsCLI):
         first.end_checks()
 
     before_test = before_validate
+
+    def after_test(self) -> None:
+        """Write the page of the run, in the process that has stored what it shows."""
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, ComparePairs) and callback.has_written:
+                report(callback.folder)
 
     def before_predict(self) -> None:
         if (precision := self._get(self.config, "float32_matmul_precision")) != HIGHEST:

@@ -44,7 +44,7 @@ def plot(run: Path, output: Path, metric: str | None = None) -> None:
     if metric is not None:
         _plot_metric(run, output, metric)
         return
-    panels = _panels(_read(run))
+    panels = panels_of(read_curves(run))
     if not panels:
         raise UserError(f"{run}: holds no TensorBoard curves of a distillation")
     rows = -(-len(panels) // COLUMNS)
@@ -64,7 +64,7 @@ def _plot_metric(folder: Path, output: Path, metric: str) -> None:
     runs = sorted({file.parent for file in folder.rglob(EVENT_FILES)})
     groups: dict[str, list[dict[float, float]]] = {}
     for run in runs:
-        curves = _read(run)
+        curves = read_curves(run)
         if metric in curves:
             row = run.parent if run.name.startswith(SEED) else run
             groups.setdefault(row.name, []).append(dict(curves[metric]))
@@ -81,7 +81,7 @@ def _ranges(name: str, seeds: list[dict[float, float]]) -> list[Interval]:
     return [Interval(name, images, fmean(values), min(values), max(values), "") for images, values in columns]
 
 
-def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
+def panels_of(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
     """The smoothed curves of every panel that has any."""
     panels = {}
     for title, names in PANELS.items():
@@ -91,7 +91,7 @@ def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
     return panels
 
 
-def _read(run: Path) -> dict[str, Curve]:
+def read_curves(run: Path) -> dict[str, Curve]:
     """Curves by their names of today: points (images, value), where a repeated stretch of a run counts once."""
     if not run.is_dir():
         return {}

@@ -33,6 +33,7 @@ VERBS = {
     "render": Verb(
         "diffgan.cli.tables.render:render", "evaluate", "write the tables and charts of Markdown files anew"
     ),
+    "report": Verb("diffgan.cli.report:report", "evaluate", "write a run's page, with other records beside it"),
     "plot": Verb("diffgan.cli.plot:plot", "evaluate", "the curves that show the health of a run, in one image"),
     "reconstruct": Verb(
         "diffgan.cli.reconstruct:reconstruct", "evaluate", "optimize latents under each perceptual distance"

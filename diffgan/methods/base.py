@@ -216,8 +216,12 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
 
     # ---- validation ----
 
-    def validation_step(self, batch: PairBatch, _) -> None:
-        """Log the distance between the averaged student and the teacher on pairs that training never uses."""
+    def validation_step(self, batch: PairBatch, _) -> Tensor:
+        """Log the distance between the averaged student and the teacher on pairs that training never uses.
+
+        Returns:
+            The student's latents, (N, C, H, W), for callbacks.
+        """
         generated = self.generator_ema(batch.noise, self.encode(batch))
         fixed = torch.Generator().manual_seed(0)
         distances = {
@@ -226,6 +230,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
             "step": float(self.images_seen),
         }
         self.log_dict(distances, prog_bar=True, batch_size=len(batch.prompt), sync_dist=True)
+        return generated
 
     test_step = validation_step
 

@@ -42,6 +42,8 @@ LIGHT = {
     "help of tables": ("tables", "--help"),
     "render of no file": ("render", "nothing.md"),
     "help of plot": ("plot", "--help"),
+    "help of report": ("report", "--help"),
+    "report of no run": ("report", OLD),
     "status": ("pairs", "status", OLD / "pairs"),
 }
 
