@@ -62,7 +62,8 @@ ifdef RUNS
 compare: $(RUNS)/teacher-$(STEPS).json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
 	$(RUN) export $(RUNS)/distill $(RUNS)/student
 	$(RUN) tables $^ --output $(RUNS)/table.md
-	@echo "teacher and student side by side: $$(ls $(RUNS)/distill/samples/*.png | tail -n 1)"
+	$(RUN) report $(RUNS)/distill $(foreach record,$(filter-out %/metrics.json,$^),--beside $(record))
+	@echo "teacher and student side by side: $(RUNS)/distill/report.html"
 
 TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
