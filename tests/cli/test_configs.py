@@ -289,4 +289,5 @@ def test_pixels_and_latents_have_one_recipe(capsys):
             config["data"]["init_args"].pop("vae")
             for name in ("vae", "omitted_pools", "target", "weights"):
                 config["model"]["init_args"].pop(name, None)
+            assert config["trainer"].pop("max_steps") == config["model"]["init_args"].pop("steps")
         assert latent == pixel
