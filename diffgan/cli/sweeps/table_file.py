@@ -1,5 +1,6 @@
 """Table files (configs/tables/NAME.yaml): the rows of a table, how each is made, and the paper's numbers."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from diffgan.errors import UserError, first_line
 SCALES = ("glyphs", "sd15", "sdxl")
 COMMANDS = ("fit", "test")
 SCALE = "{scale}"  # in a path: replaced by one of them
+FOLDERS = ("start", "records", "images")  # beside the run folders of the rows, which have the rows' keys as names
 ROOT = Path("configs/tables")
 COMMITTED = ROOT / "results"  # records in the repository
 
@@ -113,37 +115,48 @@ def read_table(path: Path) -> Table:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: is no table file ({first_line(error)})") from error
     content = _mapping(content, str(path), Table, without=("name",))
+    _text(content["title"], f"{path}: title")
     rows = content["rows"]
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{path}: rows: must map at least one key to a row")
-    content["rows"] = {str(key): _row(value, f"{path}: rows.{key}") for key, value in rows.items()}
+    content["rows"] = {
+        _key(key, f"{path}: rows.{key}"): _row(value, f"{path}: rows.{key}") for key, value in rows.items()
+    }
     if content.get("paper") is not None:
         content["paper"] = Paper(**_mapping(content["paper"], f"{path}: paper", Paper))
+        _scales([content["paper"].scale], f"{path}: paper.scale")
     for name in ("configs", "start", "pairs"):
         content[name] = _texts(content.get(name), f"{path}: {name}")
     content["commands"] = _texts(content.get("commands", list(COMMANDS)), f"{path}: commands")
     if content["commands"] not in (COMMANDS, COMMANDS[1:]):
         raise UserError(f"{path}: commands: must be [fit, test] or [test]")
-    if (teacher := content.get("teacher")) is not None and getattr(
-        content["rows"].get(teacher), "pipeline", None
-    ) is None:
+    teacher, pipelines = content.get("teacher"), [key for key, row in content["rows"].items() if row.pipeline]
+    if teacher is not None and teacher not in pipelines:
         raise UserError(f"{path}: teacher: {teacher!r} must be the key of a row with a pipeline")
     content["seeds"] = _seeds(content.get("seeds", [0]), f"{path}: seeds")
     content["columns"] = {
         scale: _texts(keys, f"{path}: columns.{scale}")
         for scale, keys in _by_scale(content.get("columns"), f"{path}: columns").items()
     }
-    for name in ("protocol", "batch_size"):
+    for name, kind in (("protocol", str), ("batch_size", int)):
         content[name] = _by_scale(content.get(name), f"{path}: {name}")
+        for scale, value in content[name].items():
+            if type(value) is not kind or not value:
+                raise UserError(f"{path}: {name}.{scale}: {value!r} must be {'a text' if kind is str else 'a number'}")
     return Table(name=path.stem, **content)
 
 
 def _row(value: Any, place: str) -> Row:
     row = _mapping(value, place, Row)
     row["configs"] = _texts(row.get("configs"), f"{place}.configs")
-    row["scales"] = _texts(row.get("scales", list(SCALES)), f"{place}.scales")
+    row["scales"] = _scales(row.get("scales", list(SCALES)), f"{place}.scales")
+    _text(row["title"], f"{place}.title")
+    if row.get("pipeline") is not None:
+        _text(row["pipeline"], f"{place}.pipeline")
+    if not isinstance(row.get("cited", False), bool):
+        raise UserError(f"{place}.cited: must be true or false")
     paper = row.get("paper") or {}
-    if not isinstance(paper, dict) or not all(isinstance(number, int | float) for number in paper.values()):
+    if not isinstance(paper, dict) or not all(type(number) in (int, float) for number in paper.values()):
         raise UserError(f"{place}.paper: must map metrics to numbers")
     row["paper"] = paper
     row = Row(**row)
@@ -165,6 +178,28 @@ def _mapping(value: Any, place: str, kind: type, without: tuple[str, ...] = ()) 
     return dict(value)
 
 
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value or "\n" in value:
+        raise UserError(f"{place}: {value!r} must be a text of one line; put it in quotes")
+    return value
+
+
+def _key(value: Any, place: str) -> str:
+    """A row's key, which names its files and folders."""
+    key = str(value)
+    if not re.fullmatch(r"\w[\w.-]*", key) or key in FOLDERS:
+        raise UserError(
+            f"{place}: no row can have this key; use letters, digits, _ and -, and none of {', '.join(FOLDERS)}"
+        )
+    return key
+
+
+def _scales(value: Any, place: str) -> tuple[str, ...]:
+    if unknown := [scale for scale in _texts(value, place) if scale not in SCALES]:
+        raise UserError(f"{place}: {unknown[0]} is none of {', '.join(SCALES)}")
+    return tuple(value)
+
+
 def _texts(value: Any, place: str) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -176,6 +211,8 @@ def _texts(value: Any, place: str) -> tuple[str, ...]:
 def _seeds(value: Any, place: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or not all(type(seed) is int and seed >= 0 for seed in value):
         raise UserError(f"{place}: must be a list of whole numbers from 0 on")
+    if len(set(value)) < len(value):
+        raise UserError(f"{place}: a seed is listed twice")
     return tuple(value)
 
 
