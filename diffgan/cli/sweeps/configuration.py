@@ -10,7 +10,9 @@ from diffgan.cli.lightning_cli import DiffganCLI
 from diffgan.cli.renamed import translate_config
 from diffgan.cli.resuming import first_difference
 from diffgan.errors import UserError
+from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.rows import read_row
+from diffgan.evaluation.samplers import pipeline_digest
 
 # What makes a result what it is: not the devices it was computed on.
 COMPARED = ("seed_everything", "model", "data", "trainer.callbacks.evaluation", "trainer.callbacks.ema")
@@ -56,9 +58,22 @@ def require_same_configuration(record: dict[str, Any], path: Path, config: dict[
         )
 
 
-def require_same_row(record: dict[str, Any], path: Path, file: str) -> None:
-    """Raises UserError if a pipeline's record was made with another content of its row file."""
-    row, config = read_row(Path(file)), record.get("config") or {}
+def require_same_row(record: dict[str, Any], path: Path, file: str, protocol: str) -> None:
+    """Raises UserError if a pipeline's record was made with another row file, protocol or, of a folder, other weights.
+
+    Args:
+        record, path: the record and its file.
+        file: the row file.
+        protocol: name or file of the protocol.
+    """
+    row, config, pipeline = read_row(Path(file)), record.get("config") or {}, record.get("pipeline") or {}
     made = {key: value for key, value in config.items() if key not in OF_THE_MACHINE}
-    if (record.get("pipeline") or {}).get("name") != row.pipeline or made != row.settings():
-        raise UserError(f"{path}: was made with another content of {file}; remove the record to make it again")
+    remedy = "remove the record to make it again"
+    if pipeline.get("name") != row.pipeline or made != row.settings():
+        raise UserError(f"{path}: was made with another content of {file}; {remedy}")
+    name = read_protocol(Path(protocol)).name if protocol.endswith((".yaml", ".yml")) else protocol
+    if record.get("protocol") != name:
+        raise UserError(f"{path}: is of protocol {record.get('protocol')}, the table's is {name}; {remedy}")
+    now, before = pipeline_digest(row.pipeline), pipeline.get("digest")
+    if None not in (now, before) and now != before:
+        raise UserError(f"{path}: was made with other weights than {row.pipeline} holds now; {remedy}")

@@ -10,8 +10,10 @@ from diffgan.cli.sweeps.table_file import at_scale, row_records
 from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, run_words, start_words
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.coco import read_protocol
+from diffgan.evaluation.rows import read_row
 from diffgan.perceptual.weights import weights_file
 
+LOCAL = ("runs/", "models/", "/", "./", "../")  # beginnings of paths that are no names on the hub
 WEIGHTS = ("LatentLPIPS", "ELatentLPIPS", "PixelLPIPS")  # distances whose argument `weights` is a file
 
 
@@ -58,15 +60,25 @@ def _missing(sweep: Sweep, configs: Sequence[dict[str, Any]], alone: Sequence[Ta
     missing: dict[str, None] = {}
     for config in configs:
         folder = config["data"]["init_args"].get("folder", "")
-        if "://" not in folder and not (Path(folder) / "manifest.json").is_file():
+        if sweep.table.pairs and "://" not in folder and not (Path(folder) / "manifest.json").is_file():
             missing[f"{folder}: made by diffgan predict {' '.join(pairs_words(sweep))}"] = None
         for file in _weight_files(config["model"]):
             if not file.is_file():
                 missing[f"{file}: weights of the perceptual distance"] = None
         missing |= dict.fromkeys(_missing_of_protocols(_protocols(config)))
+    missing |= dict.fromkeys(_missing_of_rows(sweep, alone))
     if alone:
         missing |= dict.fromkeys(_missing_of_protocols([at_scale(sweep.table.protocol[sweep.scale], sweep.scale)]))
     return list(missing)
+
+
+def _missing_of_rows(sweep: Sweep, alone: Sequence[Task]) -> Iterator[str]:
+    """The pipelines and files of rows that are below the current folder and not there; the others may be on the hub."""
+    for file in (at_scale(task.row.pipeline, sweep.scale) for task in alone):
+        row = read_row(Path(file))
+        for name in (row.pipeline, row.unet, row.lora and row.lora.file):
+            if name and name.startswith(LOCAL) and not Path(name).exists():
+                yield f"{name}: which {file} names"
 
 
 def _weight_files(value: Any) -> Iterator[Path]:

@@ -29,6 +29,7 @@ from diffgan.cli.tables.markdown import markdown
 from diffgan.cli.tables.swept import swept_grid
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
+from diffgan.evaluation.rows import read_row
 from diffgan.storage.atomic import write_atomic
 from diffgan.training.checkpoints import LAST
 
@@ -109,8 +110,12 @@ def _is_done(asked: Sweep, task: Task) -> bool:
     record = read_record(task.record)
     if task.row.pipeline is not None:
         evaluation_words(asked, task)
+        file, protocol = (
+            at_scale(path, asked.scale) for path in (task.row.pipeline, asked.table.protocol[asked.scale])
+        )
+        read_row(Path(file))
         if record is not None:
-            require_same_row(record, task.record, at_scale(task.row.pipeline, asked.scale))
+            require_same_row(record, task.record, file, protocol)
         return record is not None
     now = configuration("test", run_words(asked, task))
     if record is not None:
