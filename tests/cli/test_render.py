@@ -256,6 +256,19 @@ def test_columns_and_rows_of_a_listed_table(tmp_path):
         ({"rows": [{"records": "a.json"}]}, "rows 1: .*title"),
         ({"rows": [{"title": "a", "text": {"weights": "4"}}]}, "a: no column of texts is called weights"),
         ({"rows": [{"title": "a", "records": "{a}", "at": ["metrics", "x"]}]}, "a.json: holds nothing at metrics > x"),
+        ({"columns": 5}, "columns: must be a list"),
+        ({"rows": None}, "rows: must be a list"),
+        ({"title": 5}, "title: must be a text"),
+        ({"real_images": "no"}, "real_images: must be true or false"),
+        ({"columns": [{"key": "fd_efficientnet", "heading": 5}]}, "columns 1: heading: must be a text"),
+        ({"columns": [{"key": "fd_efficientnet", "digits": "two"}]}, "columns 1: digits: must be"),
+        ({"columns": [{"key": "fd_efficientnet", "scale": "ten"}]}, "columns 1: scale: must be a number"),
+        ({"columns": [{"key": "fd_efficientnet", "better": "up"}]}, "columns 1: better: must be lower or higher"),
+        ({"rows": [{"title": 50, "records": "{a}"}]}, "rows 1: title: must be a text"),
+        ({"rows": [{"title": "a", "records": None}]}, "rows 1: records: must be a list of texts"),
+        ({"rows": [{"title": "a", "records": "{a}", "at": 5}]}, "rows 1: at: must be a list of texts"),
+        ({"rows": [{"title": "a", "text": ["x"]}]}, "rows 1: text: must be a mapping"),
+        ({"rows": [{"title": "a", "records": "{a}", "suffix": 5}]}, "rows 1: suffix: must be a text"),
     ],
 )
 def test_mistakes_in_a_listed_table_are_one_line(changes, message, tmp_path):
@@ -266,6 +279,15 @@ def test_mistakes_in_a_listed_table_are_one_line(changes, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         render([file])
     assert "\n" not in str(error.value)
+
+
+def test_a_column_is_not_divided_by_a_record_of_another_protocol(tmp_path):
+    a = record(tmp_path / "a.json", fd_efficientnet=60.0)
+    other = record(tmp_path / "other.json", protocol="q", fd_efficientnet=30.0)
+    columns = [{"key": "fd_efficientnet", "relative_to": other}]
+    file = listed(tmp_path / "table.yaml", {"a": a}, columns=columns)
+    with pytest.raises(UserError, match="different protocols"):
+        render([page(tmp_path / "README.md", f"table: {file}")])
 
 
 # ---- tables of the paper ----

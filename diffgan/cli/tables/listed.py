@@ -95,7 +95,9 @@ def _column(listed: ListedColumn, rows: tuple[ListedRow, ...], records: list[Rec
     changes = {name: getattr(listed, name) for name in ("heading", "digits", "scale", "better")}
     column = column._replace(**{name: value for name, value in changes.items() if value is not None})
     if listed.relative_to is not None:
-        value = read_record(Path(listed.relative_to)).values.get(listed.key)
+        divisor = read_record(Path(listed.relative_to))
+        require_comparable([divisor, *records])
+        value = divisor.values.get(listed.key)
         if not isinstance(value, int | float) or value == 0:
             raise UserError(f"{path}: {listed.relative_to} has no {listed.key} to divide by")
         column = column._replace(scale=1 / value, real_key=None)
@@ -117,6 +119,10 @@ def _read(path: Path) -> ListedTable:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: is no table ({first_line(error)})") from error
     table = _build(ListedTable, content, str(path))
+    _require(isinstance(table.title, str), f"{path}: title", "a text")
+    for name in ("columns", "rows"):
+        _require(isinstance(getattr(table, name), list), f"{path}: {name}", "a list")
+    _require(isinstance(table.real_images, bool), f"{path}: real_images", "true or false")
     columns = tuple(_listed_column(value, f"{path}: columns {number}") for number, value in enumerate(table.columns, 1))
     rows = tuple(_listed_row(value, f"{path}: rows {number}") for number, value in enumerate(table.rows, 1))
     headings = {column.text for column in columns}
@@ -128,6 +134,13 @@ def _read(path: Path) -> ListedTable:
 
 def _listed_column(value: Any, place: str) -> ListedColumn:
     column = _build(ListedColumn, {"key": value} if isinstance(value, str) else value, place)
+    for name in ("key", "text", "heading", "relative_to"):
+        _require(isinstance(getattr(column, name), str | None), f"{place}: {name}", "a text")
+    _require(
+        column.digits is None or (type(column.digits) is int and column.digits >= 0), f"{place}: digits", "a count"
+    )
+    _require(column.scale is None or type(column.scale) in (int, float), f"{place}: scale", "a number")
+    _require(column.better in (None, "lower", "higher"), f"{place}: better", "lower or higher")
     if bool(column.key) == bool(column.text):
         raise UserError(f"{place}: needs either key (a metric) or text (the heading of typed texts)")
     return column
@@ -135,9 +148,23 @@ def _listed_column(value: Any, place: str) -> ListedColumn:
 
 def _listed_row(value: Any, place: str) -> ListedRow:
     row = _build(ListedRow, value, place)
-    records = (row.records,) if isinstance(row.records, str) else tuple(row.records)
+    for name in ("title", "suffix"):
+        _require(isinstance(getattr(row, name), str), f"{place}: {name}", "a text; put it in quotes")
+    _require(isinstance(row.text, Mapping), f"{place}: text", "a mapping of headings to texts")
+    records = (row.records,) if isinstance(row.records, str) else row.records
+    for name, value in (("records", records), ("at", row.at)):
+        _require(isinstance(value, list | tuple) and all(map(_is_text, value)), f"{place}: {name}", "a list of texts")
     texts = {str(heading): str(text) for heading, text in row.text.items()}
-    return ListedRow(str(row.title), records, tuple(map(str, row.at)), row.suffix, texts)
+    return ListedRow(row.title, tuple(records), tuple(row.at), row.suffix, texts)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _require(condition: bool, place: str, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{place}: must be {expected}")
 
 
 def _build(kind: type, value: Any, place: str) -> Any:
