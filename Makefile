@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 # Tables: SCALE=glyphs|sd15|sdxl; PART=2/3: the second of three parts; PLAN=1: print what it needs; SWEEP: further options.
 SCALE ?= glyphs
+$(if $(filter glyphs sd15 sdxl,$(SCALE)),,$(error SCALE=$(SCALE) is none of glyphs, sd15, sdxl))
 # On the miniature the COCO tables evaluate the demo's student.
 DEMO_STUDENT := $(if $(filter glyphs,$(SCALE)),$(if $(filter-out 0,$(PLAN)),,runs/demo/student/model_index.json))
 RECONSTRUCT_sd15 := --images data/coco/val2014 --vae stable-diffusion-v1-5/stable-diffusion-v1-5/vae \

@@ -66,6 +66,15 @@ def records(scale, table):
     return {file.stem: json.loads(file.read_text()) for file in files}
 
 
+@pytest.mark.parametrize("target", ["figure-reconstruction", "table-speed", "table-bapps"])
+def test_an_unknown_scale_runs_nothing(target):
+    words = ["make", "--dry-run", "-C", str(ROOT), target, "SCALE=sd14", "INSTALLED="]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (
+        done.returncode != 0 and "SCALE=sd14 is none of glyphs, sd15, sdxl" in done.stderr and "-m" not in done.stdout
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_regression_losses_from_pairs_to_table(scale):
