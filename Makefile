@@ -69,13 +69,13 @@ compare: $(RUNS)/teacher-$(STEPS).json $(RUNS)/teacher-1.json $(RUNS)/distill/me
 TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
 
 $(RUNS)/teacher-$(STEPS).json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, $(STEPS) steps" --steps $(STEPS) --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
+	$(RUN) evaluate glyphs $@ --name "teacher, $(STEPS) steps" --steps $(STEPS) --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE) --save_images $(RUNS)/teacher-images
 
 $(RUNS)/teacher-1.json: $(TEACHER)
 	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
 
-$(RUNS)/distill/metrics.json:
-	$(RUN) test $(DISTILL)
+$(RUNS)/distill/metrics.json: $(RUNS)/teacher-$(STEPS).json
+	$(RUN) test $(DISTILL) $$(test ! -f $(RUNS)/teacher-images/images.json || echo --trainer.callbacks.evaluation.init_args.teacher_images $(RUNS)/teacher-images)
 endif
 
 # ---- tables and figures of the paper; SCALE=glyphs|sd15|sdxl ----

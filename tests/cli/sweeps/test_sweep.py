@@ -66,7 +66,7 @@ def test_every_row_is_run_once(table):
     assert run([table, "--row", "mse"]) == 0
     files = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*") if file.is_file()}
     (written,) = (file for file in files if file.name == "table.md")
-    assert "| MSE (1 of 2 seeds) |" in written.read_text() and "not measured" in written.read_text()
+    assert "| MSE | 0." in written.read_text() and "| pseudo-Huber | not measured |" in written.read_text()
     content = yaml.safe_load(table.read_text())
     assert run([write(table, content | {"seeds": [0, 1]}), "--row", "mse"]) == 0
     made = records()
@@ -169,7 +169,7 @@ def test_parts_share_all_rows(table):
     [
         (["--part", "3/2"], "--part: 3/2 is no part"),
         (["--part", "x"], "--part: x is no part"),
-        (["--row", "mes"], "--row: mes is none of mse, huber"),
+        (["--row", "mes"], "--row: mes is none of huber, mse"),
         (["-c", "absent.yaml"], "absent.yaml"),
     ],
 )
