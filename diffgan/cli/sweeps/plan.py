@@ -60,8 +60,11 @@ def _missing(sweep: Sweep, configs: Sequence[dict[str, Any]], alone: Sequence[Ta
     missing: dict[str, None] = {}
     for config in configs:
         folder = config["data"]["init_args"].get("folder", "")
-        if sweep.table.pairs and "://" not in folder and not (Path(folder) / "manifest.json").is_file():
-            missing[f"{folder}: made by diffgan predict {' '.join(pairs_words(sweep))}"] = None
+        if folder and "://" not in folder:
+            if sweep.table.pairs and not (Path(folder) / "manifest.json").is_file():
+                missing[f"{folder}: made by diffgan predict {' '.join(pairs_words(sweep))}"] = None
+            elif not Path(folder).is_dir():
+                missing[f"{folder}: the data of a run"] = None
         for file in _weight_files(config["model"]):
             if not file.is_file():
                 missing[f"{file}: weights of the perceptual distance"] = None

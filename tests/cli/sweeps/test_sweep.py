@@ -185,7 +185,11 @@ def test_the_plan_says_what_is_missing(table, tmp_path, capsys):
     write(tmp_path / "elsewhere.yaml", {"data": {"init_args": {"folder": "pairs/none"}}})
     main(["sweep", str(table), "--plan", "-c", "elsewhere.yaml"])
     out = capsys.readouterr().out
-    assert "0 of 2" in out and "pairs/none" in out and "24 images, 0 of them adversarial; PseudoHuber" in out
+    assert (
+        "0 of 2" in out
+        and "pairs/none: the data of a run" in out
+        and "24 images, 0 of them adversarial; PseudoHuber" in out
+    )
     assert not Path("runs").exists()
 
 
