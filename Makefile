@@ -96,7 +96,11 @@ table-bapps: $(INSTALLED) ## agreement of the perceptual distances with people (
 	$(call sweep,bapps)
 
 table-speed: $(INSTALLED) ## what each regression loss and each image costs (sd15, sdxl: a CUDA GPU)
+ifneq ($(filter-out 0,$(PLAN)),)
+	@echo "table-speed: five rows, minutes; sd15 and sdxl need a CUDA GPU"
+else
 	$(VENV)/bin/python -W ignore -m tests.bench.speed_table --scale $(SCALE) --records runs/tables/$(SCALE)/speed/records
+endif
 
 figure-reconstruction: $(INSTALLED) ## from noise to an image under each perceptual distance
 	$(RUN) reconstruct runs/figures/$(SCALE)/reconstruction $(RECONSTRUCT_$(SCALE))

@@ -53,12 +53,17 @@ class SavedImages:
         """The images of these prompts in the flat layout, (N, 3, H, W) uint8; None if one is missing.
 
         Raises:
-            UserError: a file is damaged.
+            UserError: a file is damaged, or of another size than the others.
         """
         assert isinstance(self.layout, Flat)
         if not self.are_complete(numbers):
             return None
-        return torch.stack([_read_png(self.folder / file) for n in numbers for file in self.layout.files(n)])
+        files = [self.folder / file for number in numbers for file in self.layout.files(number)]
+        images = [_read_png(file) for file in files]
+        for file, image in zip(files, images, strict=True):
+            if image.shape != images[0].shape:
+                raise UserError(f"{file}: has another size than {files[0]}; remove it to make it again")
+        return torch.stack(images)
 
     def write(self, numbers: list[int], images: Tensor) -> None:
         """Write the images of these prompts: (N * per_prompt, 3, H, W) uint8."""

@@ -78,6 +78,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
             tables(records)
 
 
+def test_a_run_is_named_once(tmp_path, capsys):
+    """Twice the same file would be a range of nothing, and bold."""
+    file = record(tmp_path / "a.json", "a", **{"evaluation/reading": 0.5})
+    with pytest.raises(UserError, match="is named twice as a run of one row"):
+        tables([file, file])
+    assert capsys.readouterr().out == ""
+
+
 def test_records_of_before_give_the_committed_table(tmp_path):
     """Records with the metric names of version 0.1, which are in the repository."""
     results = Path("configs/glyphs/results")

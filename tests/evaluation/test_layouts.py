@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffgan.errors import UserError
-from diffgan.evaluation.layouts import read_layout
+from diffgan.evaluation.layouts import Flat, read_layout
 from diffgan.evaluation.saved_images import SavedImages
 from diffgan.evaluation.work_split import SINGLE_PROCESS
 
@@ -97,3 +97,12 @@ def test_prompts_of_another_kind_are_refused(layout, text, tmp_path):
     with pytest.raises(UserError, match="--prompts: ") as error:
         read_layout(layout, str(file))
     assert "prompts.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_image_of_another_size_is_refused_by_name(tmp_path):
+    layout = Flat(["a", "b"])
+    saved = SavedImages(tmp_path / "images", layout, {"images": 2}, SINGLE_PROCESS)
+    saved.write([0, 1], painted(2))
+    Image.new("RGB", (SIDE * 2, SIDE)).save(tmp_path / "images" / "00001.png")
+    with pytest.raises(UserError, match=r"00001\.png: has another size than .*00000\.png"):
+        saved.read([0, 1])

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffgan.cli.main import main
+from diffgan.errors import UserError, print_error
 
 
 def run_in_child(words: Sequence[str]) -> bool:
-    """Run `diffgan WORDS` in a forked process; False if it failed, which it reports itself.
+    """Run `diffgan WORDS` in a forked process; False if it failed, and a line says why.
 
     This process must not have computed with tensors, nor used a GPU: their threads are not forked.
 
@@ -23,6 +24,8 @@ def run_in_child(words: Sequence[str]) -> bool:
         child.join()
     if child.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise SystemExit(128 + abs(child.exitcode) % 128)
+    if child.exitcode < 0:  # it could not say so itself
+        print_error(UserError(f"`diffgan {words[0]}` was killed by signal {-child.exitcode}; out of memory?"))
     return child.exitcode == 0
 
 

@@ -11,10 +11,11 @@ from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, run_words, start_
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.rows import read_row
+from diffgan.perceptual.pixels import LPIPS_PACKAGE
 from diffgan.perceptual.weights import weights_file
 
 LOCAL = ("runs/", "models/", "/", "./", "../")  # beginnings of paths that are no names on the hub
-WEIGHTS = ("LatentLPIPS", "ELatentLPIPS", "PixelLPIPS")  # distances whose argument `weights` is a file
+WEIGHTS = ("LatentLPIPS", "ELatentLPIPS", "PixelLPIPS", "Calibration")  # whose argument `weights` is a file
 
 
 def plan_lines(sweep: Sweep, tasks: Sequence[Task], pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
@@ -88,7 +89,7 @@ def _weight_files(value: Any) -> Iterator[Path]:
     """The weight files of every perceptual distance in a configuration."""
     if isinstance(value, dict):
         arguments = value.get("init_args")
-        if str(value.get("class_path")).rpartition(".")[2] in WEIGHTS and arguments.get("weights") != "lpips":
+        if str(value.get("class_path")).rpartition(".")[2] in WEIGHTS and arguments.get("weights") != LPIPS_PACKAGE:
             yield weights_file(arguments["weights"])
         for below in value.values():
             yield from _weight_files(below)
@@ -120,9 +121,9 @@ def _time(sweep: Sweep, pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
 
 
 def _recorded(sweep: Sweep, task: Task) -> float | None:
-    for file in row_records(sweep.table.committed(sweep.scale), task.key, task.row):
+    for file in row_records(sweep.table.committed(sweep.scale), task.key, sweep.table):
         record = json.loads(file.read_text())
-        return record.get("training_seconds", 0) + record["seconds"]
+        return record.get("training_seconds", 0) + record.get("seconds", 0)
     return None
 
 

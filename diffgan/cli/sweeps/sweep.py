@@ -54,7 +54,8 @@ def sweep(
         part: "k/K": the k-th of K parts, for K machines that share the folder `runs`.
         device: where pipelines are evaluated; auto: a GPU if there is one. A training's devices are its trainer's.
         plan: print what the sweep needs and what is done, and end.
-        config: configuration of the pairs and of every run, after those of the table; may be repeated.
+        config: configuration of the pairs and of every run, after those of the table; may be repeated. Rows that are
+            pipelines take none.
         fit: configuration of every run alone; may be repeated.
         predict: configuration of the pairs alone; may be repeated.
         row: only this row; may be repeated.
@@ -67,19 +68,20 @@ def sweep(
     if plan:
         print_lines(plan_lines(asked, tasks, pending))
         return
+    _table_text(asked)  # a mistake in the table file is found before any run
     _make_pairs(asked, pending)
     failed = [task.name for task in pending if not _run(asked, task)]
     print(f"sweep: {len(tasks) - len(failed)} of {len(tasks)} rows are done: {asked.records}")
-    _write_table(asked)
     if failed:
         raise UserError(f"sweep: failed: {'; '.join(failed)}; the same command tries them again")
-
-
-def _write_table(asked: Sweep) -> None:
-    """Print the table of all records that are there, and write it beside them."""
-    text = "\n".join(markdown(swept_grid(asked.table, asked.scale, asked.records))) + "\n"
+    text = _table_text(asked)
     print(text, end="")
     write_atomic(asked.folder / "table.md", text.encode())
+
+
+def _table_text(asked: Sweep) -> str:
+    """The table of all records that are there; raises UserError if they cannot be compared."""
+    return "\n".join(markdown(swept_grid(asked.table, asked.scale, asked.records))) + "\n"
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -88,11 +88,12 @@ class Table:
         return COMMITTED / scale / self.name
 
 
-def row_records(folder: Path, key: str, row: Row) -> list[Path]:
-    """The records of a row in a folder of records, in the order of their seeds."""
-    if row.pipeline is not None or row.cited:
-        return [file for file in [folder / record_name(key)] if file.is_file()]
-    return sorted(folder.glob(f"{key}-seed-*.json"), key=lambda file: (len(file.name), file.name))
+def row_records(folder: Path, key: str, table: Table) -> list[Path]:
+    """The records of a row in a folder of records, in the order of the table's seeds."""
+    row = table.rows[key]
+    seeds = (None,) if row.pipeline is not None or row.cited else table.seeds
+    files = [folder / record_name(key, seed) for seed in seeds]
+    return [file for file in files if file.is_file()]
 
 
 def record_name(key: str, seed: int | None = None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from diffgan.cli.tables.columns import measured_columns
 from diffgan.cli.tables.grid import Grid, GridColumn, GridRow, is_compared, measured, real_images
 from diffgan.cli.tables.markdown import markdown
-from diffgan.cli.tables.records import Record, read_record, require_comparable
+from diffgan.cli.tables.records import Record, read_record, require_comparable, require_distinct
 from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
 
@@ -44,6 +44,7 @@ def _grid(records: list[Record]) -> Grid:
         named.setdefault(record.name, []).append(record)
     rows = []
     for name, runs in named.items():
+        require_distinct(runs)
         cells = [measured(runs, column.key, column.scale) for column in columns]
         rows.append(GridRow(name, (str(runs[0].values["network_calls"]), *cells), is_compared(runs)))
     real = real_images(records, columns)

@@ -9,7 +9,7 @@ import yaml
 
 from diffgan.cli.tables.columns import columns_of
 from diffgan.cli.tables.grid import Cell, Grid, GridColumn, GridRow, is_compared, measured, real_images
-from diffgan.cli.tables.records import Record, read_measurements, read_record, require_comparable
+from diffgan.cli.tables.records import Record, read_measurements, read_record, require_comparable, require_distinct
 from diffgan.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def listed_grid(path: Path) -> Grid:
 
 def _records(row: ListedRow) -> list[Record]:
     paths = map(Path, row.records)
-    return [read_measurements(path, row.at) if row.at else read_record(path) for path in paths]
+    records = [read_measurements(path, row.at) if row.at else read_record(path) for path in paths]
+    require_distinct(records)
+    return records
 
 
 def _column(listed: ListedColumn, rows: tuple[ListedRow, ...], records: list[Record], path: Path) -> "Column":

@@ -73,6 +73,14 @@ def require_comparable(records: Sequence[Record]) -> None:
         raise UserError("tables: some records were evaluated with more grain than others; evaluate all by one version")
 
 
+def require_distinct(records: Sequence[Record]) -> None:
+    """Raises UserError if runs of one row are the same file twice: its range would seem to be known."""
+    paths = [record.path for record in records]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UserError(f"{path}: is named twice as a run of one row; name every seed once")
+
+
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())

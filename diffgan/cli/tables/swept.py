@@ -31,7 +31,7 @@ def swept_grid(table: Table, scale: str, folder: Path) -> Grid:
         UserError: a record cannot be read, or records cannot be compared.
     """
     rows = table.rows_of(scale)
-    records = {key: [read_record(path) for path in row_records(folder, key, row)] for key, row in rows.items()}
+    records = {key: [read_record(path) for path in row_records(folder, key, table)] for key in rows}
     every = [record for runs in records.values() for record in runs]
     require_comparable(every)
     shown = _shown(table, rows.values(), _columns(table, scale, every))

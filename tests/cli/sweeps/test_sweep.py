@@ -13,10 +13,13 @@ import torch
 import yaml
 
 from diffgan.__main__ import main
+from diffgan.cli.sweeps import child
 from diffgan.cli.sweeps.configuration import configuration
 from diffgan.cli.sweeps.sweep import sweep
 from diffgan.cli.sweeps.table_file import read_table
 from diffgan.cli.sweeps.tasks import Sweep, run_words, tasks_of
+from diffgan.cli.tables.markdown import markdown
+from diffgan.cli.tables.swept import swept_grid
 from diffgan.errors import UserError
 from tests.processes import SERVER, start
 from tests.runs import shipped_config, write
@@ -155,6 +158,32 @@ def test_an_interrupted_sweep_resumes(table, tmp_path):
     assert run([table, "--row", "mse", "-c", "long.yaml"]) == 0
     record = records()["mse-seed-0"]
     assert record["images_seen"] == reached + 8 and "training_seconds" not in record  # of a part only
+
+
+def test_records_of_other_seeds_are_no_part_of_the_table(table):
+    folder = Sweep(read_table(table), "glyphs").records
+    folder.mkdir(parents=True)
+    for seed, value in ((0, 0.5), (7, 100.0)):
+        record = {"metrics": {"validation/mse": value}, "stage": "test"}
+        (folder / f"mse-seed-{seed}.json").write_text(json.dumps(record))
+    text = "\n".join(markdown(swept_grid(read_table(table), "glyphs", folder)))
+    assert "| MSE | 0.5000 |" in text and "100" not in text
+
+
+def test_an_unknown_column_is_refused_before_any_run(table, capsys):
+    write(table, yaml.safe_load(table.read_text()) | {"columns": {"glyphs": ["validation/mse", "fd_of_nothing"]}})
+    folder = Sweep(read_table(table), "glyphs").records
+    folder.mkdir(parents=True)
+    (folder / "mse-seed-0.json").write_text(json.dumps({"metrics": {"validation/mse": 0.5}, "stage": "test"}))
+    with pytest.raises(SystemExit):
+        main(["sweep", str(table), "--row", "huber"])
+    assert "columns.glyphs" in capsys.readouterr().err and len(list(Path("runs").rglob("*"))) == 5
+
+
+def test_a_killed_command_is_reported(capsys, monkeypatch):
+    monkeypatch.setattr(child, "main", lambda words: os.kill(os.getpid(), signal.SIGKILL))
+    assert not child.run_in_child(["fit"])
+    assert "`diffgan fit` was killed by signal 9" in capsys.readouterr().err
 
 
 def test_parts_share_all_rows(table):
