@@ -164,7 +164,7 @@ def test_callbacks_are_added_removed_and_exchanged_by_name(capsys, file):
     stopping = "lightning.pytorch.callbacks.EarlyStopping"
     options = (f"--trainer.callbacks.stop={stopping}", "--trainer.callbacks.stop.monitor", "validation/mse")
     config = parsed(capsys, [*DISTILL, mine], *options, "--trainer.callbacks.health", "null")
-    assert list(config["trainer"]["callbacks"])[-2:] == ["report", "stop"]
+    assert list(config["trainer"]["callbacks"])[-2:] == ["comparison", "stop"]
     assert "health" not in config["trainer"]["callbacks"]
     assert config["trainer"]["callbacks"]["stop"]["class_path"] == stopping
     assert arguments(config, "stop")["monitor"] == "validation/mse"
