@@ -19,7 +19,7 @@ from diffgan.perceptual.weights import weights_file
 from diffgan.plots import Curve, save_curves
 from diffgan.storage.digests import digest
 from diffgan.storage.embedded import EMBEDDED
-from diffgan.teachers.autoencoders import Encoder
+from diffgan.teachers.autoencoders import Encoder, decode_with_gradient
 
 GLYPH_SEED = 31
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,11 +55,13 @@ def reconstruct(
     encoder = Encoder(vae).to(device)
     target = encoder(load_images(images, count).to(device))
     start = torch.randn(target.shape).to(target)
-    rows, curves, metrics = {"target": _decode_without_gradient(encoder, target)}, {}, {}
-    for name, distance in compared_distances(weights, pixels, encoder.space, partial(_decode, encoder)).items():
+    rows, curves, metrics = {"target": _decode(encoder.vae, target)}, {}, {}
+    for name, distance in compared_distances(
+        weights, pixels, encoder.space, partial(decode_with_gradient, encoder.vae)
+    ).items():
         started = time.monotonic()
         latent, curves[name] = reconstruct_latent(distance.to(device), start, target, steps, learning_rate, name)
-        rows[name] = _decode_without_gradient(encoder, latent)
+        rows[name] = _decode(encoder.vae, latent)
         metrics[name] = _metrics(curves[name], rows[name], rows["target"]) | {"seconds": time.monotonic() - started}
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics[name].items()))
     save_image_grid(output / "images.png", {name: to_uint8(row) for name, row in rows.items()})
@@ -86,12 +88,7 @@ def load_images(folder: Path | None, count: int) -> Tensor:
     return from_uint8(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
 
 
-def _decode(encoder: Encoder, latent: Tensor) -> Tensor:
-    """Latents of the diffusion model (N, C, H, W) -> images (N, 3, H, W), not clamped."""
-    return encoder.vae.decode(encoder.space.to_autoencoder(latent), return_dict=False)[0]
-
-
-_decode_without_gradient = torch.no_grad()(_decode)
+_decode = torch.no_grad()(decode_with_gradient)
 
 
 def _metrics(curve: Curve, images: Tensor, target: Tensor) -> dict[str, float]:

@@ -29,7 +29,7 @@ class PipelineSampler(Sampler):
     """A pipeline of diffusers, as a row says it is called.
 
     The pipeline is given the noises, one generator for each image, and the row's settings; its latents are decoded
-    here, in float32. An image's generator goes on from where its noise was drawn, so that the image is that of
+    here, in float32. An image's generator continues from where its noise was drawn, so that the image is that of
     `pipeline(prompt, generator=torch.Generator().manual_seed(seed))`. What a scheduler adds at its steps depends on the
     seed alone, not on the place in the batch or on the number of processes.
 

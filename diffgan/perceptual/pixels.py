@@ -1,6 +1,7 @@
 """LPIPS of decoded images as a distance of latents: what the paper's LatentLPIPS is compared with."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from diffgan.errors import UserError
 from diffgan.latent_space import PIXELS, LatentSpace
 from diffgan.perceptual.distance import PerceptualDistance
 from diffgan.perceptual.lpips import LatentLPIPS
-from diffgan.teachers.autoencoders import load_autoencoder
+from diffgan.teachers.autoencoders import decode_with_gradient, load_autoencoder
 
 LPIPS_PACKAGE = "lpips"
 
@@ -33,11 +34,7 @@ class PixelLPIPS(PerceptualDistance):
         self.space = LatentSpace.of_config(self.vae.config)
         if checkpointing:
             self.vae.enable_gradient_checkpointing()
-        self.distance = DecodedDistance(pixel_distance(weights), self.decode)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latents of the diffusion model (N, C, H, W) -> images (N, 3, H', W'), not clamped."""
-        return self.vae.decode(self.space.to_autoencoder(latent), return_dict=False)[0]
+        self.distance = DecodedDistance(pixel_distance(weights), partial(decode_with_gradient, self.vae))
 
     def check_space(self, space: LatentSpace) -> None:
         if space != self.space:

@@ -91,7 +91,7 @@ def _protocol(record: dict[str, Any]) -> str:
 
 
 def _provenance(comparison: Comparison, record: dict[str, Any]) -> list[Row]:
-    """What made the student and its metrics, by name; what the record lacks is left out."""
+    """What made the student and its metrics, by name; what the record lacks is omitted."""
     origin, checkpoint, device = comparison.origin, record.get("checkpoint"), record.get("device")
     facts = {
         "protocol": _protocol(record),

@@ -36,6 +36,11 @@ def latent_space(name: str | Path | None) -> LatentSpace:
     return PIXELS if name is None else LatentSpace.of_config(autoencoder_config(name))
 
 
+def decode_with_gradient(vae: AutoencoderKL, latent: Tensor) -> Tensor:
+    """Latents of the diffusion model (N, C, H, W) -> images (N, 3, H', W'), not clamped and differentiable."""
+    return vae.decode(LatentSpace.of(vae).to_autoencoder(latent), return_dict=False)[0]
+
+
 class Encoder(nn.Module):
     """Images to the diffusion model's latents; without an autoencoder, images unchanged.
 

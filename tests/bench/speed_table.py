@@ -22,6 +22,7 @@ from diffgan.losses.regression import MSE
 from diffgan.noise import draw_noise
 from diffgan.perceptual.lpips import ELatentLPIPS, LatentLPIPS
 from diffgan.perceptual.pixels import DecodedDistance
+from diffgan.teachers.autoencoders import decode_with_gradient
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.registry import load_teacher
 from tests.bench.perceptual import peak_bytes
@@ -61,17 +62,17 @@ def _teacher(setting: Setting, scale: str) -> Teacher:
 
 def distances(setting: Setting, teacher: Teacher, scale: str) -> dict[str, nn.Module]:
     """The compared losses: mean squared error, E-LatentLPIPS, LPIPS of decoded images."""
-
-    def decode(latent: Tensor) -> Tensor:
-        return teacher.vae.decode(teacher.space.to_autoencoder(latent), return_dict=False)[0]
-
     if scale == "glyphs":
         latents, pixels = ELatentLPIPS("glyphs"), LatentLPIPS("glyphs-pixels")
     else:
         latents = random_distance(setting, teacher.space)
         with tempfile.TemporaryDirectory() as folder:
             pixels = LatentLPIPS(random_vgg_file(folder, setting, PIXELS, omitted_pools=0))
-    return {"mse": MSE(), "pixel_lpips": DecodedDistance(pixels, decode), "e_latent_lpips": latents}
+    return {
+        "mse": MSE(),
+        "pixel_lpips": DecodedDistance(pixels, partial(decode_with_gradient, teacher.vae)),
+        "e_latent_lpips": latents,
+    }
 
 
 def measure_loss(distance: nn.Module, teacher: Teacher, batch: int, device: torch.device) -> dict[str, float]:

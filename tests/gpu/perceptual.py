@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffgan.latent_space import PIXELS
 from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.teachers.autoencoders import decode_with_gradient
 from diffgan.teachers.base import Teacher
 from tests.bench.perceptual import convolutions, step
 from tests.gpu.networks import SD15, random_distance, random_teacher, random_vgg_file
@@ -63,16 +64,11 @@ def pixel_distance(setting: Setting, batch: int, mixed: bool) -> dict[str, Any]:
 
     def run() -> None:
         with torch.no_grad():
-            real = _decode(teacher, target)
-        torch.autograd.grad(distance(_decode(teacher, generated), real).sum(), generated)
+            real = decode_with_gradient(teacher.vae, target)
+        torch.autograd.grad(distance(decode_with_gradient(teacher.vae, generated), real).sum(), generated)
 
     with _precision(setting, mixed):
         return _measure(setting, run, times=2)
-
-
-def _decode(teacher: Teacher, latent: Tensor) -> Tensor:
-    """As `Teacher.decode`, with gradients."""
-    return teacher.vae.decode(teacher.space.to_autoencoder(latent), return_dict=False)[0]
 
 
 def _pixel_lpips(setting: Setting) -> LatentLPIPS:

@@ -1,13 +1,12 @@
 """What a sweep needs: trainings, images, files that are missing, and the time that earlier records took."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffgan.cli.sweeps.configuration import configuration
 from diffgan.cli.sweeps.table_file import at_scale, row_records
-from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, run_words, start_words
+from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, read_record, run_words, start_words
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.rows import read_row
@@ -122,7 +121,7 @@ def _time(sweep: Sweep, pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
 
 def _recorded(sweep: Sweep, task: Task) -> float | None:
     for file in row_records(sweep.table.committed(sweep.scale), task.key, sweep.table):
-        record = json.loads(file.read_text())
+        record = read_record(file)
         return record.get("training_seconds", 0) + record.get("seconds", 0)
     return None
 

@@ -1,7 +1,7 @@
 """Charts of a table: one metric by row as bars with their ranges, or against images as curves.
 
 What a chart shows is stored in the PNG as text. A PNG is drawn again only if that text differs, so another version of
-matplotlib, which gives other bytes for the same picture, changes no file.
+matplotlib, which gives other bytes for the same image, changes no file.
 """
 
 import json
@@ -81,9 +81,9 @@ def chart_of(grid: Grid, kind: str, metric: str, path: Path) -> Chart:
 def is_drawn(chart: Chart) -> bool:
     """Whether the PNG is there and shows these values."""
     try:
-        with Image.open(chart.path) as picture:
-            picture.load()
-            return picture.info.get(DATA) == chart.data
+        with Image.open(chart.path) as png:
+            png.load()
+            return png.info.get(DATA) == chart.data
     except OSError:
         return False
 

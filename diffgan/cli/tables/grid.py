@@ -103,7 +103,7 @@ def best_row(grid: Grid, column: int) -> int | None:
 
     It is the one of the best mean if its range (lowest to highest value over its seeds) overlaps that of no other
     compared row. There is none if fewer than two rows are compared, or if a compared row was run with one seed only,
-    because nobody knows its range.
+    because its range is not known.
     """
     better = grid.columns[column].better
     cells = {number: row.cells[column] for number, row in enumerate(grid.rows) if row.compared}

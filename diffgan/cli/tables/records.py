@@ -92,7 +92,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _values(mapping: dict[str, Any]) -> dict[str, float | str]:
-    """The numbers and texts of a mapping; places inside it are left out."""
+    """The numbers and texts of a mapping; nested values are ignored."""
     kept = (int, float, str)
     return {key: value for key, value in mapping.items() if isinstance(value, kept) and not isinstance(value, bool)}
 

@@ -17,7 +17,7 @@ README = "README.md"
 
 
 class Rendered(NamedTuple):
-    """What a block has to hold.  chart: the picture beside the Markdown file, if the block shows one."""
+    """What a block has to hold.  chart: the PNG beside the Markdown file, if the block shows one."""
 
     block: Block
     text: list[str]
@@ -72,7 +72,7 @@ def _page(file: Path) -> Page:
 
 
 def _write(page: Page) -> None:
-    """Write what changed, the charts first: a picture that no page shows is no harm."""
+    """Write what changed, the charts first: a PNG that no page shows is no harm."""
     for rendered in page.blocks:
         if rendered.chart is not None and not is_drawn(rendered.chart):
             rendered.chart.draw()
