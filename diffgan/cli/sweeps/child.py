@@ -19,9 +19,13 @@ def run_in_child(words: Sequence[str]) -> bool:
         SystemExit: the command was interrupted, by Ctrl-C or SIGTERM, which is passed on to it.
     """
     child = multiprocessing.get_context("fork").Process(target=_run, args=(list(words),))
-    with _PassedOn(child):
+    with _PassedOn(child) as signals:
         child.start()
+        if signals.terminated:  # just before the child was there
+            child.terminate()
         child.join()
+    if signals.terminated:
+        raise SystemExit(128 + signal.SIGTERM)
     if child.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise SystemExit(128 + abs(child.exitcode) % 128)
     if child.exitcode < 0:  # it could not say so itself
@@ -41,16 +45,18 @@ class _PassedOn:
     """Signals to this process go to a child, which ends in order; this process then does."""
 
     def __init__(self, child: multiprocessing.Process):
-        self.child, self.before = child, {}
+        self.child, self.before, self.terminated = child, {}, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_PassedOn":
         self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
         self.before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
+        return self
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _terminate(self, number: int, frame: Any) -> None:
+        self.terminated = True
         if self.child.is_alive():
             self.child.terminate()

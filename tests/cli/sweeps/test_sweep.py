@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from itertools import chain
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,19 @@ def test_a_killed_command_is_reported(capsys, monkeypatch):
     monkeypatch.setattr(child, "main", lambda words: os.kill(os.getpid(), signal.SIGKILL))
     assert not child.run_in_child(["fit"])
     assert "`diffgan fit` was killed by signal 9" in capsys.readouterr().err
+
+
+def test_an_interruption_before_a_command_starts_is_not_lost(monkeypatch):
+    def start(process):
+        os.kill(os.getpid(), signal.SIGTERM)
+        begin(process)
+
+    begin = ForkProcess.start
+    monkeypatch.setattr(ForkProcess, "start", start)
+    monkeypatch.setattr(child, "main", lambda words: time.sleep(60))
+    with pytest.raises(SystemExit) as ended:
+        child.run_in_child(["fit"])
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_parts_share_all_rows(table):
