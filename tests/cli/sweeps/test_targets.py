@@ -106,7 +106,10 @@ def test_discriminators_from_one_regression_to_table(scale):
     out = make("table-discriminator", scale)
     made = records(scale, "discriminator")
     assert set(made) == {f"{row}-seed-0" for row in content["rows"]}
-    assert len({record["metrics"]["validation/mse"] for record in made.values()}) == len(made)
+    settings = {json.dumps(record["config"]["model"]["init_args"]["adversarial"]) for record in made.values()}
+    assert len(settings) == len(made) and all(record["images_seen"] == 64 for record in made.values())
+    alone = made["regression-seed-0"]["metrics"]["validation/mse"]
+    assert [record["metrics"]["validation/mse"] for record in made.values()].count(alone) == 1
     assert "| + single-sample R1 |" in out
 
 
@@ -114,9 +117,15 @@ def test_discriminators_from_one_regression_to_table(scale):
 @pytest.mark.timeout(600)
 def test_pipelines_on_coco(scale):
     name = {"sd15": "coco2014", "sdxl": "coco2017"}[scale]
+    if scale == "sdxl":
+        protocol = Path("configs/protocols/coco2017-5k-teacher.yaml")
+        few = {"images": 7, "reference_images": None, "diversity_prompts": 2, "images_per_prompt": 2}
+        metrics = {"metrics": ["fid", "kid", "fid_t", "fid_t_patch"], "clip_model": None, "clip_weights": None}
+        write(protocol, yaml.safe_load(protocol.read_text()) | few | metrics)
     row = Path(f"configs/tables/rows/{scale}/teacher.yaml")
     write(row, yaml.safe_load(row.read_text()) | {"pipeline": "tiny", "steps": 2})
     out = make(f"table-{name}", scale, "teacher")
     (record,) = records(scale, name).values()
-    assert record["network_calls"] == 2 and record["metrics"]["evaluation/images"] == 7
+    images = {"sd15": 7, "sdxl": 7 + 2 * 2}[scale]
+    assert record["network_calls"] == 2 and record["metrics"]["evaluation/images"] == images
     assert "teacher, 50 steps" in out
