@@ -106,7 +106,7 @@ def test_discriminators_from_one_regression_to_table(scale):
     out = make("table-discriminator", scale)
     made = records(scale, "discriminator")
     assert set(made) == {f"{row}-seed-0" for row in content["rows"]}
-    settings = {json.dumps(record["config"]["model"]["init_args"]["adversarial"]) for record in made.values()}
+    settings = {json.dumps(record["config"]["model"]["init_args"].get("adversarial")) for record in made.values()}
     assert len(settings) == len(made) and all(record["images_seen"] == 64 for record in made.values())
     alone = made["regression-seed-0"]["metrics"]["validation/mse"]
     assert [record["metrics"]["validation/mse"] for record in made.values()].count(alone) == 1
