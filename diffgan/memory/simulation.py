@@ -171,7 +171,7 @@ class _Simulation:
     def _pairs(self) -> Samples:
         """A process's pairs with their conditioning."""
         teacher, count = self.module.teacher, self.pairs
-        tokens = teacher.text_encoders[0].config.max_position_embeddings
+        tokens = teacher.prompt_tokens(teacher.text_encoders[0].config)
         adapter = adapter_for(teacher.denoiser)
         one = adapter.empty_conditioning(teacher.denoiser.config, tokens)
         conditioning = one.map(lambda row: torch.empty(count, *row.shape[1:]))

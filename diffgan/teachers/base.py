@@ -9,16 +9,15 @@ from typing import Any, ClassVar
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
-from diffgan.teachers.denoiser import adapter_for
+from diffgan.teachers.denoiser import EMBEDDED_GUIDANCE, NO_GUIDANCE, adapter_for
 from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
 from diffgan.training.transfer import to_device
-
 
 class Teacher(nn.Module, ABC):
     """The components of a diffusers pipeline, frozen and in eval mode.
@@ -30,6 +29,7 @@ class Teacher(nn.Module, ABC):
         pipeline_class: the pipeline class of diffusers.
         load_options: arguments of the pipeline's `from_pretrained`.
         components: names of the pipeline's components, as the subclass's constructor names them.
+        optional: those of `components` that a pipeline may lack; the constructor then gets None.
         network_class: class of the denoising network; `diffgan.teachers.denoiser` has an adapter for it.
         schedule_class: the kind of noise schedule.
         schedule: the noise schedule.
@@ -48,6 +48,7 @@ class Teacher(nn.Module, ABC):
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     load_options: ClassVar[dict[str, Any]] = {}
     components: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     network_class: ClassVar[type[nn.Module]] = UNet2DConditionModel
     schedule_class: ClassVar[type[NoiseSchedule]] = DDIMSchedule
 
@@ -72,7 +73,7 @@ class Teacher(nn.Module, ABC):
         """
         components = {name: getattr(pipeline, name, None) for name in cls.components}
         for name, component in components.items():
-            if component is None:
+            if component is None and name not in cls.optional:
                 kind = cls.pipeline_class.__name__
                 raise UserError(f"model_index.json: a {kind} without {name} is not supported")
         return cls(**components)
@@ -85,18 +86,23 @@ class Teacher(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def tokenizers(self) -> list[CLIPTokenizer]:
+    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
         """The tokenizers, in the order of `text_encoders`."""
 
     @property
     @abstractmethod
-    def text_encoders(self) -> list[CLIPTextModel]:
+    def text_encoders(self) -> list[PreTrainedModel]:
         """The text encoders, in the order in which the network takes their outputs."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """Plain JSON values that decide a latent beside weights, vocabularies, scheduler and sizes."""
         return {}
+
+    @classmethod
+    def prompt_tokens(cls, text_config: PreTrainedConfig) -> int:
+        """Rows of text embeddings for one prompt, from the configuration of the first text encoder."""
+        return text_config.max_position_embeddings
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:
@@ -126,6 +132,11 @@ class Teacher(nn.Module, ABC):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
         return self._adapter.latent_shape(self.denoiser.config)
+
+    @property
+    def guidance_kind(self) -> str:
+        """How the network is guided, as in `DenoiserAdapter.guidance_kind`."""
+        return self._adapter.guidance_kind(self.denoiser.config)
 
     @property
     def device(self) -> torch.device:
@@ -167,36 +178,36 @@ class Teacher(nn.Module, ABC):
         tokens = tokenizer(list(prompts), verbose=False).input_ids
         return [len(row) > tokenizer.model_max_length for row in tokens]
 
-    def _tokens(self, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-        """Prompts -> tokens (N, L), int64."""
-        length = tokenizer.model_max_length
-        tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int | None = None) -> Tensor:
+        """Prompts -> tokens (N, L), int64; `length` is L, by default the tokenizer's own."""
+        tokens = padded_tokens(tokenizer, prompts, length or tokenizer.model_max_length)
         return to_device(tokens.input_ids, self.text_device)
 
     # ---- solve ----
 
-    def solver(self, steps: int, name: str = solvers.DEFAULT) -> SchedulerMixin:
+    def solver(self, steps: int, name: str | None = None) -> SchedulerMixin:
         """A new solver of the ODE with its timesteps set, on the CPU.
 
         Schedulers of diffusers compare and look up timesteps in every step: of a GPU they would have to be read.
 
         Args:
             steps: number of steps.
-            name: of a deterministic scheduler class of diffusers.
+            name: of a deterministic scheduler class of diffusers; None: the one that states the schedule.
 
         Raises:
             UserError: `steps` is not between 1 and the number of training timesteps, or the class is not a solver for
                 this teacher.
         """
         self.schedule.check_steps(steps)
+        name = name or self.schedule.own_solver
         if name not in self._checked_solvers:
             self._checked_solvers[name] = solvers.solver(name, self.scheduler)
         solver = copy.deepcopy(self._checked_solvers[name])
-        solver.set_timesteps(steps, device="cpu")
+        self.schedule.set_timesteps(solver, steps, self._adapter.image_tokens(self.denoiser.config))
         return solver
 
-    def network_calls(self, steps: int, solver: str = solvers.DEFAULT) -> int:
-        """Number of network calls in `solve`; with guidance each has twice the rows. Errors as in `solver`."""
+    def network_calls(self, steps: int, solver: str | None = None) -> int:
+        """Number of network calls in `solve`; with `cfg` guidance each has twice the rows. Errors as in `solver`."""
         return len(self.solver(steps, solver).timesteps)
 
     @torch.no_grad()
@@ -207,9 +218,9 @@ class Teacher(nn.Module, ABC):
         steps: int,
         guidance: float,
         on_step: Callable[[], None] | None = None,
-        solver: str = solvers.DEFAULT,
+        solver: str | None = None,
     ) -> Tensor:
-        """x = ODE(z, c, w) with classifier-free guidance, both halves of it in one batched network call.
+        """x = ODE(z, c, w); with classifier-free guidance both halves of it are in one batched network call.
 
         The network computes in its own dtype or under autocast; guidance and the solver's latent are float32.
 
@@ -217,29 +228,47 @@ class Teacher(nn.Module, ABC):
             noise: z, (N, C, H, W), N(0, I).
             conditioning: c, N rows, from `encode`.
             steps: number of steps; timesteps are spaced `trailing`, so the first is the last training timestep.
-            guidance: w in eps = eps(z) + w (eps(z, c) - eps(z)); with 1 the unconditional half is not computed.
+            guidance: w in eps = eps(z) + w (eps(z, c) - eps(z)); with 1 the unconditional half is not computed. Of a
+                guidance-distilled network, its input.
             on_step: called after each of the `network_calls`.
-            solver: name of a deterministic scheduler class of diffusers.
+            solver: name of a deterministic scheduler class of diffusers; None: the one that states the schedule.
 
         Returns:
             Latents (N, C, H, W), float32 (float64 if the network is).
 
         Raises:
-            UserError: as in `solver`.
+            UserError: as in `solver` and `check_guidance`.
         """
+        self.check_guidance(guidance)
         scheduler = self.solver(steps, solver)
         latent = solvers.initial_latent(scheduler, noise.to(_at_least_float32(self.denoiser.dtype)))  # (N, C, H, W)
-        if guidance != 1:
-            unconditional = self.unconditional(len(noise)).map(lambda tensor: to_device(tensor, noise.device))
-            conditioning = Conditioning.cat([unconditional, conditioning])  # 2 N rows
+        conditioning, scale = self._guided(conditioning, guidance, noise.device)
         timesteps = to_device(scheduler.timesteps, noise.device)
         for t, network_t in zip(scheduler.timesteps, timesteps, strict=True):
             inputs = solvers.model_input(scheduler, latent, t)  # (N, C, H, W)
-            prediction = self._predict(inputs, network_t, conditioning, guidance)  # (N, C, H, W)
+            prediction = self._predict(inputs, network_t, conditioning, scale)  # (N, C, H, W)
             latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
             if on_step is not None:
                 on_step()
         return latent
+
+    def check_guidance(self, guidance: float) -> None:
+        """Raise a UserError if the network cannot be guided, and `guidance` is not 1."""
+        if self.guidance_kind == NO_GUIDANCE and guidance != 1:
+            kind = self.pipeline_class.__name__
+            raise UserError(f"guidance: {guidance} for a {kind} whose network was distilled without it; set it to 1")
+
+    def _guided(
+        self, conditioning: Conditioning, guidance: float, device: torch.device
+    ) -> tuple[Conditioning, float]:
+        """The network's conditioning under guidance, and the scale with which its two halves are combined."""
+        if self.guidance_kind == EMBEDDED_GUIDANCE:
+            scales = torch.full_like(conditioning.guidance, guidance, device=device)  # (N,)
+            return conditioning._replace(guidance=scales), 1.0
+        if guidance == 1:
+            return conditioning, 1.0
+        unconditional = self.unconditional(len(conditioning.text)).map(lambda tensor: to_device(tensor, device))
+        return Conditioning.cat([unconditional, conditioning]), guidance  # 2 N rows
 
     def _predict(self, latent: Tensor, t: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
         """The guided prediction (Ho & Salimans 2022, arXiv 2207.12598): eps(z) + w (eps(z, c) - eps(z)).
@@ -269,6 +298,11 @@ class Teacher(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
+
+
+def padded_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> BatchEncoding:
+    """`input_ids` and `attention_mask` of prompts, (N, length) int64 each, padded or truncated."""
+    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

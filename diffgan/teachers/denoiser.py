@@ -3,14 +3,8 @@
 The network itself stays an unchanged module of diffusers. An adapter, found by the network's class, says how to use
 it; `Teacher.solve`, the one-step generator and the cost estimate call networks through their adapters only.
 
-Today there is one adapter, for UNets. A family with a network of another class (a diffusion transformer) defines a
-subclass of `DenoiserAdapter` in its own file and registers it:
-
-    @register
-    class TransformerAdapter(DenoiserAdapter):
-        network_class = SD3Transformer2DModel
-        component = "transformer"
-        ...
+The adapter of UNets is here, that of each diffusion transformer in its family's file (`transformer.py` has what they
+share). A family with a network of another class defines a subclass of `DenoiserAdapter` and registers it.
 """
 
 from abc import ABC, abstractmethod
@@ -24,6 +18,7 @@ from torch import Tensor, nn
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 
+CLASSIFIER_FREE_GUIDANCE, EMBEDDED_GUIDANCE, NO_GUIDANCE = "cfg", "embedded", "none"  # as manifests name them
 NUM_SIZES = 6  # sizes and crop in the conditioning of SDXL
 
 
@@ -45,6 +40,20 @@ class DenoiserAdapter(ABC):
     @abstractmethod
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """(C, H, W) of one latent, from the network's configuration."""
+
+    def image_tokens(self, config: Mapping[str, Any]) -> int:
+        """Tokens of one latent, from the network's configuration: its pixels, or patches of them."""
+        _, height, width = self.latent_shape(config)
+        return height * width
+
+    def guidance_kind(self, config: Mapping[str, Any]) -> str:
+        """How the network is guided, from its configuration.
+
+        Returns:
+            `CLASSIFIER_FREE_GUIDANCE`, with an unconditional half; `EMBEDDED_GUIDANCE`, by an input of a
+            guidance-distilled network; or `NO_GUIDANCE`.
+        """
+        return CLASSIFIER_FREE_GUIDANCE
 
     @abstractmethod
     def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:

@@ -12,12 +12,18 @@ from safetensors import SafetensorError
 from diffgan.errors import UserError, first_line
 from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.flux import Flux
+from diffgan.teachers.pixart_sigma import PixArtSigma
 from diffgan.teachers.stable_diffusion import StableDiffusion
+from diffgan.teachers.stable_diffusion_3 import StableDiffusion3
 from diffgan.teachers.stable_diffusion_xl import StableDiffusionXL
 
 FAMILIES: dict[str, type[Teacher]] = {  # by pipeline class
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "FluxPipeline": Flux,
 }
 
 
@@ -34,6 +40,7 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32) -> Teacher:
     path = resolve_path(path)
     family = family_of(path)
     options = {"torch_dtype": dtype, "use_safetensors": True, **family.load_options}
+    options |= dict.fromkeys(_absent_components(family, path))
     try:
         with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
             return family.from_pipeline(family.pipeline_class.from_pretrained(path, **options))
@@ -42,6 +49,12 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32) -> Teacher:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         kind = family.pipeline_class.__name__
         raise UserError(f"teacher {path}: cannot be loaded as a {kind}: {first_line(error)}") from error
+
+
+def _absent_components(family: type[Teacher], path: str) -> list[str]:
+    """The optional components that a pipeline lacks; diffusers loads it if they are given as None."""
+    index = DiffusionPipeline.load_config(path)
+    return [name for name in family.optional if index.get(name, [None])[0] is None]
 
 
 def resolve_path(path: str) -> str:
