@@ -67,10 +67,10 @@ class _TrainingReader(ConfigReader):
 
     def instantiate_classes(self) -> None:
         model = self.config["fit"].get("model")
-        path = model and model.get("init_args", {}).get("teacher")
-        if not path:
+        arguments = (model and model.get("init_args")) or {}
+        if not (path := arguments.get("teacher")):
             return super().instantiate_classes()
-        self.teacher = skeleton_teacher(path)
+        self.teacher = skeleton_teacher(path, size=arguments.get("size"))
         with tempfile.TemporaryDirectory() as folder:
             for arguments in _distances(model):
                 _substitute_weights(arguments, Path(folder) / "latent_lpips.safetensors", self.teacher.space)

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from diffgan.errors import UserError
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods.checkpointing import keep_trained, optimized_names
-from diffgan.methods.checks import check_monitors, check_pairs, check_precision, only_timestep
+from diffgan.methods.checks import check_latents, check_monitors, check_pairs, check_precision, only_timestep
 from diffgan.methods.frozen_networks import FrozenNetworks
 from diffgan.methods.micro_batches import check_micro_batches
 from diffgan.methods.optimization import AlternatingOptimization, OptimizerSettings
@@ -20,7 +20,7 @@ from diffgan.nets.generator import OneStepGenerator
 from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.earlier import EARLIER, remedy_for
-from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.registry import checked_size, load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.checkpoint_io import stream_checkpoints
 from diffgan.training.strategies import check_strategy, shard
@@ -47,9 +47,10 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         channels_last: memory format of the networks.
         timesteps: where the student is called, one training timestep; None: the last one.
         float32_output: under bf16-mixed the generator's last block and head compute in float32.
+        size: [height, width] of images in pixels; None: the teacher's usual one.
 
     Raises:
-        UserError: `timesteps` has more than one entry.
+        UserError: `timesteps` has more than one entry, or `size` not two.
     """
 
     generator: OneStepGenerator
@@ -66,9 +67,11 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         channels_last: bool = True,
         timesteps: list[int] | None = None,
         float32_output: bool = False,
+        size: list[int] | None = None,
     ):
         super().__init__(optimizers)
         self.timestep, self.float32_output = only_timestep(timesteps), float32_output
+        self.size = checked_size(size)
         self.strict_loading = False  # frozen networks are not in checkpoints; `check_checkpoint` checks the rest
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
         self.images, self.micro_batch_count = images, accumulate
@@ -113,7 +116,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
                 shard(network, network.blocks(), all_processes)
 
     def _load_teacher(self) -> None:
-        self.keep_teacher(load_teacher(self.teacher_path))
+        self.keep_teacher(load_teacher(self.teacher_path, size=self.size))
         self.teacher_digest = weights_digest(self.teacher)
         self.regression.check_space(self.teacher.space)
         if self._trainer is not None:  # without a trainer there are no pairs to check
@@ -150,8 +153,9 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
     def check_data(self) -> None:
-        """Raises UserError if the pairs were made with another teacher."""
+        """Raises UserError if the pairs were made with another teacher, or in another size."""
         check_pairs(self.trainer.datamodule, self.teacher_path, self.teacher_digest)
+        check_latents(self.trainer.datamodule, self.teacher)
 
     def check_batch(self, pairs_per_process: int) -> None:
         """Raises UserError if the method cannot train on that many pairs per process."""

@@ -1,7 +1,6 @@
 """The conditional discriminator: a second copy of the teacher's network, read at every scale (paper, section 3.3).
 
-A discriminator for networks of another class (a diffusion transformer) is another module that is called with the
-teacher's network and has the same `forward`, `blocks` and `enable_gradient_checkpointing`; a configuration names it.
+For UNets; `transformer_discriminator.py` has that of diffusion transformers. A configuration names the class.
 """
 
 import copy
@@ -14,24 +13,11 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.nets.read_outs import Discriminator, ReadOut
 from diffgan.teachers.denoiser import UNetAdapter
 
 PLACES = ("before", "skip", "after")  # where a decoder stage is read: see `MultiScaleDiscriminator`
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
-
-
-class ReadOut(NamedTuple):
-    """Real/fake logits at one place of the decoder.
-
-    Attributes:
-        scale: 0 is the coarsest.
-        place: one of `PLACES`.
-        logits: (N, 1, h, w); above zero means real.
-    """
-
-    scale: int
-    place: str
-    logits: Tensor
 
 
 class BlockInputs(NamedTuple):
@@ -50,7 +36,7 @@ class BlockInputs(NamedTuple):
         return {"encoder_hidden_states": self.text} if getattr(block, "has_cross_attention", False) else {}
 
 
-class MultiScaleDiscriminator(nn.Module):
+class MultiScaleDiscriminator(Discriminator):
     """D(x, z, c): maps of real/fake logits at every scale of a diffusion UNet's decoder (paper, section 3.3).
 
     The network is called at t = 0. As long as its zero-initialised layers are zero, it computes the features of `unet`:
@@ -97,12 +83,14 @@ class MultiScaleDiscriminator(nn.Module):
                     heads[_head_name(scale, place)] = _head(width, groups)
         return heads
 
+    @property
+    def sees_noise(self) -> bool:
+        return self.noise_in is not None
+
     def blocks(self) -> list[nn.Module]:
-        """The units of sharding."""
         return self.adapter.blocks(self.unet)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
         self.adapter.enable_gradient_checkpointing(self.unet)
 
     def forward(self, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> list[ReadOut]:
@@ -183,7 +171,10 @@ def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool) -> UNet
     """A copy of the network without its output layers, with its weights or with random ones."""
     if not isinstance(unet, UNet2DConditionModel):
         name = type(unet).__name__
-        raise UserError(f"discriminator: the teacher's network is a {name}; only UNet2DConditionModel is supported")
+        raise UserError(
+            f"discriminator: the teacher's network is a {name}, MultiScaleDiscriminator takes a UNet2DConditionModel; "
+            "for a transformer name TransformerDiscriminator"
+        )
     for block in unet.config.up_block_types:
         if block not in UP_BLOCKS:
             supported = " and ".join(UP_BLOCKS)

@@ -1,6 +1,5 @@
 """The frozen teacher: prompts to conditioning, noise to latents by its probability-flow ODE, latents to images."""
 
-import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,15 +8,18 @@ from typing import Any, ClassVar
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
-from diffgan.teachers.denoiser import EMBEDDED_GUIDANCE, NO_GUIDANCE, adapter_for
+from diffgan.teachers.denoiser import adapter_for
+from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, check_guidance, classifier_free
+from diffgan.teachers.prompt_tokens import own_precision, padded_tokens, truncated
 from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
 from diffgan.training.transfer import to_device
+
 
 class Teacher(nn.Module, ABC):
     """The components of a diffusers pipeline, frozen and in eval mode.
@@ -61,6 +63,7 @@ class Teacher(nn.Module, ABC):
         self.schedule = self.schedule_class.from_pipeline(scheduler)
         self.space = LatentSpace.of(vae)
         self._checked_solvers: dict[str, SchedulerMixin] = {}
+        self._latent_shape = self._adapter.latent_shape(denoiser.config)
         for network in (vae, denoiser):
             network.to(memory_format=torch.channels_last)
 
@@ -130,12 +133,23 @@ class Teacher(nn.Module, ABC):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        return self._adapter.latent_shape(self.denoiser.config)
+        """(C, H, W) of one latent: at the network's usual size, or at that given to `set_size`."""
+        return self._latent_shape
+
+    def set_size(self, height: int, width: int) -> None:
+        """Make latents of images of another size than the network's usual one.
+
+        Args:
+            height, width: of images, in pixels.
+
+        Raises:
+            UserError: the network does not take that size.
+        """
+        self._latent_shape = self._adapter.latent_of_size(self.denoiser.config, self.space.factor, height, width)
 
     @property
     def guidance_kind(self) -> str:
-        """How the network is guided, as in `DenoiserAdapter.guidance_kind`."""
+        """How the network is guided, as in `diffgan.teachers.guidance`."""
         return self._adapter.guidance_kind(self.denoiser.config)
 
     @property
@@ -157,7 +171,7 @@ class Teacher(nn.Module, ABC):
         Text encoders in a lower precision than float32 compute in it, inside autocast too.
         """
         unique = list(dict.fromkeys(prompts))
-        with self._own_precision():
+        with own_precision(self.text_encoders[0]):
             encoded = self._encode(unique)
         if len(unique) == len(prompts):
             return encoded
@@ -166,17 +180,9 @@ class Teacher(nn.Module, ABC):
         rows = to_device(rows, self.text_device)
         return encoded.map(lambda tensor: tensor[rows])
 
-    def _own_precision(self) -> contextlib.AbstractContextManager:
-        """No autocast for text encoders in a lower precision: it has no layer norm of mixed precisions on CPUs."""
-        if self.text_encoders[0].dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.text_device.type, enabled=False)
-
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """For each prompt, whether `encode` truncates it because it has more tokens than the text encoder takes."""
-        tokenizer = self.tokenizers[0]  # where there are two, both truncate at the same token
-        tokens = tokenizer(list(prompts), verbose=False).input_ids
-        return [len(row) > tokenizer.model_max_length for row in tokens]
+        return truncated(self.tokenizers[0], prompts)  # where there are two, both truncate at the same token
 
     def _tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int | None = None) -> Tensor:
         """Prompts -> tokens (N, L), int64; `length` is L, by default the tokenizer's own."""
@@ -203,8 +209,12 @@ class Teacher(nn.Module, ABC):
         if name not in self._checked_solvers:
             self._checked_solvers[name] = solvers.solver(name, self.scheduler)
         solver = copy.deepcopy(self._checked_solvers[name])
-        self.schedule.set_timesteps(solver, steps, self._adapter.image_tokens(self.denoiser.config))
+        self.schedule.set_timesteps(solver, steps, self._image_tokens())
         return solver
+
+    def _image_tokens(self) -> int:
+        _, height, width = self.latent_shape
+        return self._adapter.image_tokens(self.denoiser.config, height, width)
 
     def network_calls(self, steps: int, solver: str | None = None) -> int:
         """Number of network calls in `solve`; with `cfg` guidance each has twice the rows. Errors as in `solver`."""
@@ -242,11 +252,11 @@ class Teacher(nn.Module, ABC):
         self.check_guidance(guidance)
         scheduler = self.solver(steps, solver)
         latent = solvers.initial_latent(scheduler, noise.to(_at_least_float32(self.denoiser.dtype)))  # (N, C, H, W)
-        conditioning, scale = self._guided(conditioning, guidance, noise.device)
+        conditioning = self._guided(conditioning, guidance, noise.device)
         timesteps = to_device(scheduler.timesteps, noise.device)
         for t, network_t in zip(scheduler.timesteps, timesteps, strict=True):
             inputs = solvers.model_input(scheduler, latent, t)  # (N, C, H, W)
-            prediction = self._predict(inputs, network_t, conditioning, scale)  # (N, C, H, W)
+            prediction = self._predict(inputs, network_t, conditioning, guidance)  # (N, C, H, W)
             latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
             if on_step is not None:
                 on_step()
@@ -254,37 +264,30 @@ class Teacher(nn.Module, ABC):
 
     def check_guidance(self, guidance: float) -> None:
         """Raise a UserError if the network cannot be guided, and `guidance` is not 1."""
-        if self.guidance_kind == NO_GUIDANCE and guidance != 1:
-            kind = self.pipeline_class.__name__
-            raise UserError(f"guidance: {guidance} for a {kind} whose network was distilled without it; set it to 1")
+        check_guidance(self.guidance_kind, guidance, self.pipeline_class.__name__)
 
-    def _guided(
-        self, conditioning: Conditioning, guidance: float, device: torch.device
-    ) -> tuple[Conditioning, float]:
-        """The network's conditioning under guidance, and the scale with which its two halves are combined."""
+    def _guided(self, conditioning: Conditioning, guidance: float, device: torch.device) -> Conditioning:
+        """The network's conditioning under guidance: its input, or an unconditional half before the conditional one."""
         if self.guidance_kind == EMBEDDED_GUIDANCE:
-            scales = torch.full_like(conditioning.guidance, guidance, device=device)  # (N,)
-            return conditioning._replace(guidance=scales), 1.0
+            return conditioning._replace(guidance=torch.full_like(conditioning.guidance, guidance))
         if guidance == 1:
-            return conditioning, 1.0
+            return conditioning
         unconditional = self.unconditional(len(conditioning.text)).map(lambda tensor: to_device(tensor, device))
-        return Conditioning.cat([unconditional, conditioning]), guidance  # 2 N rows
+        return Conditioning.cat([unconditional, conditioning])  # 2 N rows
 
     def _predict(self, latent: Tensor, t: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
-        """The guided prediction (Ho & Salimans 2022, arXiv 2207.12598): eps(z) + w (eps(z, c) - eps(z)).
-
-        The halves are combined in float32: w multiplies their difference, and with it the rounding of 16 bits.
+        """The guided prediction, with classifier-free guidance of both halves in one call.
 
         Args:
             latent: (N, C, H, W), float32 or float64; the prediction has its dtype.
-            conditioning: N rows if `guidance` is 1, else 2 N, the unconditional ones first.
+            conditioning: from `_guided`: N rows, or 2 N.
         """
-        inputs = latent.to(self.denoiser.dtype)
-        if guidance == 1:
-            return self._adapter.predict(self.denoiser, inputs, t, conditioning).to(latent.dtype)
-        both = self._adapter.predict(self.denoiser, torch.cat([inputs, inputs]), t, conditioning)  # (2 N, C, H, W)
-        unconditional, conditional = both.to(latent.dtype).chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        inputs, halves = latent.to(self.denoiser.dtype), len(conditioning.text) // len(latent)
+        if halves == 2:
+            inputs = torch.cat([inputs, inputs])
+        prediction = self._adapter.predict(self.denoiser, inputs, t, conditioning)
+        prediction = prediction.to(latent.dtype)
+        return prediction if halves == 1 else classifier_free(*prediction.chunk(2), guidance)
 
     # ---- images ----
 
@@ -298,11 +301,6 @@ class Teacher(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
-
-
-def padded_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> BatchEncoding:
-    """`input_ids` and `attention_mask` of prompts, (N, length) int64 each, padded or truncated."""
-    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE
 
-CLASSIFIER_FREE_GUIDANCE, EMBEDDED_GUIDANCE, NO_GUIDANCE = "cfg", "embedded", "none"  # as manifests name them
 NUM_SIZES = 6  # sizes and crop in the conditioning of SDXL
 
 
@@ -39,20 +39,36 @@ class DenoiserAdapter(ABC):
 
     @abstractmethod
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        """(C, H, W) of one latent, from the network's configuration."""
+        """(C, H, W) of one latent at the network's usual size, from its configuration."""
 
-    def image_tokens(self, config: Mapping[str, Any]) -> int:
-        """Tokens of one latent, from the network's configuration: its pixels, or patches of them."""
-        _, height, width = self.latent_shape(config)
+    @abstractmethod
+    def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
+        """Raise a UserError if the network cannot compute latents of that height and width."""
+
+    def latent_of_size(self, config: Mapping[str, Any], factor: int, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of images of another size than the network's usual one.
+
+        Args:
+            factor: side of an image divided by that of its latent.
+            height, width: of images, in pixels.
+
+        Raises:
+            UserError: the network does not take that size.
+        """
+        if min(height, width) < 1 or height % factor or width % factor:
+            raise UserError(f"size: {height}x{width} must be multiples of {factor}, the autoencoder's factor")
+        try:
+            self.check_size(config, height // factor, width // factor)
+        except UserError as error:
+            raise UserError(f"size: {height}x{width}: {error}") from error
+        return self.latent_shape(config)[0], height // factor, width // factor
+
+    def image_tokens(self, config: Mapping[str, Any], height: int, width: int) -> int:
+        """Tokens of one latent of that height and width: its pixels, or patches of them."""
         return height * width
 
     def guidance_kind(self, config: Mapping[str, Any]) -> str:
-        """How the network is guided, from its configuration.
-
-        Returns:
-            `CLASSIFIER_FREE_GUIDANCE`, with an unconditional half; `EMBEDDED_GUIDANCE`, by an input of a
-            guidance-distilled network; or `NO_GUIDANCE`.
-        """
+        """How the network is guided, from its configuration: a constant of `diffgan.teachers.guidance`."""
         return CLASSIFIER_FREE_GUIDANCE
 
     @abstractmethod
@@ -88,6 +104,12 @@ class DenoiserAdapter(ABC):
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
         """Recompute the activations of every block in the backward pass instead of keeping them."""
         network.enable_gradient_checkpointing()
+
+
+def check_multiple(unit: int, height: int, width: int) -> None:
+    """Raise a UserError if the sides of a latent are not multiples of `unit`."""
+    if height % unit or width % unit:
+        raise UserError(f"a latent of {height}x{width} does not fit the network; both must be multiples of {unit}")
 
 
 ADAPTERS: dict[type[nn.Module], DenoiserAdapter] = {}  # by network class
@@ -132,6 +154,9 @@ class UNetAdapter(DenoiserAdapter):
 
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         return config["in_channels"], config["sample_size"], config["sample_size"]
+
+    def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
+        check_multiple(2 ** (len(config["down_block_types"]) - 1), height, width)
 
     def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
         text = torch.empty(1, tokens, config["cross_attention_dim"])  # (1, L, D)

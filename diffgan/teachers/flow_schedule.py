@@ -116,7 +116,7 @@ class FlowSchedule(NoiseSchedule):
 
 
 class EvenFlowSchedule(FlowSchedule):
-    """`FlowSchedule` with sigmas evenly from 1 to 1 / steps before they are shifted, as pipelines of FLUX space them."""
+    """`FlowSchedule` with sigmas evenly from 1 to 1 / steps before the shift, as `FluxPipeline` spaces them."""
 
     def set_timesteps(self, solver: SchedulerMixin, steps: int, image_tokens: int) -> None:
         if not isinstance(solver, FlowMatchEulerDiscreteScheduler):

@@ -1,6 +1,6 @@
 """FLUX.1: flow matching on 2x2 patches of the latent, T5 beside one CLIP encoder, guidance as an input or none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from transformers import CLIPTextModel, PreTrainedConfig, PreTrainedModel, PreTr
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
-from diffgan.teachers.denoiser import EMBEDDED_GUIDANCE, NO_GUIDANCE, register
+from diffgan.teachers.denoiser import register
 from diffgan.teachers.flow_schedule import EvenFlowSchedule
-from diffgan.teachers.transformer import TransformerAdapter, rows_of
+from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, NO_GUIDANCE
+from diffgan.teachers.prompt_tokens import truncated
+from diffgan.teachers.transformer import TransformerAdapter, rows_of, wider
 
 PATCH = 2  # side of the latent's patches
 MAX_TOKENS = 512  # `max_sequence_length` of the stock pipeline
@@ -80,6 +82,9 @@ class FluxAdapter(TransformerAdapter):
         )[0]  # (N, H/2 W/2, 4 C)
         return unpack(tokens, height, width)
 
+    def widen_input(self, network: FluxTransformer2DModel) -> None:
+        network.x_embedder = wider(network.x_embedder)
+
     def blocks(self, network: FluxTransformer2DModel) -> list[nn.Module]:
         return [*network.transformer_blocks, *network.single_transformer_blocks]
 
@@ -129,6 +134,10 @@ class Flux(Teacher):
         if self.guidance_kind == NO_GUIDANCE:
             return encoded
         return encoded._replace(guidance=torch.ones(len(prompts), device=self.text_device))
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """As in the base class, by T5, which reads more of a prompt than CLIP."""
+        return truncated(self.tokenizer_2, prompts, MAX_TOKENS)
 
     def unconditional(self, count: int) -> Conditioning:
         """`count` rows of the empty prompt; FLUX.1 itself does not use them."""

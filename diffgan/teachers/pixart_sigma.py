@@ -1,6 +1,6 @@
 """PixArt-Sigma: a transformer that predicts epsilon, text by T5 with a mask, the latent space of SDXL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, T5EncoderMod
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.teachers.base import Teacher, padded_tokens
+from diffgan.teachers.base import Teacher
 from diffgan.teachers.denoiser import register
+from diffgan.teachers.prompt_tokens import padded_tokens, truncated
 from diffgan.teachers.transformer import TransformerAdapter, rows_of
 from diffgan.training.transfer import to_device
 
@@ -30,6 +31,12 @@ class PixArtAdapter(TransformerAdapter):
             raise UserError("transformer: use_additional_conditions (PixArt-Alpha) is not supported")
         if network.config.out_channels not in (network.config.in_channels, 2 * network.config.in_channels):
             raise UserError("transformer: out_channels must be in_channels, or twice as many")
+
+    def remove_output(self, network: PixArtTransformer2DModel) -> None:
+        super().remove_output(network)
+        table = network.scale_shift_table.detach()
+        del network.scale_shift_table
+        network.register_buffer("scale_shift_table", table, persistent=False)  # `forward` reads it
 
     def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
         text = torch.empty(1, tokens, config["caption_channels"])
@@ -85,11 +92,13 @@ class PixArtSigma(Teacher):
         return MAX_TOKENS
 
     def _encode(self, prompts: list[str]) -> Conditioning:
-        cleaned = [prompt.lower().strip() for prompt in prompts]
-        tokens = padded_tokens(self.tokenizer, cleaned, MAX_TOKENS)
+        tokens = padded_tokens(self.tokenizer, [_cleaned(prompt) for prompt in prompts], MAX_TOKENS)
         ids, mask = (to_device(tensor, self.text_device) for tensor in (tokens.input_ids, tokens.attention_mask))
         text = self.text_encoder(ids, attention_mask=mask)[0]  # (N, L, D)
         return Conditioning(text.to(self.transformer.dtype), mask=mask.bool())
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        return truncated(self.tokenizer, [_cleaned(prompt) for prompt in prompts], MAX_TOKENS)
 
     def unconditional(self, count: int) -> Conditioning:
         """`count` rows of the empty prompt."""
@@ -97,3 +106,7 @@ class PixArtSigma(Teacher):
 
     def as_pipeline(self) -> PixArtSigmaPipeline:
         return PixArtSigmaPipeline(**{name: getattr(self, name) for name in self.components})
+
+
+def _cleaned(prompt: str) -> str:
+    return prompt.lower().strip()

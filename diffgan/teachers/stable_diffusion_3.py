@@ -1,6 +1,6 @@
-"""Stable Diffusion 3 and 3.5: flow matching, two CLIP encoders and an optional T5, joint attention over text and image."""
+"""Stable Diffusion 3 and 3.5: flow matching, two CLIP encoders and an optional T5, joint attention."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.denoiser import register
 from diffgan.teachers.flow_schedule import FlowSchedule
+from diffgan.teachers.prompt_tokens import truncated
 from diffgan.teachers.transformer import TransformerAdapter, rows_of
 
 MAX_T5_TOKENS = 256  # `max_sequence_length` of the stock pipeline
@@ -30,6 +31,12 @@ class SD3Adapter(TransformerAdapter):
     """`SD3Transformer2DModel`."""
 
     network_class = SD3Transformer2DModel
+
+    def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
+        super().check_size(config, height, width)
+        largest = config["pos_embed_max_size"] * config["patch_size"]
+        if max(height, width) > largest:
+            raise UserError(f"a latent of {height}x{width} is larger than the network's positions, {largest}")
 
     def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
         text = torch.empty(1, tokens, config["joint_attention_dim"])
@@ -118,6 +125,12 @@ class StableDiffusion3(Teacher):
             shape = (len(prompts), MAX_T5_TOKENS, self.transformer.config.joint_attention_dim)
             return torch.zeros(shape, device=self.text_device)
         return self.text_encoder_3(self._tokens(self.tokenizer_3, prompts, MAX_T5_TOKENS))[0]
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """As in the base class, by T5 if there is one: it reads more of a prompt than CLIP."""
+        if self.text_encoder_3 is None:
+            return super().truncated(prompts)
+        return truncated(self.tokenizer_3, prompts, MAX_T5_TOKENS)
 
     def unconditional(self, count: int) -> Conditioning:
         """`count` rows of the empty prompt."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgan.errors import UserError
-from diffgan.teachers.denoiser import DenoiserAdapter
+from diffgan.teachers.denoiser import DenoiserAdapter, check_multiple
 
 
 class TransformerAdapter(DenoiserAdapter):
@@ -23,8 +23,10 @@ class TransformerAdapter(DenoiserAdapter):
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
-    def image_tokens(self, config: Mapping[str, Any]) -> int:
-        _, height, width = self.latent_shape(config)
+    def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
+        check_multiple(self.patch(config), height, width)
+
+    def image_tokens(self, config: Mapping[str, Any], height: int, width: int) -> int:
         return height * width // self.patch(config) ** 2
 
     def patch(self, config: Mapping[str, Any]) -> int:
@@ -36,6 +38,53 @@ class TransformerAdapter(DenoiserAdapter):
 
     def output_modules(self, network: nn.Module) -> list[nn.Module]:
         return [self.blocks(network)[-1], network.norm_out, network.proj_out]
+
+    # ---- for a discriminator, which is made of a copy of the network ----
+
+    def width(self, network: nn.Module) -> int:
+        """Values of a token between the blocks."""
+        return network.inner_dim
+
+    def image_features(self, output: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The image's tokens in a block's output, (N, T, width)."""
+        return output[1] if isinstance(output, tuple) else output
+
+    def widen_input(self, network: nn.Module) -> None:
+        """Let the network take (N, 2 C, H, W): further channels of each patch, whose weights are zero at first."""
+        network.pos_embed.proj = wider(network.pos_embed.proj)
+
+    def remove_output(self, network: nn.Module) -> None:
+        """Remove the layers after the last block, in place; the network's output then is zeros."""
+        network.norm_out, network.proj_out = _FirstInput(), _Zeros(network.proj_out.out_features)
+
+
+def wider(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """The layer with twice the input channels; the weights of the new ones are zero."""
+    if isinstance(layer, nn.Linear):
+        wide = nn.Linear(2 * layer.in_features, layer.out_features, layer.bias is not None)
+    else:
+        sizes = (layer.out_channels, layer.kernel_size, layer.stride)
+        wide = nn.Conv2d(2 * layer.in_channels, *sizes, bias=layer.bias is not None)
+    weight = layer.weight.detach()
+    wide.weight = nn.Parameter(torch.cat([weight, torch.zeros_like(weight)], dim=1))
+    wide.bias = layer.bias
+    return wide
+
+
+class _FirstInput(nn.Module):
+    def forward(self, hidden: Tensor, *_: Tensor) -> Tensor:
+        return hidden
+
+
+class _Zeros(nn.Module):
+    """(N, T, width) -> zeros (N, T, features)."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.features = features
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.new_zeros(*hidden.shape[:-1], self.features)
 
 
 def rows_of(t: Tensor | int, latent: Tensor) -> Tensor:

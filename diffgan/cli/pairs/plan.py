@@ -68,7 +68,7 @@ def plan(
     options = RateOptions(measure, calls_per_second, peak_tflops, utilization, devices)
     _check_options(options)
     recipe = read_recipe(config)
-    cost = NetworkCost(recipe.module.teacher_path)
+    cost = NetworkCost(recipe.module.teacher_path, recipe.module.size)
     recipe.data.setup("predict")
     calls = calls_per_pair(recipe.module, cost)
     rate = _rate(recipe, cost, calls, options)
