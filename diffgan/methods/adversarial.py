@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffgan.errors import UserError
 from diffgan.losses import gradient_penalty, mix_and_match

@@ -1,7 +1,8 @@
 """The conditional discriminator of diffusion transformers: a second copy of the teacher's network, read at some depths.
 
-The paper's discriminator is a UNet, read at every scale (`discriminator.py`). A transformer has one scale: it is read at
-several depths instead, z joins x as further channels of each patch, and text is seen through the network's own attention.
+The paper's discriminator is a UNet, read at every scale (`discriminator.py`). A transformer has one scale: it is read
+at several depths instead, z joins x as further channels of each patch, and the text is seen through the network's own
+attention.
 """
 
 import copy
@@ -114,9 +115,7 @@ def _copy(adapter: TransformerAdapter, transformer: nn.Module, from_teacher: boo
 def _read_blocks(blocks: list[nn.Module], depths: int) -> list[nn.Module]:
     """`depths` of the blocks, evenly spaced, the last one included."""
     if not 1 <= depths <= len(blocks):
-        raise UserError(
-            f"discriminator: depths is {depths} and must be between 1 and the network's {len(blocks)} blocks"
-        )
+        raise UserError(f"discriminator: depths is {depths} and must be from 1 to {len(blocks)}, the network's blocks")
     return [blocks[(depth + 1) * len(blocks) // depths - 1] for depth in range(depths)]
 
 
