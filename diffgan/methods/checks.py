@@ -55,9 +55,11 @@ def check_latents(datamodule: pl.LightningDataModule, teacher: Teacher) -> None:
         datamodule: its `pairs` has the manifest, its `folder` is named in the message.
         teacher: in the size of the model.
     """
-    stored, factor = datamodule.pairs.manifest.latent_shape, teacher.space.factor
-    if list(stored) != list(teacher.latent_shape):
-        sides, own = ([factor * side for side in shape[1:]] for shape in (stored, teacher.latent_shape))
+    sides, own = (
+        datamodule.pairs.manifest.image_size,
+        [teacher.space.factor * side for side in teacher.latent_shape[1:]],
+    )
+    if sides != own:
         raise UserError(
             f"{datamodule.folder}: the pairs are latents of images of {sides}, the model's size is {own}; set size to "
             f"{sides}, or make new pairs"

@@ -154,6 +154,11 @@ class Manifest:
         if Manifest.parse(content, file).identity() != self.identity():
             raise UserError(f"{file}: is now the manifest of another pair set; choose another folder")
 
+    @property
+    def image_size(self) -> list[int]:
+        """[height, width] of the images of the set's latents, in pixels."""
+        return [int(self.latent_space["factor"]) * side for side in self.latent_shape[1:]]
+
     # ---- shards ----
 
     @property
