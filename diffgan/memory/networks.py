@@ -49,10 +49,10 @@ def _component(family: type[Teacher], name: str, index: dict[str, Any], path: st
             return family.schedule_class.load(path).scheduler
     if name.startswith("tokenizer"):
         return None
+    if name in family.optional and index[name][0] is None:
+        return None
     if name.startswith("text_encoder"):
         config = AutoConfig.from_pretrained(path, subfolder=name)
-        if index[name][0] is None:  # a pipeline without this optional encoder
-            return None
         text_config = getattr(config, "text_config", config)
         return getattr(transformers, index[name][1])(text_config)
     is_denoiser = name == ADAPTERS[family.network_class].component

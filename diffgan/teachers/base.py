@@ -75,10 +75,9 @@ class Teacher(nn.Module, ABC):
             UserError: a component is missing or not supported.
         """
         components = {name: getattr(pipeline, name, None) for name in cls.components}
-        for name, component in components.items():
-            if component is None and name not in cls.optional:
-                kind = cls.pipeline_class.__name__
-                raise UserError(f"model_index.json: a {kind} without {name} is not supported")
+        missing = [name for name in cls.components if components[name] is None and name not in cls.optional]
+        if missing:
+            raise UserError(f"model_index.json: a {cls.pipeline_class.__name__} without {missing[0]} is not supported")
         return cls(**components)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -111,13 +110,13 @@ class Teacher(nn.Module, ABC):
     def _encode(self, prompts: list[str]) -> Conditioning:
         """One row for each prompt."""
 
-    @abstractmethod
     def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of the conditioning that guidance uses in place of a prompt."""
+        """`count` rows of the conditioning that guidance uses in place of a prompt: that of the empty prompt."""
+        return self.encode([""] * count)
 
-    @abstractmethod
     def as_pipeline(self) -> DiffusionPipeline:
         """A stock pipeline of the teacher's components; `export` has put a student's weights into the network."""
+        return self.pipeline_class(**{name: getattr(self, name) for name in self.components})
 
     # ---- components ----
 
@@ -149,7 +148,7 @@ class Teacher(nn.Module, ABC):
 
     @property
     def guidance_kind(self) -> str:
-        """How the network is guided, as in `diffgan.teachers.guidance`."""
+        """How the network is guided: a constant of `diffgan.teachers.guidance`."""
         return self._adapter.guidance_kind(self.denoiser.config)
 
     @property
@@ -176,8 +175,7 @@ class Teacher(nn.Module, ABC):
         if len(unique) == len(prompts):
             return encoded
         row_of = {prompt: row for row, prompt in enumerate(unique)}
-        rows = torch.tensor([row_of[prompt] for prompt in prompts], device="cpu")
-        rows = to_device(rows, self.text_device)
+        rows = to_device(torch.tensor([row_of[prompt] for prompt in prompts], device="cpu"), self.text_device)
         return encoded.map(lambda tensor: tensor[rows])
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
@@ -209,12 +207,9 @@ class Teacher(nn.Module, ABC):
         if name not in self._checked_solvers:
             self._checked_solvers[name] = solvers.solver(name, self.scheduler)
         solver = copy.deepcopy(self._checked_solvers[name])
-        self.schedule.set_timesteps(solver, steps, self._image_tokens())
+        tokens = self._adapter.image_tokens(self.denoiser.config, *self.latent_shape[1:])
+        self.schedule.set_timesteps(solver, steps, tokens)
         return solver
-
-    def _image_tokens(self) -> int:
-        _, height, width = self.latent_shape
-        return self._adapter.image_tokens(self.denoiser.config, height, width)
 
     def network_calls(self, steps: int, solver: str | None = None) -> int:
         """Number of network calls in `solve`; with `cfg` guidance each has twice the rows. Errors as in `solver`."""
@@ -251,7 +246,9 @@ class Teacher(nn.Module, ABC):
         """
         self.check_guidance(guidance)
         scheduler = self.solver(steps, solver)
-        latent = solvers.initial_latent(scheduler, noise.to(_at_least_float32(self.denoiser.dtype)))  # (N, C, H, W)
+        latent = solvers.initial_latent(
+            scheduler, noise.to(torch.promote_types(self.denoiser.dtype, torch.float32))
+        )  # (N, C, H, W)
         conditioning = self._guided(conditioning, guidance, noise.device)
         timesteps = to_device(scheduler.timesteps, noise.device)
         for t, network_t in zip(scheduler.timesteps, timesteps, strict=True):
@@ -301,8 +298,3 @@ class Teacher(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of solver and guidance for a network of this dtype."""
-    return torch.promote_types(dtype, torch.float32)

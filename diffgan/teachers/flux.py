@@ -138,10 +138,3 @@ class Flux(Teacher):
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """As in the base class, by T5, which reads more of a prompt than CLIP."""
         return truncated(self.tokenizer_2, prompts, MAX_TOKENS)
-
-    def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of the empty prompt; FLUX.1 itself does not use them."""
-        return self.encode([""] * count)
-
-    def as_pipeline(self) -> FluxPipeline:
-        return FluxPipeline(**{name: getattr(self, name) for name in self.components})

@@ -100,13 +100,6 @@ class PixArtSigma(Teacher):
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         return truncated(self.tokenizer, [_cleaned(prompt) for prompt in prompts], MAX_TOKENS)
 
-    def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of the empty prompt."""
-        return self.encode([""] * count)
-
-    def as_pipeline(self) -> PixArtSigmaPipeline:
-        return PixArtSigmaPipeline(**{name: getattr(self, name) for name in self.components})
-
 
 def _cleaned(prompt: str) -> str:
     return prompt.lower().strip()

@@ -131,10 +131,3 @@ class StableDiffusion3(Teacher):
         if self.text_encoder_3 is None:
             return super().truncated(prompts)
         return truncated(self.tokenizer_3, prompts, MAX_T5_TOKENS)
-
-    def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of the empty prompt."""
-        return self.encode([""] * count)
-
-    def as_pipeline(self) -> StableDiffusion3Pipeline:
-        return StableDiffusion3Pipeline(**{name: getattr(self, name) for name in self.components})
