@@ -3,7 +3,6 @@
 For UNets; `transformer_discriminator.py` has that of diffusion transformers. A configuration names the class.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.nets.lora import LoRA, copied_network, freeze_shared
 from diffgan.nets.read_outs import Discriminator, ReadOut
 from diffgan.teachers.denoiser import UNetAdapter
 
@@ -48,6 +48,7 @@ class MultiScaleDiscriminator(Discriminator):
         unet: the teacher's network; it is copied, not changed.
         from_teacher: initialise with the teacher's weights if true, with random weights if false.
         noise_conditioning: condition D on the noise z that the generated sample was made of.
+        lora: train adapters beside the network's weights, which are shared with `unet`, and the layers that are added.
         multi_scale: add the resized latents at the input of every stage and read at every scale and place; if false,
             read once, after the last stage.
 
@@ -61,17 +62,19 @@ class MultiScaleDiscriminator(Discriminator):
         from_teacher: bool = True,
         noise_conditioning: bool = True,
         multi_scale: bool = True,
+        lora: LoRA | None = None,
     ):
         super().__init__()
         self.adapter = UNetAdapter()
-        self.unet = _copy_without_output(unet, from_teacher)
+        self.unet = _copy_without_output(unet, from_teacher, lora)
         self.multi_scale = multi_scale
         self.upsamplers = nn.ModuleList(_take_upsampler(block) for block in self.unet.up_blocks)
         channels, encoder_inputs = unet.config.in_channels, _encoder_inputs(self.unet)
         self.noise_in = _zero_conv(channels, encoder_inputs[0]) if noise_conditioning else None
         self.latent_in = nn.ModuleList(_zero_conv(channels, width) for width in encoder_inputs[1:] if multi_scale)
         self.heads = self._build_heads(unet.config.norm_num_groups)
-        self.requires_grad_(True).train()
+        freeze_shared(self, unet)
+        self.train()
 
     def _build_heads(self, groups: int) -> nn.ModuleDict:
         """One read-out head for each scale and place; one after the last stage if not `multi_scale`."""
@@ -167,8 +170,8 @@ class MultiScaleDiscriminator(Discriminator):
         return features
 
 
-def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool) -> UNet2DConditionModel:
-    """A copy of the network without its output layers, with its weights or with random ones."""
+def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool, lora: LoRA | None) -> UNet2DConditionModel:
+    """A copy of the network without its output layers: with its weights, with random ones, or sharing them."""
     if not isinstance(unet, UNet2DConditionModel):
         name = type(unet).__name__
         raise UserError(
@@ -179,7 +182,7 @@ def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool) -> UNet
         if block not in UP_BLOCKS:
             supported = " and ".join(UP_BLOCKS)
             raise UserError(f"discriminator: the teacher's network has a {block}; only {supported} are supported")
-    copied = copy.deepcopy(unet) if from_teacher else type(unet).from_config(unet.config)
+    copied = copied_network(unet, from_teacher, lora)
     copied.conv_norm_out = copied.conv_act = copied.conv_out = nn.Identity()
     return copied.to(unet.device)
 

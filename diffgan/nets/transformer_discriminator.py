@@ -5,13 +5,12 @@ at several depths instead, z joins x as further channels of each patch, and the 
 attention.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.nets.lora import LoRA, copied_network, freeze_shared
 from diffgan.nets.read_outs import Discriminator, ReadOut
 from diffgan.teachers.denoiser import adapter_for
 from diffgan.teachers.transformer import TransformerAdapter
@@ -29,17 +28,25 @@ class TransformerDiscriminator(Discriminator):
         from_teacher: initialise with the teacher's weights if true, with random weights if false.
         noise_conditioning: condition D on the noise z that the generated sample was made of.
         depths: number of heads, at most one for each block.
+        lora: train adapters beside the network's weights, which are shared with `transformer`, and the layers that are
+            added.
 
     Raises:
         UserError: `transformer` is no diffusion transformer, or has fewer blocks than `depths`.
     """
 
     def __init__(
-        self, transformer: nn.Module, from_teacher: bool = True, noise_conditioning: bool = True, depths: int = 4
+        self,
+        transformer: nn.Module,
+        from_teacher: bool = True,
+        noise_conditioning: bool = True,
+        depths: int = 4,
+        lora: LoRA | None = None,
     ):
         super().__init__()
         self.adapter = _transformer_adapter(transformer)
-        self.transformer = _copy(self.adapter, transformer, from_teacher)
+        self.transformer = copied_network(transformer, from_teacher, lora)
+        self.adapter.remove_output(self.transformer)
         self.noise_conditioning = noise_conditioning
         if noise_conditioning:
             self.adapter.widen_input(self.transformer)
@@ -49,7 +56,8 @@ class TransformerDiscriminator(Discriminator):
         self._features: dict[int, Tensor] | None = None  # during a forward pass: tokens by depth
         for depth, block in enumerate(read):
             block.register_forward_hook(_Keep(self, depth))
-        self.requires_grad_(True).train()
+        freeze_shared(self, transformer)
+        self.train()
 
     @property
     def sees_noise(self) -> bool:
@@ -103,13 +111,6 @@ def _transformer_adapter(transformer: nn.Module) -> TransformerAdapter:
             "diffusion transformer; for a UNet name MultiScaleDiscriminator"
         )
     return adapter
-
-
-def _copy(adapter: TransformerAdapter, transformer: nn.Module, from_teacher: bool) -> nn.Module:
-    """A copy of the network without its output layers, with its weights or with random ones."""
-    copied = copy.deepcopy(transformer) if from_teacher else type(transformer).from_config(transformer.config)
-    adapter.remove_output(copied)
-    return copied.to(transformer.device)
 
 
 def _read_blocks(blocks: list[nn.Module], depths: int) -> list[nn.Module]:

@@ -19,6 +19,7 @@ from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # names in every network of diffusers
 NUM_SIZES = 6  # sizes and crop in the conditioning of SDXL
 
 
@@ -92,6 +93,10 @@ class DenoiserAdapter(ABC):
     @abstractmethod
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         """The blocks of the network in the order of the forward pass: the units of sharding (FSDP2)."""
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """Ends of the names of the layers that get LoRA adapters by default: attention and feed-forward."""
+        return ATTENTION
 
     def output_modules(self, network: nn.Module) -> list[nn.Module]:
         """The last block and the head, in whose rounding errors a low precision shows most.
@@ -173,6 +178,11 @@ class UNetAdapter(DenoiserAdapter):
     def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
         stages = (*network.down_blocks, network.mid_block, *network.up_blocks)
         return [stage for stage in stages if stage is not None]
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """With the residual blocks: a UNet's convolutions change most in one-step training (Luo et al., 2311.05556)."""
+        resnets = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
+        return (*ATTENTION, *resnets, "downsamplers.0.conv", "upsamplers.0.conv")
 
     def output_modules(self, network: UNet2DConditionModel) -> list[nn.Module]:
         modules = (network.up_blocks[-1], network.conv_norm_out, network.conv_out)

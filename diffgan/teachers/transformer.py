@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgan.errors import UserError
-from diffgan.teachers.denoiser import DenoiserAdapter, check_multiple
+from diffgan.teachers.denoiser import ATTENTION, DenoiserAdapter, check_multiple
 
 
 class TransformerAdapter(DenoiserAdapter):
@@ -38,6 +38,11 @@ class TransformerAdapter(DenoiserAdapter):
 
     def output_modules(self, network: nn.Module) -> list[nn.Module]:
         return [self.blocks(network)[-1], network.norm_out, network.proj_out]
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """With the text's side of joint attention."""
+        text = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
+        return (*ATTENTION, *text, "proj_mlp")
 
     # ---- for a discriminator, which is made of a copy of the network ----
 
