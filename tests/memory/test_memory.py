@@ -53,7 +53,7 @@ def test_the_peak_of_a_small_network_is_the_sum_of_its_tensors():
         network = nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
         x, tracker = torch.empty(rows, inputs), MemoryTracker()
         tracker.ignore([*network.parameters(), x])
-        tracker.follow_gradients(network)
+        tracker.follow_gradients(network.parameters())
         with tracker, tracker.measure("pass"):
             network(x).sum().backward()
     last = FLOAT32 * hidden  # the gradient of V
