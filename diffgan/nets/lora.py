@@ -8,9 +8,11 @@ share them.
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline
+from torch import nn
 
 from diffgan.errors import UserError
 from diffgan.teachers.denoiser import adapter_for
@@ -83,16 +85,27 @@ def merge_adapters(network: nn.Module) -> None:
             setattr(network.get_submodule(parent), attribute, layer.get_base_layer())
 
 
-def adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The adapters' weights by their names in LoRA files, such as `...to_q.lora_A.weight`."""
+def save_adapters(network: nn.Module, pipeline_class: type[DiffusionPipeline], folder: Path) -> None:
+    """Write a network's adapters as `pytorch_lora_weights.safetensors`, which `load_lora_weights` of diffusers reads.
+
+    Args:
+        network: with adapters.
+        pipeline_class: the stock pipeline of the network.
+        folder: of the file.
+
+    Raises:
+        UserError: diffusers has no LoRA files for this pipeline.
+    """
     from peft import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(network, adapter_name=NAME)
-
-
-def adapter_metadata(network: nn.Module) -> dict[str, Any]:
-    """peft's configuration of the adapters, as LoRA files state it: without it alpha would be taken for the rank."""
-    return network.peft_config[NAME].to_dict()
+    component = adapter_for(network).component
+    if not hasattr(pipeline_class, "save_lora_weights"):
+        raise UserError(f"lora: diffusers loads no LoRA files into a {pipeline_class.__name__}; export without --lora")
+    content = {
+        f"{component}_lora_layers": get_peft_model_state_dict(network, adapter_name=NAME),
+        f"{component}_lora_adapter_metadata": network.peft_config[NAME].to_dict(),  # alpha, which tensors do not tell
+    }
+    pipeline_class.save_lora_weights(folder, **content)
 
 
 def _peft_config(lora: LoRA, layers: Sequence[str]) -> Any:
@@ -115,7 +128,7 @@ def _layers(network: nn.Module, targets: list[str] | None) -> list[str]:
             examples = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdecimal()})
             raise UserError(
                 f"lora: targets: {target} matches no layer of the {type(network).__name__}; its layers are named "
-                f"{', '.join(examples[:12])}, ..."
+                f"{', '.join(examples)}"
             )
     return _ending_with(names, targets)
 
