@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import torch
 
 from diffgan.errors import UserError
+from diffgan.training.ema import own_pairs
 from diffgan.training.image_clock import ImageInterval
 from diffgan.training.strategies import full_tensor
 
@@ -50,8 +51,8 @@ class EMA(pl.Callback):
 
 @torch.no_grad()
 def relative_distance(average: torch.nn.Module, module: torch.nn.Module) -> torch.Tensor:
-    """|average - module| / |module| over all parameters: () float32."""
-    pairs = list(zip(average.parameters(), module.parameters(), strict=True))
+    """|average - module| / |module| over all parameters that are not shared: () float32."""
+    pairs = own_pairs(average.parameters(), module.parameters())
     difference = sum((mean - value.to(mean.device)).float().square().sum() for mean, value in pairs)
     size = sum(value.float().square().sum() for _, value in pairs).to(difference.device)
     return full_tensor(difference / size).sqrt()

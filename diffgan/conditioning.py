@@ -1,4 +1,4 @@
-"""The conditioning of networks: token embeddings of the prompt, and for SDXL a pooled embedding and sizes."""
+"""The conditioning of networks: token embeddings of the prompt, and what else a family's network takes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +11,17 @@ class Conditioning(NamedTuple):
     """The conditioning of N images.
 
     text: (N, L, D) token embeddings.
-    pooled: (N, P) pooled text embeddings, only SDXL.
+    pooled: (N, P) pooled text embeddings: SDXL, SD3, FLUX.
     sizes: (N, 6) original size, crop position and target size in pixels, only SDXL.
+    mask: (N, L) bool, false for padding, where the network must not attend to it: PixArt.
+    guidance: (N,) float32, the guidance scale that a guidance-distilled network takes as an input: FLUX.1-dev.
     """
 
     text: Tensor
     pooled: Tensor | None = None
     sizes: Tensor | None = None
+    mask: Tensor | None = None
+    guidance: Tensor | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of a diffusers `UNet2DConditionModel`."""

@@ -8,14 +8,30 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from diffgan.glyphs.tokenizer import train_tokenizer
 
@@ -143,7 +159,119 @@ def sdxl_with_empty_prompt() -> StableDiffusionXLPipeline:
     return sdxl(force_zeros_for_empty_prompt=False)
 
 
-FAMILIES = {"miniature": miniature, "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-empty": sdxl_with_empty_prompt}
+def t5_tokenizer(length: int) -> T5Tokenizer:
+    """Single characters and a few words."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    words = sorted({"\u2581" + word.lower() for caption in CAPTIONS for word in caption.split()})
+    characters = ["\u2581", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    vocabulary = [(word, -1.0) for word in words] + [(character, -3.0) for character in characters]
+    return T5Tokenizer(vocab=special + vocabulary, extra_ids=0, model_max_length=length)
+
+
+def t5(words: T5Tokenizer, width: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=len(words), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0)
+    )
+
+
+def pixart() -> PixArtSigmaPipeline:
+    """Epsilon and a variance at the output, T5 with a mask."""
+    words = t5_tokenizer(300)
+    return PixArtSigmaPipeline(
+        tokenizer=words,
+        text_encoder=t5(words, 16),
+        vae=autoencoder(scaling_factor=0.13025),
+        transformer=PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=3,
+            cross_attention_dim=16,
+            sample_size=8,
+            caption_channels=16,
+            use_additional_conditions=False,
+        ),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear", solver_order=2, prediction_type="epsilon"
+        ),
+    )
+
+
+def sd3(with_t5: bool = True) -> StableDiffusion3Pipeline:
+    """Three text encoders of different widths, a shifted flow, 16 channels with a shift."""
+    first, second, third = tokenizer(), tokenizer(pad_token="!</w>"), t5_tokenizer(256)
+    small = {"num_hidden_layers": 3, "projection_dim": 12}
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            caption_projection_dim=16,
+            pooled_projection_dim=24,
+            pos_embed_max_size=8,
+            qk_norm="rms_norm",
+            dual_attention_layers=(0,),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(text_config(first, **small)),
+        tokenizer=first,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second, hidden_size=24, hidden_act="gelu", **small)),
+        tokenizer_2=second,
+        text_encoder_3=t5(third, 48) if with_t5 else None,
+        tokenizer_3=third if with_t5 else None,
+    )
+
+
+def sd3_without_t5() -> StableDiffusion3Pipeline:
+    """SD3 without its third text encoder."""
+    return sd3(with_t5=False)
+
+
+def flux(guidance: bool = True) -> FluxPipeline:
+    """FLUX.1: packed latents, guidance as an input, a shift that depends on the size."""
+    first, second = tokenizer(), t5_tokenizer(512)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0),
+        vae=autoencoder(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False),
+        text_encoder=CLIPTextModel(text_config(first, num_hidden_layers=2)),
+        tokenizer=first,
+        text_encoder_2=t5(second, 32),
+        tokenizer_2=second,
+        transformer=FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            guidance_embeds=guidance,
+        ),
+    )
+
+
+def flux_schnell() -> FluxPipeline:
+    """FLUX.1-schnell: no guidance, no shift."""
+    return flux(guidance=False)
+
+
+UNETS = {"miniature": miniature, "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-empty": sdxl_with_empty_prompt}
+TRANSFORMERS = {
+    "pixart": pixart,
+    "sd3": sd3,
+    "sd3-without-t5": sd3_without_t5,
+    "flux": flux,
+    "flux-schnell": flux_schnell,
+}
+FAMILIES = UNETS | TRANSFORMERS
 
 
 def saved(build, folder: Path, seed: int = 0) -> Path:

@@ -18,18 +18,18 @@ from diffgan.storage.folders import replace_folder
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.earlier import remedy_for
-from diffgan.teachers.pipeline_files import save_pipeline
-from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.pipeline_files import RECORD, save_pipeline
+from diffgan.teachers.registry import checked_size, load_teacher
 from diffgan.training.checkpoints import BEST, GOOD, LAST, PREVIOUS, find_damage
 
 CHECKPOINTS = {"last": LAST, "previous": PREVIOUS, "best": BEST, "good": GOOD}
-RECORD = "diffgan.json"  # marks a folder as an export and names the run and checkpoint it was made from
 
 
 def export(run: Path, output: Path, checkpoint: str = "last") -> None:
     """Write the moving average of a run's generator as a pipeline directory of the teacher's class.
 
-    In stock diffusers: `DiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
+    In stock diffusers: `DiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`, with
+    `height` and `width` if the student has another size than the model's usual one.
 
     Args:
         run: the run's folder: it holds `fit.yaml` and `checkpoints/`.
@@ -37,18 +37,20 @@ def export(run: Path, output: Path, checkpoint: str = "last") -> None:
             complete.
         checkpoint: "last", "previous", "best" (see ImageCheckpoint's `monitor`) or "good" (see TrainingHealth).
     """
-    path, timestep = _teacher_and_timestep(run)
+    path, timestep, size = _student(run)
     file = _checkpoint_of(run, checkpoint)
     with replace_folder(output, RECORD) as folder:
         teacher = load_teacher(path)
         if (name := _first_not_finite(teacher.state_dict())) is not None:
             raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")
         record = {"run": run.name, "checkpoint": _load_student(teacher, file)}
-        if timestep is not None:
-            teacher.schedule = teacher.schedule.ending_at(timestep)
+        teacher.schedule = teacher.schedule.ending_at(teacher.schedule.last_timestep if timestep is None else timestep)
+        if size is not None:
+            record["size"] = size
         _save(teacher, folder)
         write_json(record, folder / RECORD)
-    print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1")
+    sides = "" if size is None else f", height={size[0]}, width={size[1]}"
+    print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1{sides}")
 
 
 def _save(teacher: Teacher, folder: Path) -> None:
@@ -66,11 +68,15 @@ def _save(teacher: Teacher, folder: Path) -> None:
         raise OSError(number, os.strerror(number)) from error
 
 
-def _teacher_and_timestep(run: Path) -> tuple[str, int | None]:
-    """The teacher's path and the student's timestep (None: the last one) as the run's configuration names them."""
+def _student(run: Path) -> tuple[str, int | None, list[int] | None]:
+    """The teacher's path, and the student's timestep (None: the last one) and size (None: the usual one).
+
+    They are those of the run's configuration; raises UserError if there is none.
+    """
     try:
         model = yaml.safe_load((run / "fit.yaml").read_text())["model"]["init_args"]
-        return model["teacher"], only_timestep(model.get("timesteps"))  # runs of 0.2 have none
+        # runs of 0.2 have no timesteps, those before 0.6 no size
+        return model["teacher"], only_timestep(model.get("timesteps")), checked_size(model.get("size"))
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
 

@@ -29,7 +29,10 @@ from diffgan.cli.resuming import (
 )
 from diffgan.errors import UserError
 from diffgan.pairs.devices import require_precision
+from diffgan.teachers.outside import use_adapter
 from diffgan.training.precision import HIGHEST
+
+ADAPTER = "module:Class or file.py:Class of a teacher family outside the package; it is imported, so it is a program"
 
 
 class UserSettingsCLI(LightningCLI):
@@ -44,6 +47,14 @@ class UserSettingsCLI(LightningCLI):
         words = translate_words(args)
         import_named(words)
         super().__init__(args=words, parser_class=ConfigParser, **kwargs)
+
+    def add_arguments_to_parser(self, parser: ConfigParser) -> None:
+        """Add what is set before anything is built."""
+        parser.add_argument("--adapter", type=str, default=None, help=ADAPTER)
+
+    def before_instantiate_classes(self) -> None:
+        if (adapter := self._get(self.config, "adapter")) is not None:
+            use_adapter(adapter)
 
     def parse_arguments(self, parser: ConfigParser, args: Sequence[str]) -> None:
         """Parse the command line; raises UserError for a file or a reference that cannot be read."""
@@ -95,6 +106,7 @@ class DiffganCLI(UserSettingsCLI):
 
     def add_arguments_to_parser(self, parser: ConfigParser) -> None:
         """Add what is set before anything is computed."""
+        super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--float32_matmul_precision",
             type=Literal["highest", "high", "medium"],
@@ -104,6 +116,7 @@ class DiffganCLI(UserSettingsCLI):
         )
 
     def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

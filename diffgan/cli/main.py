@@ -83,13 +83,27 @@ def _exit_unknown(verb: str) -> None:
 
 def _call(verb: str, words: list[str]) -> None:
     target = verbs.VERBS[verb].target
-    function = _load(target)
     if target == verbs.LIGHTNING:
-        function([verb, *words])
-    else:
-        from diffgan.cli import plain  # jsonargparse takes a fifth of a second: not for --help
+        _load(target)([verb, *words])
+        return
+    from diffgan.cli import plain  # jsonargparse takes a fifth of a second: not for --help
 
-        plain.run(verb, function, words)
+    words = _with_adapter(words)
+    plain.run(verb, _load(target), words)
+
+
+def _with_adapter(words: list[str]) -> list[str]:
+    """Import the teacher family that `--adapter` names, which every verb takes; returns the other words."""
+    for i, word in enumerate(words):
+        option, is_one, name = word.partition("=")
+        if option != "--adapter":
+            continue
+        rest = words[i + 1 :] if is_one else words[i + 2 :]
+        if not is_one:
+            name = words[i + 1] if i + 1 < len(words) else ""
+        _load("diffgan.teachers.outside:use_adapter")(name)
+        return words[:i] + rest
+    return words
 
 
 def _load(target: str) -> Callable[..., None]:

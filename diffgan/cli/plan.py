@@ -21,6 +21,7 @@ from diffgan.memory.budget import (
     DDP,
     DDP_COPIES,
     FSDP2,
+    SHARED,
     SINGLE,
     MemoryBudget,
     TrainingSetup,
@@ -67,10 +68,10 @@ class _TrainingReader(ConfigReader):
 
     def instantiate_classes(self) -> None:
         model = self.config["fit"].get("model")
-        path = model and model.get("init_args", {}).get("teacher")
-        if not path:
+        arguments = (model and model.get("init_args")) or {}
+        if not (path := arguments.get("teacher")):
             return super().instantiate_classes()
-        self.teacher = skeleton_teacher(path)
+        self.teacher = skeleton_teacher(path, size=arguments.get("size"))
         with tempfile.TemporaryDirectory() as folder:
             for arguments in _distances(model):
                 _substitute_weights(arguments, Path(folder) / "latent_lpips.safetensors", self.teacher.space)
@@ -248,5 +249,8 @@ def _fixed_remedies(setup: TrainingSetup, budget: MemoryBudget) -> Iterator[str]
         yield f"callbacks.ema on_cpu: true ({parts[AVERAGE] / 1e9:.1f} GB, on the host then)"
     if parts["text encoders"]:
         yield f"data embeddings, made by `diffgan pairs embed` ({parts['text encoders'] / 1e9:.1f} GB)"
+    if SHARED in parts:
+        return
+    yield "lora in the model and in its discriminator: adapters beside weights that all networks share"
     if setup.strategy != FSDP2 and setup.processes > 1:
         yield "-c configs/strategies/fsdp.yaml: weights, gradients and states divided among the GPUs"

@@ -63,7 +63,8 @@ def help_text(verbs: Iterable[str] = tuple(VERBS)) -> str:
         names = [name for name in listed if VERBS[name].group == group]
         if names:
             lines += [f"{group}:", *(f"  {name:<{width}}  {VERBS[name].help}" for name in names), ""]
-    return "\n".join([*lines, "`diffgan VERB --help` lists the options of a verb."])
+    adapter = "Every verb takes `--adapter module:Class`: a teacher family outside the package."
+    return "\n".join([*lines, "`diffgan VERB --help` lists the options of a verb.", adapter])
 
 
 def verbs_of(group: str) -> list[str]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffgan.losses.mix_and_match import GENERATED, NAMES
-from diffgan.nets.discriminator import ReadOut
+from diffgan.nets.read_outs import ReadOut
 from diffgan.training.transfer import to_device
 
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgan.conditioning import Conditioning
 from diffgan.losses.gan import score
-from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.nets.read_outs import Discriminator
 from diffgan.training.precision import without_autocast, without_tf32
 
 # Length of the step of finite differences, as a share of the input's. The gradient of the glyph discriminator is wrong
@@ -53,7 +53,7 @@ def full_precision(device: torch.device, second_derivatives: bool) -> Iterator[N
 
 def r1_loss(
     r1: R1,
-    discriminator: MultiScaleDiscriminator,
+    discriminator: Discriminator,
     latent: Tensor,
     noise: Tensor,
     conditioning: Conditioning,

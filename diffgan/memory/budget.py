@@ -9,7 +9,9 @@ from torch import nn
 from diffgan.memory.simulation import R1, VALIDATION, Pass, build_networks, simulate_decoding, simulate_step
 from diffgan.memory.tracker import module_bytes, weight_bytes
 from diffgan.methods.diffusion2gan import Diffusion2GAN
+from diffgan.nets.lora import trainable
 from diffgan.teachers.base import Teacher
+from diffgan.training.sharing import names_shared, own_bytes
 
 SINGLE, DDP, DDP_COPIES, FSDP2 = "one process", "DDP", "DDP without gradient_as_bucket_view", "FSDP2"
 CONTEXT = 0.6e9  # bytes: CUDA context and the libraries' handles
@@ -22,6 +24,7 @@ R1_WORKSPACE = 0.4
 WORKSPACE = "kernel workspaces"
 GATHERED = "gathered weights"
 AVERAGE = "moving average"
+SHARED = "shared weights (LoRA)"
 
 
 class TrainingSetup(NamedTuple):
@@ -53,7 +56,7 @@ class MemoryBudget(NamedTuple):
     parts: during the whole training, by name.  passes: of a training step, above the parts.
     drawing: of the callbacks' images, above the parts; 0 if there are none.  host: of each process, by name.
     allowance: for CUDA itself, communication and fragmentation.  checkpoint: a file's size.
-    weights: number of weights by network.
+    weights: number of trained weights by network.
     """
 
     parts: dict[str, float]
@@ -97,20 +100,24 @@ def plan_memory(module: Diffusion2GAN, teacher: Teacher, setup: TrainingSetup) -
         UserError: an optimizer cannot be simulated.
     """
     build_networks(module, teacher)
+    base = teacher.denoiser
+    sizes = {name: own_bytes(network, base) for name, network in module.networks.items()}
+    is_shared = any(names_shared(network, base) for network in module.networks.values())
     share = {SINGLE: 1.0, DDP: 0.0, DDP_COPIES: 1.0, FSDP2: 1 / setup.shards}[setup.strategy]
     step = simulate_step(module, setup.pairs, setup.mixed, setup.processes, share)
-    sizes = {name: module_bytes(network) for name, network in module.networks.items()}
     states = sum(step.states.values())
     parts = _parts(module, teacher, setup, sizes, states)
+    if is_shared:
+        parts[SHARED] = float(module_bytes(base))
     passes = [_complete(each, module, setup, sizes) for each in step.passes]
     return MemoryBudget(
         parts,
         passes,
-        _drawing(teacher, setup, sizes["g"]),
+        _drawing(teacher, setup, sizes["g"], is_shared),
         _allowance(setup, passes),
-        _host(teacher, setup, sizes, states),
+        _host(teacher, setup, sizes, states, is_shared),
         checkpoint_bytes(sizes, states),
-        {name: sum(weight.numel() for weight in network.parameters()) for name, network in module.networks.items()},
+        {name: sum(weight.numel() for weight in trainable(network)) for name, network in module.networks.items()},
     )
 
 
@@ -171,11 +178,13 @@ def gathered_bytes(network: nn.Module, blocks: Iterable[nn.Module], backward: bo
     return root + max(copies * size + 2 * after for size, after in zip(order, following, strict=True))
 
 
-def _drawing(teacher: Teacher, setup: TrainingSetup, generator: int) -> float:
-    """Bytes while a callback draws: the teacher, the average if it is lent, and decoding."""
+def _drawing(teacher: Teacher, setup: TrainingSetup, generator: int, is_shared: bool) -> float:
+    """Bytes while a callback draws: the teacher, whose network may be there anyway, a lent average, and decoding."""
     if not setup.images_drawn:
         return 0.0
-    lent = module_bytes(teacher.denoiser) + module_bytes(teacher.vae) + (generator if setup.ema_on_cpu else 0)
+    lent = module_bytes(teacher.vae) + (generator if setup.ema_on_cpu else 0)
+    if not is_shared:
+        lent += module_bytes(teacher.denoiser)
     return lent + simulate_decoding(teacher, setup.images_drawn)
 
 
@@ -189,12 +198,14 @@ def checkpoint_bytes(sizes: dict[str, int], states: int) -> float:
     return float(sum(sizes.values()) + sizes["g"] + states)
 
 
-def _host(teacher: Teacher, setup: TrainingSetup, sizes: dict[str, int], states: int) -> dict[str, float]:
+def _host(
+    teacher: Teacher, setup: TrainingSetup, sizes: dict[str, int], states: int, is_shared: bool
+) -> dict[str, float]:
     """Bytes on the host for each process; those of checkpoints in the first process alone."""
     saved = checkpoint_bytes(sizes, states)
     copied = setup.asynchronous or setup.strategy == FSDP2
     host = {
-        "teacher": module_bytes(teacher),
+        "teacher": module_bytes(teacher) - (module_bytes(teacher.denoiser) if is_shared else 0),
         AVERAGE: sizes["g"] if setup.ema_on_cpu else 0,
         "checkpoint": saved if copied else 0,
     }

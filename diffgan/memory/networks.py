@@ -15,12 +15,13 @@ from diffgan.teachers.denoiser import ADAPTERS
 from diffgan.teachers.registry import family_of, resolve_path
 
 
-def skeleton_teacher(path: str, device: str = "meta") -> Teacher:
+def skeleton_teacher(path: str, device: str = "meta", size: list[int] | None = None) -> Teacher:
     """A teacher without tokenizers, built from the pipeline's small JSON files alone.
 
     Args:
         path: "glyphs", a pipeline directory or a hub id.
         device: where it is built; on another one than "meta" the weights are random.
+        size: (height, width) of images in pixels; None: the model's usual one.
 
     Raises:
         UserError: there is no such pipeline, its class is not supported, or a configuration cannot be read.
@@ -31,7 +32,10 @@ def skeleton_teacher(path: str, device: str = "meta") -> Teacher:
         index = DiffusionPipeline.load_config(path)
         with torch.device(device):
             components = {name: _component(family, name, index, path) for name in family.components}
-        return family(**components)
+        teacher = family(**components)
+        if size is not None:
+            teacher.set_size(*size)
+        return teacher
     except UserError as error:
         raise UserError(f"teacher {path}: {error}") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
@@ -44,6 +48,8 @@ def _component(family: type[Teacher], name: str, index: dict[str, Any], path: st
         with torch.device("cpu"):
             return family.schedule_class.load(path).scheduler
     if name.startswith("tokenizer"):
+        return None
+    if name in family.optional and index[name][0] is None:
         return None
     if name.startswith("text_encoder"):
         config = AutoConfig.from_pretrained(path, subfolder=name)

@@ -22,6 +22,7 @@ from diffgan.memory.tracker import MemoryTracker, storage_bytes
 from diffgan.methods import outputs
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.methods.micro_batches import MicroBatch, Samples, split, take
+from diffgan.nets.lora import trainable
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.denoiser import adapter_for
 
@@ -117,19 +118,19 @@ class _Simulation:
         for part in (*module.networks.values(), module.regression):
             make_fake(part)
             self.tracker.ignore([*part.parameters(), *part.buffers()])
-        for network in module.networks.values():
-            self.tracker.follow_gradients(network)
+        self.trained = {name: trainable(network) for name, network in module.networks.items()}
+        for weights in self.trained.values():
+            self.tracker.follow_gradients(weights)
 
     # ---- optimizers ----
 
     def prepare_optimizer(self, name: str) -> int:
         """Let an optimizer make its states; returns their bytes."""
-        network, settings = self.module.networks[name], self.module.settings[name]
-        optimizer = settings.optimizer(network.parameters())
+        optimizer = self.module.settings[name].optimizer(self.trained[name])
         for group in optimizer.param_groups:
             if group.get("foreach", True) is None and not group.get("fused"):
                 group["foreach"] = True  # torch's default on a GPU
-        for parameter in network.parameters():
+        for parameter in self.trained[name]:
             parameter.grad = torch.empty_like(parameter)
         try:
             optimizer.step()
@@ -171,7 +172,7 @@ class _Simulation:
     def _pairs(self) -> Samples:
         """A process's pairs with their conditioning."""
         teacher, count = self.module.teacher, self.pairs
-        tokens = teacher.text_encoders[0].config.max_position_embeddings
+        tokens = teacher.prompt_tokens(teacher.text_encoders[0].config)
         adapter = adapter_for(teacher.denoiser)
         one = adapter.empty_conditioning(teacher.denoiser.config, tokens)
         conditioning = one.map(lambda row: torch.empty(count, *row.shape[1:]))
@@ -244,8 +245,10 @@ class _Simulation:
     @contextlib.contextmanager
     def _training(self, name: str) -> Iterator[nn.Module]:
         """The network of this name; the weights of the others get no gradients."""
-        for other, network in self.module.networks.items():
-            network.requires_grad_(other == name)
+        for other, weights in self.trained.items():
+            for weight in weights:
+                weight.requires_grad_(other == name)
         yield self.module.networks[name]
-        for network in self.module.networks.values():
-            network.requires_grad_(True)
+        for weights in self.trained.values():
+            for weight in weights:
+                weight.requires_grad_(True)

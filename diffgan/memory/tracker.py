@@ -42,9 +42,9 @@ class MemoryTracker(TorchDispatchMode):
         for tensor in tensors:
             self._storages[tensor.untyped_storage()._cdata] = None
 
-    def follow_gradients(self, network: nn.Module) -> None:
-        """Label the gradients that backward passes accumulate on a network's weights."""
-        for parameter in network.parameters():
+    def follow_gradients(self, weights: Iterable[nn.Parameter]) -> None:
+        """Label the gradients that backward passes accumulate on a network's trained weights."""
+        for parameter in weights:
             parameter.register_post_accumulate_grad_hook(lambda weight: self._relabel(weight.grad, GRADIENTS))
 
     @contextlib.contextmanager

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Literal
 
-from diffusers import UNet2DConditionModel
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffgan.errors import UserError
 from diffgan.losses import gradient_penalty, mix_and_match
 from diffgan.methods.optimization import OptimizerSettings
-from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.nets.read_outs import Discriminator
 from diffgan.training.lr_schedules import warmup_cooldown
 
 
@@ -43,7 +42,7 @@ class AdversarialTraining:
 
     def __init__(
         self,
-        discriminator: Callable[[UNet2DConditionModel], MultiScaleDiscriminator],
+        discriminator: Callable[[nn.Module], Discriminator],
         optimizer: OptimizerCallable,
         weight: float = 2.0,
         balanced: bool = True,
@@ -94,14 +93,14 @@ class AdversarialTraining:
         factor = warmup_cooldown(self.warmup_images, cooldown_images, images - start)
         return OptimizerSettings(self.optimizer, lambda images_seen: factor(images_seen - start), self.clip_norm, start)
 
-    def build_discriminator(self, unet: UNet2DConditionModel) -> MultiScaleDiscriminator:
+    def build_discriminator(self, denoiser: nn.Module) -> Discriminator:
         """D, built from the teacher's network.
 
         Raises:
             UserError: `r1_noise` is set, but D does not see the noise.
         """
-        discriminator = self.discriminator(unet)
-        if self.r1_noise and discriminator.noise_in is None:
+        discriminator = self.discriminator(denoiser)
+        if self.r1_noise and not discriminator.sees_noise:
             raise UserError("adversarial: r1_noise penalises the gradient in z, but noise_conditioning is false")
         return discriminator
 
@@ -109,13 +108,13 @@ class AdversarialTraining:
         """Factor of lambda_GAN: it rises linearly over `warmup_images`."""
         return min(1.0, (images_seen - self.starts_at_images + 1) / max(1, self.warmup_images))
 
-    def fake_kinds(self, first: int, rows: int, discriminator: MultiScaleDiscriminator) -> Tensor:
+    def fake_kinds(self, first: int, rows: int, discriminator: Discriminator) -> Tensor:
         """Kinds of the fake samples, (rows,) on the CPU: see `mix_and_match.fake_kinds`.
 
         A D that does not see the noise gets no sample that only the noise shows to be fake.
         """
         mismatches = [mix_and_match.TEXT, mix_and_match.LATENT]
-        if discriminator.noise_in is not None:
+        if discriminator.sees_noise:
             mismatches.insert(1, mix_and_match.NOISE)
         return mix_and_match.fake_kinds(first, rows, self.mismatch_share, mismatches)
 

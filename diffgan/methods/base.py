@@ -11,20 +11,26 @@ from torch.distributed.device_mesh import init_device_mesh
 from diffgan.errors import UserError
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods.checkpointing import keep_trained, optimized_names
-from diffgan.methods.checks import check_monitors, check_pairs, check_precision, only_timestep
+from diffgan.methods.checks import check_latents, check_monitors, check_pairs, check_precision, only_timestep
 from diffgan.methods.frozen_networks import FrozenNetworks
 from diffgan.methods.micro_batches import check_micro_batches
 from diffgan.methods.optimization import AlternatingOptimization, OptimizerSettings
 from diffgan.methods.rounding import bf16_rms
 from diffgan.nets.generator import OneStepGenerator
+from diffgan.nets.lora import LoRA, with_adapters
 from diffgan.pairs.batch import PairBatch
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.earlier import EARLIER, remedy_for
-from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.registry import checked_size, load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.checkpoint_io import stream_checkpoints
+from diffgan.training.sharing import names_shared
 from diffgan.training.strategies import check_strategy, shard
 
+NOT_SHARDED = (
+    "lora: FSDP2 would shard the weights that generator, average and discriminator share once for each; use one "
+    "GPU, or -c configs/strategies/ddp.yaml"
+)
 ROUNDED_PAIRS = 4  # pairs on which the rounding error of bfloat16 is measured
 
 
@@ -47,9 +53,11 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         channels_last: memory format of the networks.
         timesteps: where the student is called, one training timestep; None: the last one.
         float32_output: under bf16-mixed the generator's last block and head compute in float32.
+        size: [height, width] of images in pixels; None: the teacher's usual one.
+        lora: the generator learns by adapters beside the teacher's weights; None: all its weights are trained.
 
     Raises:
-        UserError: `timesteps` has more than one entry.
+        UserError: `timesteps` has more than one entry, or `size` not two.
     """
 
     generator: OneStepGenerator
@@ -66,9 +74,12 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         channels_last: bool = True,
         timesteps: list[int] | None = None,
         float32_output: bool = False,
+        size: list[int] | None = None,
+        lora: LoRA | None = None,
     ):
         super().__init__(optimizers)
         self.timestep, self.float32_output = only_timestep(timesteps), float32_output
+        self.size, self.lora = checked_size(size), lora
         self.strict_loading = False  # frozen networks are not in checkpoints; `check_checkpoint` checks the rest
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
         self.images, self.micro_batch_count = images, accumulate
@@ -92,7 +103,10 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
 
     def build_generator(self) -> OneStepGenerator:
         """A one-step generator that begins as the teacher's network, at the student's timestep."""
-        network = copy.deepcopy(self.teacher.denoiser).requires_grad_(True)
+        if self.lora is None:
+            network = copy.deepcopy(self.teacher.denoiser).requires_grad_(True)
+        else:
+            network = with_adapters(self.teacher.denoiser, self.lora)
         return OneStepGenerator(network, self.teacher.scheduler, self.timestep, self.float32_output)
 
     def configure_model(self) -> None:
@@ -102,18 +116,22 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         with torch.device("cpu"):
             self._load_teacher()
             self.networks = self.build_networks()
-            self.generator_ema = ema.frozen_copy(self.generator)
+            self.generator_ema = ema.frozen_copy(self.generator, self.teacher.denoiser)
+            shared = names_shared(self, self.teacher.denoiser)
             self._prepare_networks()
             self.lower_text_precision()
         if self.ema_on_cpu:
             self.keep_average_on_cpu()
+        self.omit_from_checkpoints(shared)
         if self.device_mesh is not None:
+            if shared:
+                raise UserError(NOT_SHARDED)
             all_processes = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))
             for network in (*self.networks.values(), self.generator_ema):
                 shard(network, network.blocks(), all_processes)
 
     def _load_teacher(self) -> None:
-        self.keep_teacher(load_teacher(self.teacher_path))
+        self.keep_teacher(load_teacher(self.teacher_path, size=self.size))
         self.teacher_digest = weights_digest(self.teacher)
         self.regression.check_space(self.teacher.space)
         if self._trainer is not None:  # without a trainer there are no pairs to check
@@ -150,8 +168,9 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
     def check_data(self) -> None:
-        """Raises UserError if the pairs were made with another teacher."""
+        """Raises UserError if the pairs were made with another teacher, or in another size."""
         check_pairs(self.trainer.datamodule, self.teacher_path, self.teacher_digest)
+        check_latents(self.trainer.datamodule, self.teacher)
 
     def check_batch(self, pairs_per_process: int) -> None:
         """Raises UserError if the method cannot train on that many pairs per process."""
@@ -247,7 +266,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         checkpoint["images_seen"] = self.images_seen
         checkpoint["teacher_digest"] = self.teacher_digest
         sharded = self.device_mesh is not None
-        keep_trained(checkpoint, optimized_names(self, list(self.networks.values()), sharded))
+        keep_trained(checkpoint, optimized_names(self, self.trainer.optimizers, sharded))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check a checkpoint and take its clock."""

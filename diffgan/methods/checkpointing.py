@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from diffgan.training import checkpoints
 
@@ -22,19 +23,19 @@ def keep_trained(checkpoint: dict[str, Any], optimized_names: Sequence[list[str]
     checkpoint["optimizer_states"] = [checkpoints.keyed_by_name(state, names) for state, names in states]
 
 
-def optimized_names(module: nn.Module, networks: Iterable[nn.Module], sharded: bool) -> list[list[str]]:
-    """For each network, the names of the weights that the numbers in its optimizer's state stand for.
+def optimized_names(module: nn.Module, optimizers: Iterable[Optimizer], sharded: bool) -> list[list[str]]:
+    """For each optimizer, the names of the weights that the numbers in its state stand for.
 
     Args:
         module: the module whose names are used.
-        networks: its trained networks, one for each optimizer.
-        sharded: FSDP2 numbers the weights of the whole module, other strategies those of the network.
+        optimizers: of its trained networks.
+        sharded: FSDP2 numbers the weights of the whole module, other strategies those of the optimizer.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     if sharded:
-        return [list(names.values()) for _ in networks]
-    return [_names_of(network, names) for network in networks]
+        return [list(names.values()) for _ in optimizers]
+    return [_names_of(optimizer, names) for optimizer in optimizers]
 
 
-def _names_of(network: nn.Module, names: dict[int, str]) -> list[str]:
-    return [names[id(parameter)] for parameter in network.parameters()]
+def _names_of(optimizer: Optimizer, names: dict[int, str]) -> list[str]:
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import lightning.pytorch as pl
 
 from diffgan.errors import UserError
+from diffgan.teachers.base import Teacher
 from diffgan.teachers.earlier import remedy_for
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -45,6 +46,24 @@ def check_monitors(callbacks: Iterable[pl.Callback], networks: Iterable[str]) ->
                 f"{type(callback).__name__}: monitor {monitor} is a curve of the training; use a metric of validation, "
                 "such as validation/mse"
             )
+
+
+def check_latents(datamodule: pl.LightningDataModule, teacher: Teacher) -> None:
+    """Refuse pairs of another size than the teacher's latents.
+
+    Args:
+        datamodule: its `pairs` has the manifest, its `folder` is named in the message.
+        teacher: in the size of the model.
+    """
+    sides, own = (
+        datamodule.pairs.manifest.image_size,
+        [teacher.space.factor * side for side in teacher.latent_shape[1:]],
+    )
+    if sides != own:
+        raise UserError(
+            f"{datamodule.folder}: the pairs are latents of images of {sides}, the model's size is {own}; set size to "
+            f"{sides}, or make new pairs"
+        )
 
 
 def check_pairs(datamodule: pl.LightningDataModule, teacher: str, teacher_digest: str) -> None:

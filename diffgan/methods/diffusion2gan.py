@@ -16,6 +16,7 @@ from diffgan.methods.base import Distillation
 from diffgan.methods.gradient_balance import GradientBalance
 from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
+from diffgan.nets.lora import LoRA
 from diffgan.pairs.batch import PairBatch
 from diffgan.training.lr_schedules import scaled_from, warmup_cooldown
 from diffgan.training.strategies import keep_unsharded, mean_over_processes
@@ -47,6 +48,9 @@ class Diffusion2GAN(Distillation):
         channels_last: memory format of the networks (faster on CPUs and tensor cores).
         timesteps: where the student is called, a list of one training timestep; None: the last one.
         float32_output: under bf16-mixed the generator's last block and head compute in float32.
+        size: [height, width] of images in pixels, that of the pairs; None: the teacher's usual one.
+        lora: the generator learns by adapters beside the teacher's weights; None: all its weights are trained. The
+            discriminator has a `lora` of its own.
 
     Raises:
         UserError: a value is out of range.
@@ -68,6 +72,8 @@ class Diffusion2GAN(Distillation):
         channels_last: bool = True,
         timesteps: list[int] | None = None,
         float32_output: bool = False,
+        size: list[int] | None = None,
+        lora: LoRA | None = None,
     ):
         if not clip_norm > 0:
             raise UserError(f"clip_norm: {clip_norm} must be above 0")
@@ -77,7 +83,7 @@ class Diffusion2GAN(Distillation):
         optimizers = {"g": OptimizerSettings(generator_optimizer, learning_rate, clip_norm)}
         if adversarial is not None:
             optimizers["d"] = adversarial.optimizer_settings(cooldown_images, images)
-        options = (accumulate, gradient_checkpointing, compile, channels_last, timesteps, float32_output)
+        options = (accumulate, gradient_checkpointing, compile, channels_last, timesteps, float32_output, size, lora)
         super().__init__(teacher, regression, images, optimizers, *options)
         self.adversarial = adversarial
         self.gradient_balance = GradientBalance()

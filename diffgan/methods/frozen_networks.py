@@ -83,6 +83,11 @@ class FrozenNetworks(pl.LightningModule):
         """Free the device of the text encoders, as Lightning does with what it has moved."""
         self._lent_text.close()
 
+    def omit_from_checkpoints(self, names: set[str]) -> None:
+        """Leave weights out of `state_dict`: those that networks share with the teacher, which is loaded anyway."""
+        if names:
+            self.register_state_dict_post_hook(_Omit(names))
+
     # ---- the moving average ----
 
     def keep_average_on_cpu(self) -> None:
@@ -113,6 +118,17 @@ class FrozenNetworks(pl.LightningModule):
         self._lent_average.close()
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
+
+
+class _Omit:
+    """Hook of `state_dict`: remove entries by name."""
+
+    def __init__(self, names: set[str]):
+        self.names = names
+
+    def __call__(self, module: FrozenNetworks, state_dict: dict[str, Tensor], prefix: str, _: Any) -> None:
+        for name in self.names:
+            state_dict.pop(prefix + name, None)
 
 
 def _save_average(module: FrozenNetworks, state_dict: dict[str, Tensor], prefix: str, _: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffgan.errors import UserError
+from diffgan.nets.lora import trainable
 from diffgan.training import checkpoints
 from diffgan.training.strategies import full_tensor, gradient_sync
 
@@ -73,7 +74,7 @@ class AlternatingOptimization(pl.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimizer for each network, in the order of `build_networks`."""
         optimizers = {
-            name: self.settings[name].optimizer(network.parameters()) for name, network in self.networks.items()
+            name: self.settings[name].optimizer(trainable(network)) for name, network in self.networks.items()
         }
         self._name_of_optimizer = {id(optimizer): name for name, optimizer in optimizers.items()}
         self._learning_rates = {}  # read now: the optimizers of a checkpoint bring the rates of its last step

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffgan.losses import gan
 from diffgan.methods.micro_batches import MicroBatch
-from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.nets.read_outs import Discriminator
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -49,7 +49,7 @@ def real_and_fake(
 
 
 def discriminator_output(
-    discriminator: MultiScaleDiscriminator, micro_batch: MicroBatch, generated: Tensor | None
+    discriminator: Discriminator, micro_batch: MicroBatch, generated: Tensor | None
 ) -> DiscriminatorOutput:
     """One term of L_D, and D's scores. Real and fake samples are two calls, which halves the activations.
 

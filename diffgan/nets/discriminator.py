@@ -1,10 +1,8 @@
 """The conditional discriminator: a second copy of the teacher's network, read at every scale (paper, section 3.3).
 
-A discriminator for networks of another class (a diffusion transformer) is another module that is called with the
-teacher's network and has the same `forward`, `blocks` and `enable_gradient_checkpointing`; a configuration names it.
+For UNets; `transformer_discriminator.py` has that of diffusion transformers. A configuration names the class.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -14,24 +12,12 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.nets.lora import LoRA, copied_network, freeze_shared
+from diffgan.nets.read_outs import Discriminator, ReadOut
 from diffgan.teachers.denoiser import UNetAdapter
 
 PLACES = ("before", "skip", "after")  # where a decoder stage is read: see `MultiScaleDiscriminator`
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
-
-
-class ReadOut(NamedTuple):
-    """Real/fake logits at one place of the decoder.
-
-    Attributes:
-        scale: 0 is the coarsest.
-        place: one of `PLACES`.
-        logits: (N, 1, h, w); above zero means real.
-    """
-
-    scale: int
-    place: str
-    logits: Tensor
 
 
 class BlockInputs(NamedTuple):
@@ -50,7 +36,7 @@ class BlockInputs(NamedTuple):
         return {"encoder_hidden_states": self.text} if getattr(block, "has_cross_attention", False) else {}
 
 
-class MultiScaleDiscriminator(nn.Module):
+class MultiScaleDiscriminator(Discriminator):
     """D(x, z, c): maps of real/fake logits at every scale of a diffusion UNet's decoder (paper, section 3.3).
 
     The network is called at t = 0. As long as its zero-initialised layers are zero, it computes the features of `unet`:
@@ -62,6 +48,7 @@ class MultiScaleDiscriminator(nn.Module):
         unet: the teacher's network; it is copied, not changed.
         from_teacher: initialise with the teacher's weights if true, with random weights if false.
         noise_conditioning: condition D on the noise z that the generated sample was made of.
+        lora: train adapters beside the network's weights, which are shared with `unet`, and the layers that are added.
         multi_scale: add the resized latents at the input of every stage and read at every scale and place; if false,
             read once, after the last stage.
 
@@ -75,17 +62,19 @@ class MultiScaleDiscriminator(nn.Module):
         from_teacher: bool = True,
         noise_conditioning: bool = True,
         multi_scale: bool = True,
+        lora: LoRA | None = None,
     ):
         super().__init__()
         self.adapter = UNetAdapter()
-        self.unet = _copy_without_output(unet, from_teacher)
+        self.unet = _copy_without_output(unet, from_teacher, lora)
         self.multi_scale = multi_scale
         self.upsamplers = nn.ModuleList(_take_upsampler(block) for block in self.unet.up_blocks)
         channels, encoder_inputs = unet.config.in_channels, _encoder_inputs(self.unet)
         self.noise_in = _zero_conv(channels, encoder_inputs[0]) if noise_conditioning else None
         self.latent_in = nn.ModuleList(_zero_conv(channels, width) for width in encoder_inputs[1:] if multi_scale)
         self.heads = self._build_heads(unet.config.norm_num_groups)
-        self.requires_grad_(True).train()
+        freeze_shared(self, unet)
+        self.train()
 
     def _build_heads(self, groups: int) -> nn.ModuleDict:
         """One read-out head for each scale and place; one after the last stage if not `multi_scale`."""
@@ -97,12 +86,14 @@ class MultiScaleDiscriminator(nn.Module):
                     heads[_head_name(scale, place)] = _head(width, groups)
         return heads
 
+    @property
+    def sees_noise(self) -> bool:
+        return self.noise_in is not None
+
     def blocks(self) -> list[nn.Module]:
-        """The units of sharding."""
         return self.adapter.blocks(self.unet)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
         self.adapter.enable_gradient_checkpointing(self.unet)
 
     def forward(self, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> list[ReadOut]:
@@ -179,16 +170,19 @@ class MultiScaleDiscriminator(nn.Module):
         return features
 
 
-def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool) -> UNet2DConditionModel:
-    """A copy of the network without its output layers, with its weights or with random ones."""
+def _copy_without_output(unet: UNet2DConditionModel, from_teacher: bool, lora: LoRA | None) -> UNet2DConditionModel:
+    """A copy of the network without its output layers: with its weights, with random ones, or sharing them."""
     if not isinstance(unet, UNet2DConditionModel):
         name = type(unet).__name__
-        raise UserError(f"discriminator: the teacher's network is a {name}; only UNet2DConditionModel is supported")
+        raise UserError(
+            f"discriminator: the teacher's network is a {name}, MultiScaleDiscriminator takes a UNet2DConditionModel; "
+            "for a transformer name TransformerDiscriminator"
+        )
     for block in unet.config.up_block_types:
         if block not in UP_BLOCKS:
             supported = " and ".join(UP_BLOCKS)
             raise UserError(f"discriminator: the teacher's network has a {block}; only {supported} are supported")
-    copied = copy.deepcopy(unet) if from_teacher else type(unet).from_config(unet.config)
+    copied = copied_network(unet, from_teacher, lora)
     copied.conv_norm_out = copied.conv_act = copied.conv_out = nn.Identity()
     return copied.to(unet.device)
 

@@ -11,7 +11,7 @@ from diffgan.noise import draw_noise
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.devices import require_precision
 from diffgan.teachers.base import Teacher
-from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.registry import checked_size, load_teacher
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
@@ -30,26 +30,38 @@ class PairGeneration(pl.LightningModule):
         teacher: "glyphs", a pipeline directory or a hub id.
         steps: of the solver.
         guidance: w of classifier-free guidance; 1 is none.
-        solver: name of a deterministic scheduler class of diffusers (some call the network twice per step).
+        solver: name of a deterministic scheduler class of diffusers (some call the network twice per step); None: the
+            one that states the teacher's schedule, such as `DDIMScheduler`.
         compile: torch.compile the network: faster after a minute or more, and latents that differ by rounding.
+        size: [height, width] of images in pixels; None: the model's usual one.
     """
 
-    def __init__(self, teacher: str, steps: int, guidance: float, solver: str = "DDIMScheduler", compile: bool = False):
+    def __init__(
+        self,
+        teacher: str,
+        steps: int,
+        guidance: float,
+        solver: str | None = None,
+        compile: bool = False,
+        size: list[int] | None = None,
+    ):
         super().__init__()
         self.teacher_path, self.steps, self.guidance, self.solver = teacher, steps, guidance, solver
-        self.compile_network = compile
+        self.compile_network, self.size = compile, checked_size(size)
         self.teacher: Teacher | None = None
 
     def setup(self, stage: str) -> None:
         """Load the teacher, once: `PairWriter` calls this before Lightning does.
 
         Raises:
-            UserError: the teacher cannot be loaded or does not have so many steps, or `solver` is not a solver for it.
+            UserError: the teacher cannot be loaded, does not have so many steps or no guidance, or `solver` is not a
+                solver for it.
         """
         if self.teacher is not None:
             return
-        self.teacher = load_teacher(self.teacher_path)
+        self.teacher = load_teacher(self.teacher_path, size=self.size)
         self.teacher.solver(self.steps, self.solver)
+        self.teacher.check_guidance(self.guidance)
         if self.compile_network:
             self.teacher.denoiser.compile()
 

@@ -14,11 +14,11 @@ from diffgan.teachers.earlier import remedy_for
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "diffusers", "transformers")
 # Fields that are recorded and not compared: they say how a set was made, not which set it is.
-RECORDED = ("teacher", "batch_size", "versions", "compile", "device")
+RECORDED = ("teacher", "batch_size", "versions", "compile", "device", "guidance_kind")
 MADE = ("device", "versions", "compile")  # what the rounding of a batch depends on
 MINIMUM = {"seed_base": 0}  # of integer fields; of those not named here it is 1
-DEFAULTS = {"compile": False, "device": ""}  # of fields that older manifests lack
-OMITTED = ("device",)  # fields that are not written where they have their default
+DEFAULTS = {"compile": False, "device": "", "guidance_kind": "cfg"}  # of fields that older manifests lack
+OMITTED = ("device", "guidance_kind")  # fields that are not written where they have their default
 TYPE_NAMES = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
 
 
@@ -30,7 +30,8 @@ class Manifest:
     precision: Lightning's name of the precision in which the teacher ran.  batch_size: pairs solved at once; another
     one changes latents by rounding only, so a set may be finished with another one.  versions: of the libraries when
     the set was started.  compile: whether the network was compiled then, which changes latents by rounding too.
-    device: what computed then, see `diffgan.pairs.devices`; "" in manifests of versions before 0.3.
+    device: what computed then, see `diffgan.pairs.devices`; "" in manifests of versions before 0.3.  guidance_kind: how
+    the network was guided, see `Teacher`.
     """
 
     teacher: str
@@ -51,6 +52,7 @@ class Manifest:
     versions: dict[str, str]
     compile: bool = False
     device: str = ""
+    guidance_kind: str = "cfg"
 
     # ---- reading and writing ----
 
@@ -151,6 +153,11 @@ class Manifest:
             raise UserError(f"{file}: was deleted; run the same command again")
         if Manifest.parse(content, file).identity() != self.identity():
             raise UserError(f"{file}: is now the manifest of another pair set; choose another folder")
+
+    @property
+    def image_size(self) -> list[int]:
+        """[height, width] of the images of the set's latents, in pixels."""
+        return [int(self.latent_space["factor"]) * side for side in self.latent_shape[1:]]
 
     # ---- shards ----
 

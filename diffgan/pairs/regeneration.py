@@ -98,7 +98,10 @@ def make_again(manifest: Manifest, batches: list[StoredBatch], teacher: str) -> 
 
 
 def _made_again(manifest: Manifest, batches: list[StoredBatch], teacher: str, compiled: bool) -> list[Tensor]:
-    module = _StoredNoiseGeneration(teacher, manifest.steps, manifest.guidance, named_in(manifest.scheduler), compiled)
+    solver = named_in(manifest.scheduler)
+    module = _StoredNoiseGeneration(
+        teacher, manifest.steps, manifest.guidance, solver, compiled, size=manifest.image_size
+    )
     for batch in batches:
         if batch.noise is not None:
             module.stored |= dict(zip(batch.seed.tolist(), batch.noise, strict=True))
@@ -113,8 +116,8 @@ def _made_again(manifest: Manifest, batches: list[StoredBatch], teacher: str, co
 class _StoredNoiseGeneration(PairGeneration):
     """Solves from stored noise if there is any; in the batch it would be rounded to the trainer's precision."""
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         self.stored: dict[int, Tensor] = {}  # seed -> (C, H, W)
 
     def noise(self, seed: Tensor) -> Tensor:

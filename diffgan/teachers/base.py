@@ -1,6 +1,5 @@
 """The frozen teacher: prompts to conditioning, noise to latents by its probability-flow ODE, latents to images."""
 
-import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,13 +8,15 @@ from typing import Any, ClassVar
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
 from diffgan.teachers.denoiser import adapter_for
+from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, check_guidance, classifier_free
+from diffgan.teachers.prompt_tokens import own_precision, padded_tokens, truncated
 from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
 from diffgan.training.transfer import to_device
 
@@ -30,6 +31,7 @@ class Teacher(nn.Module, ABC):
         pipeline_class: the pipeline class of diffusers.
         load_options: arguments of the pipeline's `from_pretrained`.
         components: names of the pipeline's components, as the subclass's constructor names them.
+        optional: those of `components` that a pipeline may lack; the constructor then gets None.
         network_class: class of the denoising network; `diffgan.teachers.denoiser` has an adapter for it.
         schedule_class: the kind of noise schedule.
         schedule: the noise schedule.
@@ -48,6 +50,7 @@ class Teacher(nn.Module, ABC):
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     load_options: ClassVar[dict[str, Any]] = {}
     components: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     network_class: ClassVar[type[nn.Module]] = UNet2DConditionModel
     schedule_class: ClassVar[type[NoiseSchedule]] = DDIMSchedule
 
@@ -60,6 +63,7 @@ class Teacher(nn.Module, ABC):
         self.schedule = self.schedule_class.from_pipeline(scheduler)
         self.space = LatentSpace.of(vae)
         self._checked_solvers: dict[str, SchedulerMixin] = {}
+        self._latent_shape = self._adapter.latent_shape(denoiser.config)
         for network in (vae, denoiser):
             network.to(memory_format=torch.channels_last)
 
@@ -71,10 +75,9 @@ class Teacher(nn.Module, ABC):
             UserError: a component is missing or not supported.
         """
         components = {name: getattr(pipeline, name, None) for name in cls.components}
-        for name, component in components.items():
-            if component is None:
-                kind = cls.pipeline_class.__name__
-                raise UserError(f"model_index.json: a {kind} without {name} is not supported")
+        missing = [name for name in cls.components if components[name] is None and name not in cls.optional]
+        if missing:
+            raise UserError(f"model_index.json: a {cls.pipeline_class.__name__} without {missing[0]} is not supported")
         return cls(**components)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -85,12 +88,12 @@ class Teacher(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def tokenizers(self) -> list[CLIPTokenizer]:
+    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
         """The tokenizers, in the order of `text_encoders`."""
 
     @property
     @abstractmethod
-    def text_encoders(self) -> list[CLIPTextModel]:
+    def text_encoders(self) -> list[PreTrainedModel]:
         """The text encoders, in the order in which the network takes their outputs."""
 
     @property
@@ -98,17 +101,22 @@ class Teacher(nn.Module, ABC):
         """Plain JSON values that decide a latent beside weights, vocabularies, scheduler and sizes."""
         return {}
 
+    @classmethod
+    def prompt_tokens(cls, text_config: PreTrainedConfig) -> int:
+        """Rows of text embeddings for one prompt, from the configuration of the first text encoder."""
+        return text_config.max_position_embeddings
+
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:
         """One row for each prompt."""
 
-    @abstractmethod
     def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of the conditioning that guidance uses in place of a prompt."""
+        """`count` rows of the conditioning that guidance uses in place of a prompt: that of the empty prompt."""
+        return self.encode([""] * count)
 
-    @abstractmethod
     def as_pipeline(self) -> DiffusionPipeline:
         """A stock pipeline of the teacher's components; `export` has put a student's weights into the network."""
+        return self.pipeline_class(**{name: getattr(self, name) for name in self.components})
 
     # ---- components ----
 
@@ -124,8 +132,24 @@ class Teacher(nn.Module, ABC):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        return self._adapter.latent_shape(self.denoiser.config)
+        """(C, H, W) of one latent: at the network's usual size, or at that given to `set_size`."""
+        return self._latent_shape
+
+    def set_size(self, height: int, width: int) -> None:
+        """Make latents of images of another size than the network's usual one.
+
+        Args:
+            height, width: of images, in pixels.
+
+        Raises:
+            UserError: the network does not take that size.
+        """
+        self._latent_shape = self._adapter.latent_of_size(self.denoiser.config, self.space.factor, height, width)
+
+    @property
+    def guidance_kind(self) -> str:
+        """How the network is guided: a constant of `diffgan.teachers.guidance`."""
+        return self._adapter.guidance_kind(self.denoiser.config)
 
     @property
     def device(self) -> torch.device:
@@ -146,57 +170,49 @@ class Teacher(nn.Module, ABC):
         Text encoders in a lower precision than float32 compute in it, inside autocast too.
         """
         unique = list(dict.fromkeys(prompts))
-        with self._own_precision():
+        with own_precision(self.text_encoders[0]):
             encoded = self._encode(unique)
         if len(unique) == len(prompts):
             return encoded
         row_of = {prompt: row for row, prompt in enumerate(unique)}
-        rows = torch.tensor([row_of[prompt] for prompt in prompts], device="cpu")
-        rows = to_device(rows, self.text_device)
+        rows = to_device(torch.tensor([row_of[prompt] for prompt in prompts], device="cpu"), self.text_device)
         return encoded.map(lambda tensor: tensor[rows])
-
-    def _own_precision(self) -> contextlib.AbstractContextManager:
-        """No autocast for text encoders in a lower precision: it has no layer norm of mixed precisions on CPUs."""
-        if self.text_encoders[0].dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.text_device.type, enabled=False)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """For each prompt, whether `encode` truncates it because it has more tokens than the text encoder takes."""
-        tokenizer = self.tokenizers[0]  # where there are two, both truncate at the same token
-        tokens = tokenizer(list(prompts), verbose=False).input_ids
-        return [len(row) > tokenizer.model_max_length for row in tokens]
+        return truncated(self.tokenizers[0], prompts)  # where there are two, both truncate at the same token
 
-    def _tokens(self, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-        """Prompts -> tokens (N, L), int64."""
-        length = tokenizer.model_max_length
-        tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int | None = None) -> Tensor:
+        """Prompts -> tokens (N, L), int64; `length` is L, by default the tokenizer's own."""
+        tokens = padded_tokens(tokenizer, prompts, length or tokenizer.model_max_length)
         return to_device(tokens.input_ids, self.text_device)
 
     # ---- solve ----
 
-    def solver(self, steps: int, name: str = solvers.DEFAULT) -> SchedulerMixin:
+    def solver(self, steps: int, name: str | None = None) -> SchedulerMixin:
         """A new solver of the ODE with its timesteps set, on the CPU.
 
         Schedulers of diffusers compare and look up timesteps in every step: of a GPU they would have to be read.
 
         Args:
             steps: number of steps.
-            name: of a deterministic scheduler class of diffusers.
+            name: of a deterministic scheduler class of diffusers; None: the one that states the schedule.
 
         Raises:
             UserError: `steps` is not between 1 and the number of training timesteps, or the class is not a solver for
                 this teacher.
         """
         self.schedule.check_steps(steps)
+        name = name or self.schedule.own_solver
         if name not in self._checked_solvers:
             self._checked_solvers[name] = solvers.solver(name, self.scheduler)
         solver = copy.deepcopy(self._checked_solvers[name])
-        solver.set_timesteps(steps, device="cpu")
+        tokens = self._adapter.image_tokens(self.denoiser.config, *self.latent_shape[1:])
+        self.schedule.set_timesteps(solver, steps, tokens)
         return solver
 
-    def network_calls(self, steps: int, solver: str = solvers.DEFAULT) -> int:
-        """Number of network calls in `solve`; with guidance each has twice the rows. Errors as in `solver`."""
+    def network_calls(self, steps: int, solver: str | None = None) -> int:
+        """Number of network calls in `solve`; with `cfg` guidance each has twice the rows. Errors as in `solver`."""
         return len(self.solver(steps, solver).timesteps)
 
     @torch.no_grad()
@@ -207,9 +223,9 @@ class Teacher(nn.Module, ABC):
         steps: int,
         guidance: float,
         on_step: Callable[[], None] | None = None,
-        solver: str = solvers.DEFAULT,
+        solver: str | None = None,
     ) -> Tensor:
-        """x = ODE(z, c, w) with classifier-free guidance, both halves of it in one batched network call.
+        """x = ODE(z, c, w); with classifier-free guidance both halves of it are in one batched network call.
 
         The network computes in its own dtype or under autocast; guidance and the solver's latent are float32.
 
@@ -217,21 +233,23 @@ class Teacher(nn.Module, ABC):
             noise: z, (N, C, H, W), N(0, I).
             conditioning: c, N rows, from `encode`.
             steps: number of steps; timesteps are spaced `trailing`, so the first is the last training timestep.
-            guidance: w in eps = eps(z) + w (eps(z, c) - eps(z)); with 1 the unconditional half is not computed.
+            guidance: w in eps = eps(z) + w (eps(z, c) - eps(z)); with 1 the unconditional half is not computed. Of a
+                guidance-distilled network, its input.
             on_step: called after each of the `network_calls`.
-            solver: name of a deterministic scheduler class of diffusers.
+            solver: name of a deterministic scheduler class of diffusers; None: the one that states the schedule.
 
         Returns:
             Latents (N, C, H, W), float32 (float64 if the network is).
 
         Raises:
-            UserError: as in `solver`.
+            UserError: as in `solver` and `check_guidance`.
         """
+        self.check_guidance(guidance)
         scheduler = self.solver(steps, solver)
-        latent = solvers.initial_latent(scheduler, noise.to(_at_least_float32(self.denoiser.dtype)))  # (N, C, H, W)
-        if guidance != 1:
-            unconditional = self.unconditional(len(noise)).map(lambda tensor: to_device(tensor, noise.device))
-            conditioning = Conditioning.cat([unconditional, conditioning])  # 2 N rows
+        latent = solvers.initial_latent(
+            scheduler, noise.to(torch.promote_types(self.denoiser.dtype, torch.float32))
+        )  # (N, C, H, W)
+        conditioning = self._guided(conditioning, guidance, noise.device)
         timesteps = to_device(scheduler.timesteps, noise.device)
         for t, network_t in zip(scheduler.timesteps, timesteps, strict=True):
             inputs = solvers.model_input(scheduler, latent, t)  # (N, C, H, W)
@@ -241,21 +259,32 @@ class Teacher(nn.Module, ABC):
                 on_step()
         return latent
 
-    def _predict(self, latent: Tensor, t: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
-        """The guided prediction (Ho & Salimans 2022, arXiv 2207.12598): eps(z) + w (eps(z, c) - eps(z)).
+    def check_guidance(self, guidance: float) -> None:
+        """Raise a UserError if the network cannot be guided, and `guidance` is not 1."""
+        check_guidance(self.guidance_kind, guidance, self.pipeline_class.__name__)
 
-        The halves are combined in float32: w multiplies their difference, and with it the rounding of 16 bits.
+    def _guided(self, conditioning: Conditioning, guidance: float, device: torch.device) -> Conditioning:
+        """The network's conditioning under guidance: its input, or an unconditional half before the conditional one."""
+        if self.guidance_kind == EMBEDDED_GUIDANCE:
+            return conditioning._replace(guidance=torch.full_like(conditioning.guidance, guidance))
+        if guidance == 1:
+            return conditioning
+        unconditional = self.unconditional(len(conditioning.text)).map(lambda tensor: to_device(tensor, device))
+        return Conditioning.cat([unconditional, conditioning])  # 2 N rows
+
+    def _predict(self, latent: Tensor, t: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
+        """The guided prediction, with classifier-free guidance of both halves in one call.
 
         Args:
             latent: (N, C, H, W), float32 or float64; the prediction has its dtype.
-            conditioning: N rows if `guidance` is 1, else 2 N, the unconditional ones first.
+            conditioning: from `_guided`: N rows, or 2 N.
         """
-        inputs = latent.to(self.denoiser.dtype)
-        if guidance == 1:
-            return self._adapter.predict(self.denoiser, inputs, t, conditioning).to(latent.dtype)
-        both = self._adapter.predict(self.denoiser, torch.cat([inputs, inputs]), t, conditioning)  # (2 N, C, H, W)
-        unconditional, conditional = both.to(latent.dtype).chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        inputs, halves = latent.to(self.denoiser.dtype), len(conditioning.text) // len(latent)
+        if halves == 2:
+            inputs = torch.cat([inputs, inputs])
+        prediction = self._adapter.predict(self.denoiser, inputs, t, conditioning)
+        prediction = prediction.to(latent.dtype)
+        return prediction if halves == 1 else classifier_free(*prediction.chunk(2), guidance)
 
     # ---- images ----
 
@@ -269,8 +298,3 @@ class Teacher(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
         return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of solver and guidance for a network of this dtype."""
-    return torch.promote_types(dtype, torch.float32)

@@ -3,14 +3,8 @@
 The network itself stays an unchanged module of diffusers. An adapter, found by the network's class, says how to use
 it; `Teacher.solve`, the one-step generator and the cost estimate call networks through their adapters only.
 
-Today there is one adapter, for UNets. A family with a network of another class (a diffusion transformer) defines a
-subclass of `DenoiserAdapter` in its own file and registers it:
-
-    @register
-    class TransformerAdapter(DenoiserAdapter):
-        network_class = SD3Transformer2DModel
-        component = "transformer"
-        ...
+The adapter of UNets is here, that of each diffusion transformer in its family's file (`transformer.py` has what they
+share). A family with a network of another class defines a subclass of `DenoiserAdapter` and registers it.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +17,9 @@ from torch import Tensor, nn
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # names in every network of diffusers
 NUM_SIZES = 6  # sizes and crop in the conditioning of SDXL
 
 
@@ -44,7 +40,37 @@ class DenoiserAdapter(ABC):
 
     @abstractmethod
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        """(C, H, W) of one latent, from the network's configuration."""
+        """(C, H, W) of one latent at the network's usual size, from its configuration."""
+
+    @abstractmethod
+    def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
+        """Raise a UserError if the network cannot compute latents of that height and width."""
+
+    def latent_of_size(self, config: Mapping[str, Any], factor: int, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of images of another size than the network's usual one.
+
+        Args:
+            factor: side of an image divided by that of its latent.
+            height, width: of images, in pixels.
+
+        Raises:
+            UserError: the network does not take that size.
+        """
+        if min(height, width) < 1 or height % factor or width % factor:
+            raise UserError(f"size: {height}x{width} must be multiples of {factor}, the autoencoder's factor")
+        try:
+            self.check_size(config, height // factor, width // factor)
+        except UserError as error:
+            raise UserError(f"size: {height}x{width}: {error}") from error
+        return self.latent_shape(config)[0], height // factor, width // factor
+
+    def image_tokens(self, config: Mapping[str, Any], height: int, width: int) -> int:
+        """Tokens of one latent of that height and width: its pixels, or patches of them."""
+        return height * width
+
+    def guidance_kind(self, config: Mapping[str, Any]) -> str:
+        """How the network is guided, from its configuration: a constant of `diffgan.teachers.guidance`."""
+        return CLASSIFIER_FREE_GUIDANCE
 
     @abstractmethod
     def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
@@ -68,6 +94,10 @@ class DenoiserAdapter(ABC):
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         """The blocks of the network in the order of the forward pass: the units of sharding (FSDP2)."""
 
+    def lora_targets(self) -> tuple[str, ...]:
+        """Ends of the names of the layers that get LoRA adapters by default: attention and feed-forward."""
+        return ATTENTION
+
     def output_modules(self, network: nn.Module) -> list[nn.Module]:
         """The last block and the head, in whose rounding errors a low precision shows most.
 
@@ -79,6 +109,12 @@ class DenoiserAdapter(ABC):
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
         """Recompute the activations of every block in the backward pass instead of keeping them."""
         network.enable_gradient_checkpointing()
+
+
+def check_multiple(unit: int, height: int, width: int) -> None:
+    """Raise a UserError if the sides of a latent are not multiples of `unit`."""
+    if height % unit or width % unit:
+        raise UserError(f"a latent of {height}x{width} does not fit the network; both must be multiples of {unit}")
 
 
 ADAPTERS: dict[type[nn.Module], DenoiserAdapter] = {}  # by network class
@@ -124,6 +160,9 @@ class UNetAdapter(DenoiserAdapter):
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
+    def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
+        check_multiple(2 ** (len(config["down_block_types"]) - 1), height, width)
+
     def empty_conditioning(self, config: Mapping[str, Any], tokens: int) -> Conditioning:
         text = torch.empty(1, tokens, config["cross_attention_dim"])  # (1, L, D)
         if config.get("addition_embed_type") != "text_time":
@@ -139,6 +178,11 @@ class UNetAdapter(DenoiserAdapter):
     def blocks(self, network: UNet2DConditionModel) -> list[nn.Module]:
         stages = (*network.down_blocks, network.mid_block, *network.up_blocks)
         return [stage for stage in stages if stage is not None]
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """With the residual blocks: a UNet's convolutions change most in one-step training (Luo et al., 2311.05556)."""
+        resnets = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
+        return (*ATTENTION, *resnets, "downsamplers.0.conv", "upsamplers.0.conv")
 
     def output_modules(self, network: UNet2DConditionModel) -> list[nn.Module]:
         modules = (network.up_blocks[-1], network.conv_norm_out, network.conv_out)

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+RECORD = "diffgan.json"  # marks a folder as an exported student: its run, its checkpoint, its size
 WEIGHTS = "model.safetensors"
 PREFIX = "text_model."  # in the names of a CLIPTextModel's weights on the hub; transformers 5.6 and later omit it
 

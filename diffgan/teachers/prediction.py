@@ -1,11 +1,9 @@
 """From a network's output to x0, the clean latent: one equation for each prediction type.
 
-The noisy latent is z_t = alpha_t x0 + sigma_t eps. Stable Diffusion has alpha_t^2 + sigma_t^2 = 1; epsilon and sample
-do not depend on it.
+The noisy latent is z_t = alpha_t x0 + sigma_t eps. Stable Diffusion has alpha_t^2 + sigma_t^2 = 1, flow matching
+alpha_t + sigma_t = 1; epsilon and sample depend on neither.
 
-A family with another prediction type (the velocity of flow matching) adds its equation to `EQUATIONS` in its own file:
-
-    EQUATIONS["flow_prediction"] = x0_from_velocity
+A family with another prediction type adds its equation to `EQUATIONS` in its own file.
 """
 
 from collections.abc import Callable
@@ -28,10 +26,16 @@ def x0_from_sample(sample: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> T
     return sample
 
 
+def x0_from_flow(v: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x0 = z - sigma v, for v = eps - x0 and alpha = 1 - sigma (Esser et al. 2024, arXiv 2403.03206, section 2)."""
+    return z - sigma * v
+
+
 EQUATIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {  # named as `prediction_type` in diffusers
     "epsilon": x0_from_epsilon,
     "v_prediction": x0_from_v,
     "sample": x0_from_sample,
+    "flow_prediction": x0_from_flow,
 }
 
 

@@ -3,6 +3,8 @@
 A new family is one file in this package and one line in `FAMILIES`; README.md in this folder says what the file has.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,36 +14,70 @@ from safetensors import SafetensorError
 from diffgan.errors import UserError, first_line
 from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.flux import Flux
+from diffgan.teachers.pipeline_files import RECORD
+from diffgan.teachers.pixart_sigma import PixArtSigma
 from diffgan.teachers.stable_diffusion import StableDiffusion
+from diffgan.teachers.stable_diffusion_3 import StableDiffusion3
 from diffgan.teachers.stable_diffusion_xl import StableDiffusionXL
 
 FAMILIES: dict[str, type[Teacher]] = {  # by pipeline class
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "FluxPipeline": Flux,
 }
 
 
-def load_teacher(path: str, dtype: torch.dtype = torch.float32) -> Teacher:
+def load_teacher(path: str, dtype: torch.dtype = torch.float32, size: Sequence[int] | None = None) -> Teacher:
     """Load a frozen teacher, on the CPU whatever torch's default device is.
 
     Args:
         path: "glyphs", a pipeline directory or a hub id (safetensors only).
         dtype: float32 or bfloat16; float16 to store a copy only, as autoencoders overflow in it.
+        size: (height, width) of images in pixels; None: the model's usual one, or that of an exported student.
 
     Raises:
-        UserError: there is no such pipeline, its class is not supported, or it cannot be loaded.
+        UserError: there is no such pipeline, its class is not supported, it cannot be loaded, or not in that size.
     """
     path = resolve_path(path)
-    family = family_of(path)
+    family, size = family_of(path), size or _exported_size(path)
     options = {"torch_dtype": dtype, "use_safetensors": True, **family.load_options}
+    options |= dict.fromkeys(_absent_components(family, path))
     try:
         with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
-            return family.from_pipeline(family.pipeline_class.from_pretrained(path, **options))
+            teacher = family.from_pipeline(family.pipeline_class.from_pretrained(path, **options))
+            if size is not None:
+                teacher.set_size(*size)
+            return teacher
     except UserError as error:
         raise UserError(f"teacher {path}: {error}") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         kind = family.pipeline_class.__name__
         raise UserError(f"teacher {path}: cannot be loaded as a {kind}: {first_line(error)}") from error
+
+
+def checked_size(size: Sequence[int] | None) -> list[int] | None:
+    """A `size` as a configuration has it: None, or two positive integers; raises UserError."""
+    if size is None or (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        return None if size is None else list(size)
+    raise UserError(f"size: {size} must be two positive integers, [height, width] in pixels")
+
+
+def _exported_size(path: str) -> list[int] | None:
+    """The size that `diffgan export` has written for a student of another one than its teacher's usual; else None."""
+    file = Path(path) / RECORD
+    try:
+        return checked_size(json.loads(file.read_text()).get("size")) if file.is_file() else None
+    except (OSError, ValueError, AttributeError, UserError) as error:
+        raise UserError(f"{file}: is no record of an export ({first_line(error)}); export the student again") from error
+
+
+def _absent_components(family: type[Teacher], path: str) -> list[str]:
+    """The optional components that a pipeline lacks; diffusers loads it if they are given as None."""
+    index = DiffusionPipeline.load_config(path)
+    return [name for name in family.optional if index.get(name, [None])[0] is None]
 
 
 def resolve_path(path: str) -> str:

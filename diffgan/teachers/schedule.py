@@ -4,13 +4,8 @@ A schedule reads a scheduler of diffusers, which stays the component of the pipe
 export use it: at which timestep a student is called, what the network predicts, and which schedulers solve the same
 ODE.
 
-Today there is one, the table of DDIM. A family with another one (flow matching: alpha = 1 - sigma) defines a subclass
-of `NoiseSchedule` in its own file, registers it, and names it as its teacher's `schedule_class`:
-
-    @register
-    class FlowSchedule(NoiseSchedule):
-        scheduler_class = FlowMatchEulerDiscreteScheduler
-        ...
+There are two: the table of DDIM here, and flow matching (`flow_schedule.py`). A family with another one defines a
+subclass of `NoiseSchedule`, registers it, and names it as its teacher's `schedule_class`.
 """
 
 from abc import ABC, abstractmethod
@@ -110,6 +105,26 @@ class NoiseSchedule(ABC):
             raise UserError(f"steps: {steps} is not between 1 and the teacher's {self.num_timesteps} timesteps")
 
     # ---- which schedulers of diffusers solve the same ODE ----
+
+    @property
+    def own_solver(self) -> str:
+        """Name of the scheduler class that solves the ODE unless another one is asked for."""
+        return type(self.scheduler).__name__
+
+    @property
+    def timestep_spacing(self) -> str:
+        """How the timesteps of solvers are spaced, for the manifest of a pair set."""
+        return self.scheduler.config.timestep_spacing
+
+    def set_timesteps(self, solver: SchedulerMixin, steps: int, image_tokens: int) -> None:
+        """Set the timesteps of a solver, on the CPU.
+
+        Args:
+            solver: with this noise schedule.
+            steps: number of steps.
+            image_tokens: tokens of one latent, which some schedules depend on.
+        """
+        solver.set_timesteps(steps, device="cpu")
 
     @abstractmethod
     def solver_names(self) -> list[str]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from diffgan.errors import UserError, first_line
 from diffgan.teachers.schedule import NoiseSchedule, public_config, schedule_for
 
-DEFAULT = "DDIMScheduler"
 NOT_DETERMINISTIC = "adds fresh noise at its steps, so a latent is no function of its z"
 PROBE_STEPS = 4  # fewer where the schedule has fewer timesteps
+PROBE_TOKENS = 1024  # of a latent; it decides where timesteps are, not whether a solver is one
 
 
 def solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
@@ -58,17 +58,17 @@ def model_input(solver: SchedulerMixin, latent: Tensor, t: Tensor) -> Tensor:
 # ---- in manifests of pair sets ----
 
 
-def describe(name: str, scheduler: SchedulerMixin) -> dict[str, Any]:
-    """The teacher's schedule as plain values, with the configuration of another solver than DDIM under "solver"."""
+def describe(name: str | None, scheduler: SchedulerMixin) -> dict[str, Any]:
+    """The teacher's schedule as plain values, with the configuration of another solver than its own under "solver"."""
     description = public_config(scheduler)
-    if name == DEFAULT:
+    if name in (None, schedule_for(scheduler).own_solver):
         return description
     return description | {"solver": {"class": name} | public_config(solver(name, scheduler))}
 
 
-def named_in(description: dict[str, Any]) -> str:
-    """The name of the solver in a description that `describe` made."""
-    return description.get("solver", {}).get("class", DEFAULT)
+def named_in(description: dict[str, Any]) -> str | None:
+    """The name of the solver in a description that `describe` made; None for the teacher's own."""
+    return description.get("solver", {}).get("class")
 
 
 # ---- the checks ----
@@ -101,26 +101,26 @@ def _missing_packages(scheduler_class: type | None) -> set[str]:
 
 def _failed_check(solver: SchedulerMixin, schedule: NoiseSchedule) -> str | None:
     """Which of the three checks a solver fails; None if it passes them."""
-    if not _is_deterministic(solver):
+    if not _is_deterministic(solver, schedule):
         return NOT_DETERMINISTIC
     if (reason := schedule.mismatch(solver)) is not None:
         return reason
-    solver.set_timesteps(_probe_steps(solver))
+    schedule.set_timesteps(solver, _probe_steps(solver), PROBE_TOKENS)
     first = round(float(solver.timesteps[0]))
     if first != schedule.last_timestep:
         return f"begins at timestep {first}, not at the last one, {schedule.last_timestep}"
     return None
 
 
-def _is_deterministic(solver: SchedulerMixin) -> bool:
+def _is_deterministic(solver: SchedulerMixin, schedule: NoiseSchedule) -> bool:
     """Whether two short runs under different random numbers end in the same latent."""
-    return torch.equal(_trial_run(solver, seed=0), _trial_run(solver, seed=1))
+    return torch.equal(_trial_run(solver, schedule, seed=0), _trial_run(solver, schedule, seed=1))
 
 
-def _trial_run(solver: SchedulerMixin, seed: int) -> Tensor:
+def _trial_run(solver: SchedulerMixin, schedule: NoiseSchedule, seed: int) -> Tensor:
     """The last latent of a few steps with a simple function as network, under the random numbers of `seed`."""
     solver = copy.deepcopy(solver)
-    solver.set_timesteps(_probe_steps(solver))
+    schedule.set_timesteps(solver, _probe_steps(solver), PROBE_TOKENS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         latent = initial_latent(solver, torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4))

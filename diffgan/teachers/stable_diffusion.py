@@ -38,10 +38,6 @@ class StableDiffusion(Teacher):
         text = self.text_encoder(self._tokens(self.tokenizer, prompts))[0]  # (N, L, D)
         return Conditioning(text.to(self.unet.dtype))
 
-    def unconditional(self, count: int) -> Conditioning:
-        """`count` rows of the empty prompt."""
-        return self.encode([""] * count)
-
     def as_pipeline(self) -> StableDiffusionPipeline:
         components = {name: getattr(self, name) for name in self.components}
         return StableDiffusionPipeline(

@@ -75,8 +75,8 @@ class StableDiffusionXL(Teacher):
 
     def _sizes(self, count: int) -> Tensor:
         """Sizes (N, 6) in pixels: original height and width, top and left of the crop, target height and width."""
-        side = self.unet.config.sample_size * self.space.factor
-        return torch.tensor([[side, side, 0, 0, side, side]] * count, device=self.text_device)
+        height, width = (side * self.space.factor for side in self.latent_shape[1:])
+        return torch.tensor([[height, width, 0, 0, height, width]] * count, device=self.text_device)
 
     def unconditional(self, count: int) -> Conditioning:
         """`count` rows of zeros or of the empty prompt (`force_zeros_for_empty_prompt`), with the usual sizes."""

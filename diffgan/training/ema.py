@@ -1,16 +1,20 @@
 """Exponential moving average of weights, with its half-life in images."""
 
 import copy
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from diffgan.training.sharing import copy_sharing
 
-def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy of `module` in eval mode whose parameters do not require gradients."""
-    return copy.deepcopy(module).requires_grad_(False).eval()
+
+def frozen_copy(module: nn.Module, base: nn.Module | None = None) -> nn.Module:
+    """A copy of `module` in eval mode whose parameters do not require gradients; tensors of `base` are not copied."""
+    copied = copy.deepcopy(module) if base is None else copy_sharing(module, base)
+    return copied.requires_grad_(False).eval()
 
 
 def decay(images: int, half_life: float) -> float:
@@ -36,9 +40,18 @@ class Following(NamedTuple):
 
 
 def following(average: nn.Module, module: nn.Module) -> Following:
-    """The tensors that `update` needs. Collect them once: collecting takes as long as an update."""
-    means, values = _local_parameters(average), _local_parameters(module)
-    return Following(means, values, list(zip(average.buffers(), module.buffers(), strict=True)))
+    """The tensors that `update` needs, without those that both share.
+
+    Collect them once: collecting takes as long as an update.
+    """
+    parameters = own_pairs(average.parameters(), module.parameters())
+    means, values = ([_local(pair[side]) for pair in parameters] for side in (0, 1))
+    return Following(means, values, own_pairs(average.buffers(), module.buffers()))
+
+
+def own_pairs(means: Iterable[Tensor], values: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of an average and of what it follows, in pairs, without those that both share."""
+    return [(mean, value) for mean, value in zip(means, values, strict=True) if mean is not value]
 
 
 @torch.no_grad()
@@ -54,10 +67,6 @@ def update(pair: Following, factor: float) -> None:
             mean.lerp_(value.to(mean.device), 1 - factor)
     for mean, value in pair.buffers:
         mean.copy_(value)
-
-
-def _local_parameters(network: nn.Module) -> list[Tensor]:
-    return [_local(parameter) for parameter in network.parameters()]
 
 
 def _local(tensor: Tensor) -> Tensor:

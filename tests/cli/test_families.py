@@ -5,23 +5,44 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from diffgan.__main__ import main
 from diffgan.cli.pairs.verify import verify
 from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
+from diffgan.pairs.embeddings import Embeddings
 from diffgan.pairs.pair_set import PairSet
+from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
-from tests.pipelines import FAMILIES, saved
+from tests.pipelines import FAMILIES, TRANSFORMERS, saved
 from tests.runs import checkpoint, refused, write
+from tests.teachers.stock import load_stock, stock_latents
 
 PROMPTS = ["digit 7", "a bold capital A in red on cream"]
+MULTI_SCALE = {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"}
+TRANSFORMER = {
+    "class_path": "diffgan.nets.transformer_discriminator.TransformerDiscriminator",
+    "init_args": {"depths": 2},
+}
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
 def folder(request, tmp_path_factory):
     return saved(FAMILIES[request.param], tmp_path_factory.mktemp("chain") / request.param)
+
+
+@pytest.fixture(
+    scope="module", params=["sd1", "sd2", "sdxl", "pixart", "sd3", "sd3-without-t5", "flux", "flux-schnell"]
+)
+def family(request, tmp_path_factory):
+    """A pipeline's folder, and the options that its configurations need."""
+    name = request.param
+    folder = saved(FAMILIES[name], tmp_path_factory.mktemp("chain") / name)
+    size = {"size": [32, 32]} if name.startswith("flux") else {}  # its usual one is 1024
+    guidance = {"guidance": 1.0} if name == "flux-schnell" else {}
+    return folder, size, guidance, TRANSFORMER if name in TRANSFORMERS else MULTI_SCALE
 
 
 def pair_config(teacher, tmp_path, **changes):
@@ -47,9 +68,8 @@ def pair_config(teacher, tmp_path, **changes):
     }
 
 
-def with_discriminator(config, teacher, pairs):
+def with_discriminator(config, teacher, pairs, discriminator=MULTI_SCALE):
     """24 images in batches of 8: steps of both networks, with gradient penalty and mismatched rows."""
-    discriminator = {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
     config["model"]["init_args"] |= {
         "teacher": str(teacher),
@@ -70,30 +90,45 @@ def rounding_error(pairs):
 
 
 def averaged_generator(run, teacher):
-    generator = OneStepGenerator(teacher.unet, teacher.scheduler)
+    generator = OneStepGenerator(teacher.denoiser, teacher.scheduler)
     weights = checkpoint(run)["state_dict"]
     prefix = "generator_ema."
     generator.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
     return generator
 
 
-def test_from_pairs_to_images(folder, config, tmp_path):
-    main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path))])
+def test_from_pairs_to_images(family, config, tmp_path):
+    folder, size, guidance, discriminator = family
+    main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path, **size, **guidance))])
     verify(str(tmp_path / "pairs"), sample=4, tolerance=rounding_error(tmp_path / "pairs").item())
-    main(["fit", "-c", write(tmp_path / "fit.yaml", with_discriminator(config, folder, tmp_path / "pairs"))])
+    training = with_discriminator(config, folder, tmp_path / "pairs", discriminator)
+    training["model"]["init_args"] |= size
+    training["trainer"]["callbacks"][2]["init_args"] |= guidance  # the sample grid's
+    main(["fit", "-c", write(tmp_path / "fit.yaml", training)])
     main(["export", str(tmp_path / "run"), str(tmp_path / "student")])
-    before, teacher = load_teacher(str(folder)), load_teacher(str(folder))
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
-    pipe.set_progress_bar_config(disable=True)
+    before, teacher = (load_teacher(str(folder), size=size.get("size")) for _ in range(2))
+    pipe = load_stock(tmp_path / "student", teacher)
     noise = draw_noise([5, 6], teacher.latent_shape)
-    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "latents": noise, "output_type": "latent"}
     with torch.no_grad():
         trained = averaged_generator(tmp_path / "run", teacher)(noise, teacher.encode(PROMPTS))
-    torch.testing.assert_close(pipe(PROMPTS, **options).images, trained, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(stock_latents(pipe, PROMPTS, noise, 1, 1.0), trained, atol=1e-4, rtol=1e-4)
     assert type(pipe) is before.pipeline_class
     assert (before.solve(noise, before.encode(PROMPTS), 1, 1.0) - trained).abs().max() > 1e-2
     main(["sample", *PROMPTS, "--student", str(tmp_path / "student"), "--output", str(tmp_path / "images")])
-    assert len(list((tmp_path / "images").glob("*.png"))) == 2
+    files = list((tmp_path / "images").glob("*.png"))
+    assert [Image.open(file).size for file in files] == [(32, 32)] * 2
+
+
+def test_cached_embeddings_are_those_of_the_text_encoders(family, config, tmp_path):
+    folder, size, guidance, _ = family
+    main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path, **size, **guidance))])
+    main(["pairs", "embed", str(tmp_path / "pairs"), str(tmp_path / "embeddings")])
+    teacher = load_teacher(str(folder))
+    stored = Embeddings(tmp_path / "embeddings", weights_digest(teacher)).read(PROMPTS)
+    for ours, theirs in zip(stored, teacher.encode(PROMPTS), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours.float(), theirs.float(), atol=2e-2, rtol=2e-3)
 
 
 def test_pairs_of_another_solver(folder, tmp_path, capsys):
@@ -121,7 +156,7 @@ def test_a_directory_that_is_no_teacher_is_refused_in_one_line(tmp_path, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     index = tmp_path / "model_index.json"
     for content, reason in {
-        '{"_class_name": "FluxPipeline"}': "is a FluxPipeline, not a StableDiffusionPipeline or StableDiffusionXL",
+        '{"_class_name": "KolorsPipeline"}': "is a KolorsPipeline, not a StableDiffusionPipeline or StableDiffusionXL",
         "{": "model_index.json cannot be read",
         "[1]": "model_index.json cannot be read",
     }.items():

@@ -1,4 +1,4 @@
-"""The recipes for SD1.5 and SDXL, file by file as the README runs them, with a tiny pipeline in place of the hub's."""
+"""The recipes for pipelines of the hub, file by file, with a tiny pipeline in place of the hub's."""
 
 import json
 import shutil
@@ -22,9 +22,13 @@ from tests.pipelines import FAMILIES, random_inception, saved
 from tests.processes import run_on_two_processes
 from tests.runs import curves, write
 
-RECIPES = {"sd15": "sd1", "sdxl": "sdxl"}
-PROTOCOLS = {"sd15": ["coco2014-30k", "coco2014-5k"], "sdxl": ["coco2017-5k"]}  # of the test first
-FOLLOWED_BY = {"sd15": "progress_evaluation", "sdxl": "evaluation"}  # the callback that evaluates in the fit
+RECIPES = {"sd15": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd35": "sd3", "flux": "flux"}
+# The first is that of the test.
+PROTOCOLS = {recipe: ["coco2017-5k"] for recipe in RECIPES} | {"sd15": ["coco2014-30k", "coco2014-5k"]}
+FOLLOWED_BY = dict.fromkeys(RECIPES, "evaluation") | {"sd15": "progress_evaluation"}  # what evaluates in the fit
+WEIGHTS = {"pixart": "sdxl"}  # whose perceptual weights serve
+DEPTHS = {"model.adversarial.init_args.discriminator.init_args.depths": 2}  # the tiny transformers have few blocks
+OWN = {"pixart": DEPTHS, "sd35": DEPTHS, "flux": DEPTHS}
 IMAGES = {"coco2014-30k": 7, "coco2014-5k": 4, "coco2017-5k": 7}
 CONFIGS = Path("configs").resolve()
 SMALLER = {
@@ -47,7 +51,10 @@ SMALLER = {
 def words(verb, recipe, stage, devices=1, **changes):
     """The recipe's command on CPUs with less of everything; nothing else is changed."""
     settings = {**SMALLER[stage], "recipe.teacher": "tiny", "trainer.accelerator": "cpu", "trainer.devices": devices}
+    if recipe == "flux":
+        settings["recipe.size"] = "[32,32]"
     if stage == "distill":
+        settings |= OWN.get(recipe, {})
         settings[f"trainer.callbacks.{FOLLOWED_BY[recipe]}.init_args.every_images"] = 32
         settings["trainer.callbacks.checkpoint.init_args.monitor"] = f"evaluation/fd_{InceptionFeatures().name}"
     settings |= changes
@@ -64,7 +71,8 @@ def lay_out(recipe, folder):
     pyarrow.parquet.write_table(pyarrow.table({"caption": captions}), folder / "data" / "laion" / "aesthetic.parquet")
     space = load_teacher(str(folder / "tiny")).space
     network = LatentVGG16(space.channels, width=0.125).eval()
-    save_weights(folder / "runs" / recipe / "latent_lpips.safetensors", PerceptualWeights(network, space))
+    weights = folder / "runs" / WEIGHTS.get(recipe, recipe) / "latent_lpips.safetensors"
+    save_weights(weights, PerceptualWeights(network, space))
     for name in PROTOCOLS[recipe]:
         lay_out_protocol(name, folder)
     (folder / "torch" / "hub" / "checkpoints").mkdir(parents=True)

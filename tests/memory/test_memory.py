@@ -12,7 +12,7 @@ from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.losses.regression import MSE
 from diffgan.memory import eight_bit
-from diffgan.memory.budget import AVERAGE, DDP, FSDP2, WORKSPACE, TrainingSetup, gathered_bytes, plan_memory
+from diffgan.memory.budget import AVERAGE, DDP, FSDP2, SHARED, WORKSPACE, TrainingSetup, gathered_bytes, plan_memory
 from diffgan.memory.gpu_autocast import autocast, gpu_lists
 from diffgan.memory.networks import make_fake, skeleton_teacher
 from diffgan.memory.simulation import BACKWARD, DISCRIMINATOR, GAN_GRADIENT, GENERATOR, R1
@@ -20,6 +20,7 @@ from diffgan.memory.tracker import GRADIENTS, MemoryTracker, module_bytes, stora
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.nets.lora import LoRA, trainable, with_adapters
 from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, saved
 
@@ -53,7 +54,7 @@ def test_the_peak_of_a_small_network_is_the_sum_of_its_tensors():
         network = nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
         x, tracker = torch.empty(rows, inputs), MemoryTracker()
         tracker.ignore([*network.parameters(), x])
-        tracker.follow_gradients(network)
+        tracker.follow_gradients(network.parameters())
         with tracker, tracker.measure("pass"):
             network(x).sum().backward()
     last = FLOAT32 * hidden  # the gradient of V
@@ -111,6 +112,20 @@ def test_a_teacher_without_values_has_the_shapes_of_the_real_one(family, tmp_pat
     "name, network, text", [("sd15", 859_520_964, [123_060_480]), ("sdxl", 2_567_463_684, [123_060_480, 694_659_840])]
 )
 def test_stable_diffusion_is_built_from_its_small_files(name, network, text):
+    teacher = skeleton_teacher(f"tests/data/pipelines/{name}")
+    assert sum(weight.numel() for weight in teacher.denoiser.parameters()) == network
+    assert [sum(weight.numel() for weight in encoder.parameters()) for encoder in teacher.text_encoders] == text
+
+
+@pytest.mark.parametrize(
+    "name, network, text",
+    [  # as the models' pages have them: 0.6, 2.5 (0.23 of them positions, no weights) and 12 billion
+        ("pixart", 610_856_096, [4_762_310_656]),
+        ("sd35", 2_243_171_520, [123_650_304, 694_659_840, 4_762_310_656]),
+        ("flux", 11_901_408_320, [123_060_480, 4_762_310_656]),
+    ],
+)
+def test_transformers_are_built_from_their_small_files(name, network, text):
     teacher = skeleton_teacher(f"tests/data/pipelines/{name}")
     assert sum(weight.numel() for weight in teacher.denoiser.parameters()) == network
     assert [sum(weight.numel() for weight in encoder.parameters()) for encoder in teacher.text_encoders] == text
@@ -209,3 +224,22 @@ def test_fake_weights_keep_their_layout():
     with FakeTensorMode():
         make_fake(network)
     assert network.weight.stride() == real.weight.stride() and network.weight.requires_grad
+
+
+def test_adapters_share_the_weights_of_the_teacher(tiny_pipeline):
+    """One copy of them; gradients, states, average and checkpoints are those of the adapters and added layers."""
+    full = budget(tiny_pipeline)
+    module = distillation(tiny_pipeline)
+    module.lora = LoRA(rank=2)
+    module.adversarial.discriminator = lambda network: MultiScaleDiscriminator(network, lora=LoRA(rank=2))
+    planned = plan_memory(module, skeleton_teacher(str(tiny_pipeline)), TrainingSetup(pairs=4, mixed=False))
+    teacher = load_teacher(str(tiny_pipeline)).denoiser
+    generator = with_adapters(teacher, LoRA(rank=2))
+    own = FLOAT32 * sum(weight.numel() for weight in trainable(generator))
+    assert planned.parts[SHARED] == module_bytes(teacher) and SHARED not in full.parts
+    buffers = 2 * FLOAT32  # alpha and sigma
+    assert planned.parts[AVERAGE] == own + buffers and planned.weights["g"] == own / FLOAT32
+    assert planned.parts["optimizer states"] < full.parts["optimizer states"] / 2
+    assert planned.checkpoint < full.checkpoint / 2
+    by_name = {each.name: each for each in planned.passes}
+    assert by_name["generator, optimizer"].peak[GRADIENTS] == own

@@ -161,7 +161,7 @@ def test_second_derivatives_equal_finite_differences(checkpointing):
 
 def test_a_network_of_another_class_is_refused_by_name():
     transformer = Transformer2DModel(num_attention_heads=1, attention_head_dim=4, in_channels=4, norm_num_groups=2)
-    with pytest.raises(UserError, match="is a Transformer2DModel; only UNet2DConditionModel is supported"):
+    with pytest.raises(UserError, match="is a Transformer2DModel, MultiScaleDiscriminator takes a UNet"):
         MultiScaleDiscriminator(transformer)
 
 

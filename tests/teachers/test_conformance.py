@@ -3,67 +3,90 @@
 A new family is one more builder in `tests.pipelines.FAMILIES`.
 """
 
-import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffgan.conditioning import Conditioning
-from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.errors import UserError
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
 from diffgan.teachers.cost import NetworkCost
 from diffgan.teachers.digest import weights_digest
+from diffgan.teachers.guidance import NO_GUIDANCE
 from diffgan.teachers.registry import FAMILIES as SUPPORTED
 from diffgan.teachers.registry import load_teacher
-from diffgan.teachers.schedule import SCHEDULER_SETTINGS
 from tests.pipelines import FAMILIES, saved
+from tests.teachers.stock import (
+    load_stock,
+    network_arguments,
+    stock_images,
+    stock_latents,
+    tensors,
+    with_our_settings,
+)
 
 PROMPTS = ["digit 7", "a bold capital A in red on cream", ""]
-SOLVERS = ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"]
+SIZE = (32, 32)  # of FLUX, whose usual size is 1024 pixels
+DDIM = [
+    *("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("PNDMScheduler", "UniPCMultistepScheduler", "KDPM2DiscreteScheduler"),
+]
+SOLVERS = {
+    "pixart": ["DDIMScheduler", "DPMSolverMultistepScheduler"],
+    "sd3": ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"],
+    "sd3-without-t5": ["FlowMatchEulerDiscreteScheduler"],
+    "flux": ["FlowMatchEulerDiscreteScheduler"],
+    "flux-schnell": ["FlowMatchEulerDiscreteScheduler"],
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tmp_path_factory):
-    return saved(FAMILIES[request.param], tmp_path_factory.mktemp("family") / request.param)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def teacher(folder):
-    return load_teacher(str(folder))
+def folder(name, tmp_path_factory):
+    return saved(FAMILIES[name], tmp_path_factory.mktemp("family") / name)
+
+
+@pytest.fixture(scope="module")
+def size(name):
+    return SIZE if name.startswith("flux") else None
+
+
+@pytest.fixture(scope="module")
+def teacher(folder, size):
+    return load_teacher(str(folder), size=size)
 
 
 @pytest.fixture
-def stock(folder):
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = with_our_settings(pipe, "DDIMScheduler")
-    return pipe
+def stock(folder, teacher):
+    return load_stock(folder, teacher)
 
 
-def with_our_settings(pipe, solver):
-    """Stock diffusers with the README's settings: trailing spacing, last alpha 1, no clipping, PNDM as in SD1.x."""
-    return getattr(diffusers, solver).from_config(pipe.scheduler.config, **SCHEDULER_SETTINGS, skip_prk_steps=True)
+@pytest.fixture
+def guidance(teacher):
+    return 1.0 if teacher.guidance_kind == NO_GUIDANCE else 4.0
 
 
 def test_every_family_is_tested():
     assert {type(build()).__name__ for build in FAMILIES.values()} == set(SUPPORTED)
 
 
-def test_encodes_as_stock(teacher, stock):
-    """Both halves of guidance, in every argument of the network."""
-    calls = []
-    stock.unet.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+def test_network_is_told_what_stock_tells_it(teacher, stock, guidance):
+    """Every argument of the network, both halves of guidance among them."""
     noise = draw_noise(range(3), teacher.latent_shape)
-    stock(PROMPTS, latents=noise, num_inference_steps=1, guidance_scale=2.0, output_type="latent")
-    ours = Conditioning.cat([teacher.unconditional(3), teacher.encode(PROMPTS)]).arguments()
-    theirs = {name: calls[0].get(name) for name in ours}
-    torch.testing.assert_close(ours["encoder_hidden_states"], theirs["encoder_hidden_states"], atol=1e-5, rtol=1e-5)
-    assert (ours["added_cond_kwargs"] is None) == (theirs["added_cond_kwargs"] is None)
-    for name, value in (ours["added_cond_kwargs"] or {}).items():
-        torch.testing.assert_close(value, theirs["added_cond_kwargs"][name], atol=1e-5, rtol=1e-5)
+    with network_arguments(teacher.denoiser) as ours:
+        teacher.solve(noise, teacher.encode(PROMPTS), 1, guidance)
+    with network_arguments(getattr(stock, teacher._adapter.component)) as theirs:
+        stock_latents(stock, PROMPTS, noise, 1, guidance)
+    ours, theirs = tensors(ours[0]), tensors(theirs[0])
+    assert ours.keys() == theirs.keys() and len(ours) >= 3
+    for argument, tensor in ours.items():
+        expected = theirs[argument].to(tensor.dtype)
+        torch.testing.assert_close(tensor.expand(expected.shape), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_encoding_distinguishes_prompts_and_does_not_depend_on_the_batch(teacher):
@@ -77,55 +100,71 @@ def test_encoding_distinguishes_prompts_and_does_not_depend_on_the_batch(teacher
     assert teacher.encode(["word " * 500]).text.shape == teacher.encode([""]).text.shape
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, "PNDMScheduler", "UniPCMultistepScheduler", "KDPM2DiscreteScheduler"])
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_ode_equals_the_stock_loop(teacher, stock, guidance, solver):
+def test_ode_equals_the_stock_loop(name, teacher, stock, guidance):
     noise = draw_noise(range(3), teacher.latent_shape)
-    stock.scheduler = with_our_settings(stock, solver)
-    options = {"num_inference_steps": 5, "guidance_scale": guidance, "latents": noise, "output_type": "latent"}
-    calls = []
-    ours = teacher.solve(noise, teacher.encode(PROMPTS), 5, guidance, lambda: calls.append(1), solver)
-    torch.testing.assert_close(ours, stock(PROMPTS, **options).images, atol=1e-4, rtol=1e-4)
-    assert len(calls) == teacher.network_calls(5, solver) == len(stock.scheduler.timesteps)
-    assert (ours - noise).abs().max() > 0.1
+    for solver in SOLVERS.get(name, DDIM):
+        stock.scheduler = with_our_settings(stock, solver)
+        for scale in {1.0, guidance}:
+            calls = []
+            ours = teacher.solve(noise, teacher.encode(PROMPTS), 5, scale, lambda calls=calls: calls.append(1), solver)
+            theirs = stock_latents(stock, PROMPTS, noise, 5, scale)
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4, msg=lambda text, s=solver: f"{s}: {text}")
+            assert len(calls) == teacher.network_calls(5, solver) == len(stock.scheduler.timesteps)
+            assert (ours - noise).abs().max() > 0.1
 
 
-def test_images_equal_stock(teacher, stock):
+def test_guidance_changes_the_latents(teacher):
     noise = draw_noise(range(3), teacher.latent_shape)
-    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "latents": noise, "output_type": "pt"}
-    ours = teacher.decode(teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0))
-    torch.testing.assert_close((ours.clamp(-1, 1) + 1) / 2, stock(PROMPTS, **options).images, atol=1e-4, rtol=1e-4)
+    plain = teacher.solve(noise, teacher.encode(PROMPTS), 2, 1.0)
+    if teacher.guidance_kind == NO_GUIDANCE:
+        with pytest.raises(UserError, match=r"guidance: 3.0 for a FluxPipeline .* set it to 1"):
+            teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0)
+    else:
+        assert (teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0) - plain).abs().max() > 1e-3
+
+
+def test_images_equal_stock(teacher, stock, guidance):
+    noise = draw_noise(range(3), teacher.latent_shape)
+    ours = teacher.decode(teacher.solve(noise, teacher.encode(PROMPTS), 2, guidance))
+    theirs = stock_images(stock, PROMPTS, noise, 2, guidance)
+    torch.testing.assert_close((ours.clamp(-1, 1) + 1) / 2, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_student_equals_one_stock_step(teacher, stock):
     noise = draw_noise(range(3), teacher.latent_shape)
-    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "latents": noise, "output_type": "latent"}
     with torch.no_grad():
-        ours = OneStepGenerator(teacher.unet, teacher.scheduler)(noise, teacher.encode(PROMPTS))
-    torch.testing.assert_close(ours, stock(PROMPTS, **options).images, atol=1e-4, rtol=1e-4)
+        ours = OneStepGenerator(teacher.denoiser, teacher.scheduler)(noise, teacher.encode(PROMPTS))
+    torch.testing.assert_close(ours, stock_latents(stock, PROMPTS, noise, 1, 1.0), atol=1e-4, rtol=1e-4)
 
 
-def test_discriminator_begins_with_the_teachers_features(teacher):
-    latent, noise = draw_noise(range(6), teacher.latent_shape).chunk(2)
-    conditioning, inputs = teacher.encode(PROMPTS), []
-    hook = teacher.unet.conv_norm_out.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    with torch.no_grad():
-        teacher.unet(latent, 0, **conditioning.arguments())
-        ours = MultiScaleDiscriminator(teacher.unet).eval().features(latent, noise, conditioning)
-    hook.remove()
-    torch.testing.assert_close(ours[-1][2], inputs[0], atol=1e-5, rtol=1e-5)
+def test_a_size_that_is_not_square(teacher, stock):
+    """Twice as wide; sizes that do not fit the network are refused."""
+    height, width = (side * teacher.space.factor for side in teacher.latent_shape[1:])
+    usual = teacher.latent_shape
+    try:
+        teacher.set_size(height, 2 * width)
+        noise = draw_noise(range(3), teacher.latent_shape)
+        assert noise.shape[2:] == (usual[1], 2 * usual[2])
+        with torch.no_grad():
+            ours = OneStepGenerator(teacher.denoiser, teacher.scheduler)(noise, teacher.encode(PROMPTS))
+        torch.testing.assert_close(ours, stock_latents(stock, PROMPTS, noise, 1, 1.0), atol=1e-4, rtol=1e-4)
+        for wrong in ((height + 1, width), (0, width), (height, -width)):
+            with pytest.raises(UserError, match=rf"size: {wrong[0]}x{wrong[1]}"):
+                teacher.set_size(*wrong)
+    finally:
+        teacher.set_size(height, width)
 
 
 def test_latent_space_is_the_autoencoders(teacher, stock):
     channels, height, width = teacher.latent_shape
     factor = stock.vae_scale_factor
     assert (teacher.space.channels, teacher.space.factor) == (channels, factor)
-    assert teacher.space.scale == stock.vae.config.scaling_factor
+    scale, shift = stock.vae.config.scaling_factor, stock.vae.config.shift_factor or 0.0
     images = torch.rand(2, 3, height * factor, width * factor) * 2 - 1
     latents = teacher.encode_images(images)
     with torch.no_grad():
-        mode = stock.vae.encode(images).latent_dist.mode() * stock.vae.config.scaling_factor
-        back = stock.vae.decode(latents / stock.vae.config.scaling_factor).sample
+        mode = (stock.vae.encode(images).latent_dist.mode() - shift) * scale
+        back = stock.vae.decode(latents / scale + shift).sample
     torch.testing.assert_close(latents, mode, atol=1e-5, rtol=1e-5)
     assert latents.shape == (2, channels, height, width)
     torch.testing.assert_close(teacher.decode(latents), back, atol=1e-5, rtol=1e-5)
@@ -145,8 +184,8 @@ def test_written_as_a_stock_pipeline_it_is_the_same_teacher(teacher, tmp_path):
     again = load_teacher(str(tmp_path))
     assert type(again) is type(teacher) and again.settings == teacher.settings
     assert weights_digest(again) == weights_digest(teacher)
-    pipe = DiffusionPipeline.from_pretrained(tmp_path)
-    assert isinstance(pipe.scheduler, DDIMScheduler) and isinstance(pipe, teacher.pipeline_class)
+    pipe = load_stock(tmp_path, teacher)
+    assert type(pipe.scheduler) is teacher.schedule_class.scheduler_class and isinstance(pipe, teacher.pipeline_class)
 
 
 def test_digest_covers_every_component_that_decides_a_latent(folder):
@@ -161,23 +200,23 @@ def test_digest_covers_every_component_that_decides_a_latent(folder):
     assert len(set(digests)) == len(digests)
 
 
-def test_cost_follows_from_the_configuration(teacher, folder):
+def test_cost_follows_from_the_configuration(teacher, folder, size):
     """What is estimated without weights is what the loaded teacher has."""
-    cost, row = NetworkCost(str(folder)), teacher.encode(["digit 7"])
+    cost, row = NetworkCost(str(folder), size), teacher.encode(["digit 7"])
     values = row.text.numel() + (0 if row.pooled is None else row.pooled.numel())
     assert cost.latent_shape == teacher.latent_shape and cost.embedding_bytes() == 2 * values
-    assert cost.calls(5, "HeunDiscreteScheduler") == teacher.network_calls(5, "HeunDiscreteScheduler")
+    assert cost.calls(5, None) == teacher.network_calls(5) == 5
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no other on a CPU
         teacher.solve(draw_noise([0], teacher.latent_shape), row, 1, 1.0)
     assert cost.flops() == counter.get_total_flops()
 
 
-def test_runs_in_bfloat16(folder):
+def test_runs_in_bfloat16(folder, size, guidance):
     """The latents of float32 within the precision of bfloat16; images are finite."""
-    full, half = (load_teacher(str(folder), dtype) for dtype in (torch.float32, torch.bfloat16))
+    full, half = (load_teacher(str(folder), dtype, size) for dtype in (torch.float32, torch.bfloat16))
     noise = draw_noise(range(3), full.latent_shape)
-    exact, rough = (teacher.solve(noise, teacher.encode(PROMPTS), 2, 3.0) for teacher in (full, half))
-    assert all(tensor.dtype == torch.bfloat16 for tensor in half.encode(PROMPTS) if tensor is not None)
+    exact, rough = (teacher.solve(noise, teacher.encode(PROMPTS), 2, guidance) for teacher in (full, half))
+    assert half.encode(PROMPTS).text.dtype == torch.bfloat16
     assert rough.dtype == torch.float32  # the solver's
     assert (rough.float() - exact).norm() < 0.05 * exact.norm()
     assert half.decode(rough).isfinite().all()

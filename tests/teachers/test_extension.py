@@ -30,6 +30,9 @@ class TransformerAdapter(denoiser.DenoiserAdapter):
     def latent_shape(self, config):
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
+    def check_size(self, config, height, width):
+        denoiser.check_multiple(config["patch_size"], height, width)
+
     def empty_conditioning(self, config, tokens):
         text = torch.empty(1, tokens, config["joint_attention_dim"])
         return Conditioning(text, pooled=torch.empty(1, config["pooled_projection_dim"]))

@@ -116,4 +116,4 @@ def test_manifests_name_a_solver_that_is_not_the_default():
     other = solvers.describe("HeunDiscreteScheduler", schedule())
     assert {key: value for key, value in other.items() if key != "solver"} == plain
     assert other["solver"]["class"] == "HeunDiscreteScheduler" and other["solver"]["beta_end"] == 0.012
-    assert solvers.named_in(plain) == "DDIMScheduler" and solvers.named_in(other) == "HeunDiscreteScheduler"
+    assert solvers.named_in(plain) is None and solvers.named_in(other) == "HeunDiscreteScheduler"

@@ -62,7 +62,7 @@ def embed(folder: str, output: str, teacher: str | None = None, batch_size: int 
 
 def _load_teacher(pairs: PairSet, path: str) -> Teacher:
     """Raises: UserError if it cannot be loaded, or is not the teacher of the set."""
-    teacher = load_teacher(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(path, size=pairs.manifest.image_size).to("cuda" if torch.cuda.is_available() else "cpu")
     require_teacher(pairs.manifest, teacher, path)
     return teacher
 

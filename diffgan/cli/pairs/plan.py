@@ -68,7 +68,7 @@ def plan(
     options = RateOptions(measure, calls_per_second, peak_tflops, utilization, devices)
     _check_options(options)
     recipe = read_recipe(config)
-    cost = NetworkCost(recipe.module.teacher_path)
+    cost = NetworkCost(recipe.module.teacher_path, recipe.module.size)
     recipe.data.setup("predict")
     calls = calls_per_pair(recipe.module, cost)
     rate = _rate(recipe, cost, calls, options)
@@ -81,8 +81,8 @@ def plan(
 
 
 def calls_per_pair(module: PairGeneration, cost: NetworkCost) -> int:
-    """Network calls per pair, counted for one latent each: guidance doubles them."""
-    return cost.calls(module.steps, module.solver) * (1 if module.guidance == 1 else 2)
+    """Network calls per pair, counted for one latent each: classifier-free guidance doubles them."""
+    return cost.calls(module.steps, module.solver) * cost.rows(module.guidance)
 
 
 # ---- the options ----
@@ -147,8 +147,9 @@ def _disk_lines(recipe: Recipe, cost: NetworkCost) -> Iterator[tuple[str, str]]:
 
 def _work_lines(recipe: Recipe, cost: NetworkCost, calls: int) -> Iterator[tuple[str, str]]:
     module, pairs, flops = recipe.module, recipe.data.pairs, cost.flops()
-    solver = f"{module.solver}, {module.steps} steps, guidance {module.guidance}"
-    guided = "" if module.guidance == 1 else " (takes two at a time)"
+    name = module.solver or cost.schedule.own_solver
+    solver = f"{name}, {module.steps} steps, guidance {module.guidance}"
+    guided = "" if cost.rows(module.guidance) == 1 else " (takes two at a time)"
     yield "network calls", f"{calls} a pair, {calls * pairs:.3g} in all, of one latent each: {solver}{guided}"
     per_call = f"{flops:.3g} a call (counted on the network's configuration)"
     in_all = f"{flops * calls:.3g} a pair, {flops * calls * pairs:.3g} in all; text encoder not counted"
