@@ -3,12 +3,13 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from torch import Tensor
 
+from diffgan.cli.export_forms import check_single_file, convert, write_single_file
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
 from diffgan.methods.checks import only_timestep
@@ -26,7 +27,13 @@ CHECKPOINTS = {"last": LAST, "previous": PREVIOUS, "best": BEST, "good": GOOD}
 RECORD = "diffgan.json"  # marks a folder as an export and names the run and checkpoint it was made from
 
 
-def export(run: Path, output: Path, checkpoint: str = "last") -> None:
+def export(
+    run: Path,
+    output: Path,
+    checkpoint: str = "last",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    single_file: Path | None = None,
+) -> None:
     """Write the moving average of a run's generator as a pipeline directory of the teacher's class.
 
     In stock diffusers: `DiffusionPipeline.from_pretrained(DIR)(prompt, num_inference_steps=1, guidance_scale=1)`.
@@ -36,7 +43,12 @@ def export(run: Path, output: Path, checkpoint: str = "last") -> None:
         output: the pipeline directory; must not exist yet, or be an older export, which is replaced when the new one is
             complete.
         checkpoint: "last", "previous", "best" (see ImageCheckpoint's `monitor`) or "good" (see TrainingHealth).
+        dtype: of the stored weights; what it changes in x^ is measured, printed and recorded.
+        single_file: also all weights in one .safetensors file in the original layout of SD1.x or SDXL, for programs
+            other than diffusers.
     """
+    if single_file is not None:
+        check_single_file(single_file, output)
     path, timestep = _teacher_and_timestep(run)
     file = _checkpoint_of(run, checkpoint)
     with replace_folder(output, RECORD) as folder:
@@ -46,9 +58,24 @@ def export(run: Path, output: Path, checkpoint: str = "last") -> None:
         record = {"run": run.name, "checkpoint": _load_student(teacher, file)}
         if timestep is not None:
             teacher.schedule = teacher.schedule.ending_at(timestep)
+        if dtype != "float32":
+            record |= convert(teacher, getattr(torch, dtype))
         _save(teacher, folder)
         write_json(record, folder / RECORD)
+        if single_file is not None:
+            write_single_file(teacher, single_file, record)
+    _report(output, record, single_file)
+
+
+def _report(output: Path, record: dict[str, Any], single_file: Path | None) -> None:
     print(f"{output}: one-step student, num_inference_steps=1, guidance_scale=1")
+    if (difference := record.get("difference_to_float32")) is not None:
+        print(
+            f"{record['dtype']}: x^ differs from float32 by at most {difference['largest']:.2e} "
+            f"(largest |x^| {difference['largest_value']:.2f}, {difference['images']} images)"
+        )
+    if single_file is not None:
+        print(f"{single_file}: the same weights in the original layout")
 
 
 def _save(teacher: Teacher, folder: Path) -> None:

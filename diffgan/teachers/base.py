@@ -110,6 +110,14 @@ class Teacher(nn.Module, ABC):
     def as_pipeline(self) -> DiffusionPipeline:
         """A stock pipeline of the teacher's components; `export` has put a student's weights into the network."""
 
+    def in_original_layout(self) -> dict[str, Tensor]:
+        """All weights by their names in one file of the original Stable Diffusion code, as other programs read it.
+
+        Raises:
+            UserError: there is no such layout for this family, or it has no place for a weight.
+        """
+        raise UserError(f"--single_file: a {self.pipeline_class.__name__} has no original layout; omit --single_file")
+
     # ---- components ----
 
     @property
