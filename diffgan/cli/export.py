@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from diffgan.cli.export_forms import check_single_file, convert, write_single_file
+from diffgan.cli.export_record import copy_samples, describe
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
 from diffgan.methods.checks import only_timestep
@@ -19,7 +20,7 @@ from diffgan.storage.folders import replace_folder
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.earlier import remedy_for
-from diffgan.teachers.pipeline_files import save_pipeline
+from diffgan.teachers.pipeline_files import save_pipeline, without_path
 from diffgan.teachers.registry import load_teacher
 from diffgan.training.checkpoints import BEST, GOOD, LAST, PREVIOUS, find_damage
 
@@ -49,18 +50,22 @@ def export(
     """
     if single_file is not None:
         check_single_file(single_file, output)
-    path, timestep = _teacher_and_timestep(run)
+    config = _configuration(run)
+    path, timestep = config["model"]["init_args"]["teacher"], _timestep(run, config)
     file = _checkpoint_of(run, checkpoint)
     with replace_folder(output, RECORD) as folder:
         teacher = load_teacher(path)
         if (name := _first_not_finite(teacher.state_dict())) is not None:
             raise UserError(f"teacher {path}: {name} is not finite; restore the files of this teacher")
-        record = {"run": run.name, "checkpoint": _load_student(teacher, file)}
+        checkpoint_digest, images_seen = _load_student(teacher, file)
+        record = {"run": run.name, "checkpoint": checkpoint_digest, "images_seen": images_seen}
+        record |= describe(run, config, teacher, checkpoint_digest)
         if timestep is not None:
             teacher.schedule = teacher.schedule.ending_at(timestep)
         if dtype != "float32":
             record |= convert(teacher, getattr(torch, dtype))
         _save(teacher, folder)
+        copy_samples(run, images_seen, folder)
         write_json(record, folder / RECORD)
         if single_file is not None:
             write_single_file(teacher, single_file, record)
@@ -86,6 +91,8 @@ def _save(teacher: Teacher, folder: Path) -> None:
     """
     try:
         save_pipeline(teacher.as_pipeline(), folder)
+        for config in folder.glob("*/config.json"):
+            config.write_bytes(without_path(config.read_bytes()))
     except Exception as error:  # safetensors and tokenizers raise their own types, with the number in the message
         if isinstance(error, OSError) or (match := re.search(r"\(os error (\d+)\)", str(error))) is None:
             raise
@@ -93,12 +100,22 @@ def _save(teacher: Teacher, folder: Path) -> None:
         raise OSError(number, os.strerror(number)) from error
 
 
-def _teacher_and_timestep(run: Path) -> tuple[str, int | None]:
-    """The teacher's path and the student's timestep (None: the last one) as the run's configuration names them."""
+def _configuration(run: Path) -> dict[str, Any]:
+    """The run's configuration; raises UserError if it is none of a distillation."""
     try:
-        model = yaml.safe_load((run / "fit.yaml").read_text())["model"]["init_args"]
-        return model["teacher"], only_timestep(model.get("timesteps"))  # runs of 0.2 have none
+        config = yaml.safe_load((run / "fit.yaml").read_text())
+        if not isinstance(config["model"]["init_args"]["teacher"], str):
+            raise TypeError("teacher is no path")
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
+    return config
+
+
+def _timestep(run: Path, config: dict[str, Any]) -> int | None:
+    """The student's timestep as the run's configuration names it; None: the last one."""
+    try:
+        return only_timestep(config["model"]["init_args"].get("timesteps"))  # runs of 0.2 have none
+    except TypeError as error:
         raise UserError(f"{run}/fit.yaml: no configuration of a distillation run ({error})") from error
 
 
@@ -109,8 +126,11 @@ def _checkpoint_of(run: Path, name: str) -> Path:
     return run / "checkpoints" / CHECKPOINTS[name]
 
 
-def _load_student(teacher: Teacher, path: Path) -> str:
-    """Load the averaged generator of a checkpoint into the teacher's network; returns the checkpoint's digest.
+def _load_student(teacher: Teacher, path: Path) -> tuple[str, int | None]:
+    """Load the averaged generator of a checkpoint into the teacher's network.
+
+    Returns:
+        The checkpoint's digest, and the images that it has seen.
 
     Raises:
         UserError: the checkpoint is missing, damaged, of another teacher or model, or not finite, or a running fit
@@ -120,11 +140,12 @@ def _load_student(teacher: Teacher, path: Path) -> str:
     if (reason := find_damage(path)) is not None:
         raise UserError(f"{path}: the checkpoint is broken ({reason}){_offer(path, 'previous.ckpt', GOOD)}")
     generator = OneStepGenerator(teacher.denoiser, teacher.scheduler)
-    generator.load_state_dict(_average_of(path, generator, weights_digest(teacher)))
+    average, images_seen = _average_of(path, generator, weights_digest(teacher))
+    generator.load_state_dict(average)
     checkpoint_digest = digest(path)
     if _version(path) != before:
         raise UserError(f"{path}: was replaced while it was read; run the same command again")
-    return checkpoint_digest
+    return checkpoint_digest, images_seen
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -136,8 +157,8 @@ def _version(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _average_of(path: Path, generator: OneStepGenerator, teacher_digest: str) -> dict[str, Any]:
-    """The weights of `generator_ema` in a checkpoint, checked against the network they go into."""
+def _average_of(path: Path, generator: OneStepGenerator, teacher_digest: str) -> tuple[dict[str, Any], int | None]:
+    """The weights of `generator_ema` in a checkpoint, checked against the network they go into, and its images."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         weights, teacher = checkpoint["state_dict"], checkpoint["teacher_digest"]
@@ -155,7 +176,7 @@ def _average_of(path: Path, generator: OneStepGenerator, teacher_digest: str) ->
     if (name := _first_not_finite(average)) is not None:
         offer = _offer(path, GOOD, PREVIOUS)
         raise UserError(f"{path}: {prefix}{name} is not finite, the run has diverged{offer}")
-    return average
+    return average, checkpoint.get("images_seen")
 
 
 def _first_not_finite(weights: dict[str, Tensor]) -> str | None:

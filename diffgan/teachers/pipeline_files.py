@@ -34,6 +34,13 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
             _write_vocabulary(component, folder / name)
 
 
+def without_path(config: bytes) -> bytes:
+    """A component's configuration without the place that it was loaded from, which is of the machine that did it."""
+    values = json.loads(config)
+    values.pop("_name_or_path", None)
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
 def _state_float32(file: Path) -> None:
     """Name float32 in a text encoder's configuration as the dtype to load it in."""
     config = json.loads(file.read_text(encoding="utf-8"))

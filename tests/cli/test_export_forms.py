@@ -1,6 +1,7 @@
 """Exports in 16 bits and as one file: opened by stock diffusers, measured, and refused in one line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from diffgan.__main__ import main
 from diffgan.cli.export_forms import convert
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
+from diffgan.storage.digests import digest
 from diffgan.teachers.registry import load_teacher
 from tests.pair_sets import contents
 from tests.runs import distillation, refused, write
@@ -64,8 +66,38 @@ def test_half_export_is_measured_and_opens_in_either_dtype(run, exact, tmp_path,
         assert 0 < difference < 2 * largest + 2e-2  # stock diffusers rounds the latent too
 
 
-def test_float32_record_is_unchanged(exact):
-    assert json.loads((exact / "diffgan.json").read_text()).keys() == {"run", "checkpoint"}
+def test_record_describes_the_run_without_paths(exact, run, tiny_pipeline):
+    record = json.loads((exact / "diffgan.json").read_text())
+    assert record.pop("checkpoint") == digest(run / "checkpoints" / "last.ckpt")
+    assert record.pop("pairs") | {"teacher_digest": "", "prompts_digest": ""} == {
+        **{"pairs": 40, "steps": 2, "guidance": 2.0, "precision": "32-true", "seed_base": 0},
+        **{"teacher_digest": "", "prompts_digest": ""},
+    }
+    assert record == {
+        "run": "run",
+        "images_seen": 16,
+        "teacher": {"name": "tiny", "pipeline": "StableDiffusionPipeline"},
+        "method": {"name": "Diffusion2GAN", "images": 16, "regression": "PseudoHuber"},
+    }
+    for file in exact.rglob("*.json"):
+        assert str(tiny_pipeline.parent.parent) not in file.read_text(), file
+
+
+def test_metrics_are_those_of_the_exported_checkpoint_alone(run, tmp_path):
+    """A record of another checkpoint, and a damaged one, say nothing about this one."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = {"protocol": "p", "protocol_digest": "d", "images_seen": 16, "metrics": {"evaluation/fid": 2.0, "lr": 1}}
+    for number, checkpoint in enumerate((digest(copy / "checkpoints" / "last.ckpt"), "0" * 32, None)):
+        content = json.dumps(record | {"checkpoint": {"digest": checkpoint}}) if checkpoint else "{"
+        (copy / "metrics.json").write_text(content)
+        main(["export", str(copy), str(tmp_path / f"student-{number}")])
+        found = json.loads((tmp_path / f"student-{number}" / "diffgan.json").read_text()).get("evaluation")
+        kept = {"protocol": "p", "protocol_digest": "d", "images_seen": 16, "metrics": {"evaluation/fid": 2.0}}
+        assert found == (kept if number == 0 else None)
+
+
+def test_grid_of_the_exported_weights_is_copied(run, exact):
+    assert (exact / "samples.png").read_bytes() == (run / "samples" / "images-00000016.png").read_bytes()
 
 
 def test_measured_difference_is_that_of_the_networks(exact):
