@@ -1,4 +1,4 @@
-"""Chromium without a window and without a network, driven over a pipe (Chrome DevTools Protocol)."""
+"""Chromium without a window and without a network but this machine, driven over a pipe (Chrome DevTools Protocol)."""
 
 import base64
 import fcntl
@@ -13,7 +13,11 @@ from typing import Any
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"),
-    *("--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+    ),
     "--remote-debugging-pipe",
 )
 SECONDS = 60  # for an answer
@@ -22,12 +26,17 @@ SECONDS = 60  # for an answer
 class Browser:
     """One page of a browser.
 
+    Args:
+        program: path of chromium.
+        profile: an empty folder.
+        offline: the page cannot reach this machine either.
+
     Attributes:
         problems: what the page wrote to the console as warning or error, and its uncaught exceptions.
         requests: the addresses it asked for.
     """
 
-    def __init__(self, program: str, profile: Path):
+    def __init__(self, program: str, profile: Path, offline: bool = True):
         (commands, self._commands), (self._answers, answers) = map(_pipe, range(2))
         redirected = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
         words = ["bash", "-c", redirected, program, *FLAGS, f"--user-data-dir={profile}"]
@@ -43,7 +52,9 @@ class Browser:
         self._session = {"sessionId": session["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.call(f"{domain}.enable")
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        if offline:
+            nothing = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            self.call("Network.emulateNetworkConditions", offline=True, **nothing)
 
     def close(self) -> None:
         """End the browser."""
@@ -54,8 +65,8 @@ class Browser:
 
     # ---- what a reader does ----
 
-    def open(self, page: Path, width: int, height: int = 900, dark: bool = False, script: bool = True) -> None:
-        """Load a page in a window of this size, as on a phone if it is narrow."""
+    def open(self, page: Path | str, width: int, height: int = 900, dark: bool = False, script: bool = True) -> None:
+        """Load a file or an address in a window of this size, as on a phone if it is narrow."""
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
@@ -65,7 +76,7 @@ class Browser:
         self.problems.clear()
         self.requests.clear()
         self._events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
 
     def value(self, expression: str) -> Any:

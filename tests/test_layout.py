@@ -19,7 +19,7 @@ LAYERS = (
     ("diffgan.pairs", "diffgan.glyphs", "diffgan.perceptual", "diffgan.nets"),
     ("datamodules", "diffgan.evaluation", "diffgan.losses"),
     ("diffgan.methods", "diffgan.reports"),
-    ("callbacks", "diffgan.memory"),
+    ("callbacks", "diffgan.memory", "diffgan.serving", "diffgan.sharing"),
     ("diffgan.cli",),
     ("diffgan.__main__",),
 )

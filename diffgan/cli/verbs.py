@@ -26,6 +26,8 @@ VERBS = {
     "plan": Verb("diffgan.cli.plan:plan", "train", "the memory that a distillation takes, before any download"),
     "sample": Verb("diffgan.cli.sample:sample", "use", "generate images with a teacher or an exported student"),
     "export": Verb("diffgan.cli.export:export", "use", "write a run's student as a diffusers pipeline directory"),
+    "push": Verb("diffgan.cli.push:push", "use", "upload an export, perceptual weights or a pair set, with a card"),
+    "serve": Verb("diffgan.cli.serve:serve", "use", "a page on this machine: student beside teacher on one noise"),
     "convert": Verb("diffgan.cli.convert:convert", "use", "convert the authors' E-LatentLPIPS weights to safetensors"),
     "evaluate": Verb("diffgan.cli.evaluate:evaluate", "evaluate", "metrics of a pipeline under a named protocol"),
     "sweep": Verb("diffgan.cli.sweeps.sweep:sweep", "evaluate", "train and evaluate the rows of a table; resumes"),

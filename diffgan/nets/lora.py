@@ -83,6 +83,7 @@ def merge_adapters(network: nn.Module) -> None:
             layer.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(network.get_submodule(parent), attribute, layer.get_base_layer())
+    del network.peft_config
 
 
 def save_adapters(network: nn.Module, pipeline_class: type[DiffusionPipeline], folder: Path) -> None:

@@ -41,6 +41,30 @@ def decode_with_gradient(vae: AutoencoderKL, latent: Tensor) -> Tensor:
     return vae.decode(LatentSpace.of(vae).to_autoencoder(latent), return_dict=False)[0]
 
 
+class ImageLatents(nn.Module):
+    """A pipeline's autoencoder between images and the diffusion model's latents, in its own precision.
+
+    Attributes:
+        vae: the autoencoder.
+        space: its latent space.
+    """
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae, self.space = vae, LatentSpace.of(vae)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each distribution."""
+        inputs = images.to(self.vae.device, self.vae.dtype, memory_format=torch.channels_last)
+        return self.space.to_model(self.vae.encode(inputs).latent_dist.mode())
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
+        return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]
+
+
 class Encoder(nn.Module):
     """Images to the diffusion model's latents; without an autoencoder, images unchanged.
 

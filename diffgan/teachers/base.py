@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
-from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
+from diffgan.teachers.autoencoders import ImageLatents
 from diffgan.teachers.denoiser import adapter_for
 from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, check_guidance, classifier_free
 from diffgan.teachers.prompt_tokens import own_precision, padded_tokens, truncated
@@ -21,7 +21,7 @@ from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
 from diffgan.training.transfer import to_device
 
 
-class Teacher(nn.Module, ABC):
+class Teacher(ImageLatents, ABC):
     """The components of a diffusers pipeline, frozen and in eval mode.
 
     Latents are the diffusion model's: (N, C, H, W), noise N(0, I). There is one subclass, a family, for each pipeline
@@ -35,8 +35,7 @@ class Teacher(nn.Module, ABC):
         network_class: class of the denoising network; `diffgan.teachers.denoiser` has an adapter for it.
         schedule_class: the kind of noise schedule.
         schedule: the noise schedule.
-        vae: the autoencoder.
-        space: the latent space of the autoencoder.
+        vae, space: the autoencoder and its latent space.
 
     Args:
         vae: the autoencoder.
@@ -55,13 +54,11 @@ class Teacher(nn.Module, ABC):
     schedule_class: ClassVar[type[NoiseSchedule]] = DDIMSchedule
 
     def __init__(self, vae: AutoencoderKL, denoiser: nn.Module, scheduler: SchedulerMixin):
-        super().__init__()
+        super().__init__(vae)
         self._adapter = adapter_for(denoiser)
         self._adapter.check(denoiser)
-        self.vae = vae
         self.add_module(self._adapter.component, denoiser)
         self.schedule = self.schedule_class.from_pipeline(scheduler)
-        self.space = LatentSpace.of(vae)
         self._checked_solvers: dict[str, SchedulerMixin] = {}
         self._latent_shape = self._adapter.latent_shape(denoiser.config)
         for network in (vae, denoiser):
@@ -117,6 +114,14 @@ class Teacher(nn.Module, ABC):
     def as_pipeline(self) -> DiffusionPipeline:
         """A stock pipeline of the teacher's components; `export` has put a student's weights into the network."""
         return self.pipeline_class(**{name: getattr(self, name) for name in self.components})
+
+    def in_original_layout(self) -> dict[str, Tensor]:
+        """All weights by their names in one file of the original Stable Diffusion code, as other programs read it.
+
+        Raises:
+            UserError: there is no such layout for this family, or it has no place for a weight.
+        """
+        raise UserError(f"--single_file: a {self.pipeline_class.__name__} has no original layout; omit --single_file")
 
     # ---- components ----
 
@@ -285,16 +290,3 @@ class Teacher(nn.Module, ABC):
         prediction = self._adapter.predict(self.denoiser, inputs, t, conditioning)
         prediction = prediction.to(latent.dtype)
         return prediction if halves == 1 else classifier_free(*prediction.chunk(2), guidance)
-
-    # ---- images ----
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] -> latents (N, C, H / factor, W / factor), the mode of each distribution."""
-        inputs = images.to(self.vae.device, self.vae.dtype, memory_format=torch.channels_last)
-        return self.space.to_model(self.vae.encode(inputs).latent_dist.mode())
-
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latents (N, C, H, W) -> images (N, 3, H * factor, W * factor), in about [-1, 1]."""
-        return self.vae.decode(self.space.to_autoencoder(latent.to(self.vae.dtype)), return_dict=False)[0]

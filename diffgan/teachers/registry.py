@@ -85,6 +85,11 @@ def resolve_path(path: str) -> str:
     return str(embedded("teacher")) if path == EMBEDDED else path
 
 
+def public_name(path: str) -> str:
+    """A teacher's name for others: a hub id as it is, the last part of a directory."""
+    return Path(path).absolute().name if Path(path).exists() or path.count("/") != 1 else path
+
+
 def family_of(path: str) -> type[Teacher]:
     """The family of a pipeline directory or hub id.
 

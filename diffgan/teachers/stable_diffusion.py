@@ -1,10 +1,16 @@
 """Stable Diffusion 1.x and 2.x, and the glyph teacher: one text encoder, its last hidden states."""
 
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.conditioning import Conditioning
+from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.original_layout.autoencoder import autoencoder_weights
+from diffgan.teachers.original_layout.names import joined
+from diffgan.teachers.original_layout.text_encoders import clip_weights
+from diffgan.teachers.original_layout.unet import unet_weights
 
 
 class StableDiffusion(Teacher):
@@ -42,4 +48,16 @@ class StableDiffusion(Teacher):
         components = {name: getattr(self, name) for name in self.components}
         return StableDiffusionPipeline(
             **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+
+    def in_original_layout(self) -> dict[str, Tensor]:
+        """As the files of SD1.x; those of SD2.x have a last layer of the text encoder that its pipelines lack."""
+        if self.unet.config.use_linear_projection:
+            raise UserError("--single_file: SD2.x cannot be written, its pipelines lack a layer; omit --single_file")
+        return joined(
+            {
+                "model.diffusion_model.": unet_weights(self.unet),
+                "first_stage_model.": autoencoder_weights(self.vae),
+                "cond_stage_model.transformer.": clip_weights(self.text_encoder),
+            }
         )

@@ -11,6 +11,10 @@ from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.denoiser import NUM_SIZES
+from diffgan.teachers.original_layout.autoencoder import autoencoder_weights
+from diffgan.teachers.original_layout.names import joined
+from diffgan.teachers.original_layout.text_encoders import clip_weights, open_clip_weights
+from diffgan.teachers.original_layout.unet import unet_weights
 
 
 class StableDiffusionXL(Teacher):
@@ -88,6 +92,17 @@ class StableDiffusionXL(Teacher):
     def as_pipeline(self) -> StableDiffusionXLPipeline:
         components = {name: getattr(self, name) for name in self.components}
         return StableDiffusionXLPipeline(**components, **self.settings)
+
+    def in_original_layout(self) -> dict[str, Tensor]:
+        """As the files of SDXL, whose second text encoder has open_clip's names."""
+        return joined(
+            {
+                "model.diffusion_model.": unet_weights(self.unet),
+                "first_stage_model.": autoencoder_weights(self.vae),
+                "conditioner.embedders.0.transformer.": clip_weights(self.text_encoder),
+                "conditioner.embedders.1.model.": open_clip_weights(self.text_encoder_2),
+            }
+        )
 
 
 def _check_added_conditioning(unet: UNet2DConditionModel, text_encoder: CLIPTextModelWithProjection) -> None:

@@ -199,7 +199,9 @@ HUB = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 STAGES = {"pairs": "predict", "latent_vgg": "fit", "calibration": "fit", "distill": "fit"}
-DIFFERENCES = {"sd15": {"guidance-8", "one-gpu", "paper"}, "sdxl": {"paper"}}
+DIFFERENCES = {"sd15": {"guidance-8", "one-gpu", "lora", "paper"}, "sdxl": {"lora", "lora-24gb", "paper"}}
+STAGES_OF_PAIRS = [("predict", "pairs"), ("fit", "distill")]
+TRANSFORMERS = {"pixart": "runs/sdxl", "sd35": "runs/sd35", "flux": "runs/flux"}  # where the perceptual weights are
 
 
 @pytest.mark.parametrize("recipe", HUB)
@@ -258,7 +260,32 @@ def test_papers_choices_are_a_run_of_their_own(capsys, recipe):
     assert distance["class_path"].endswith(".ELatentLPIPS") and distance["init_args"]["ensemble"] == "bgo"
     adversarial = settings["adversarial"]["init_args"]
     assert (adversarial["r1_every"], adversarial["r1_samples"], adversarial["input_noise"]) == (16, 1, 0.0)
-    assert set(adversarial["discriminator"]["init_args"].values()) == {True}
+    switches = adversarial["discriminator"]["init_args"]
+    assert switches.pop("lora") is None and set(switches.values()) == {True}
+
+
+@pytest.mark.parametrize("recipe", TRANSFORMERS)
+def test_recipes_for_transformers_meet(capsys, recipe):
+    """Pairs and training are of one teacher and size; both networks have adapters."""
+    pairs, distill = (merged(capsys, v, [f"configs/{recipe}/{s}.yaml"]) for v, s in STAGES_OF_PAIRS)
+    model, adversarial = distill["model"]["init_args"], distill["model"]["init_args"]["adversarial"]["init_args"]
+    made = pairs["model"]["init_args"]
+    assert (made["teacher"], made["size"]) == (model["teacher"], model["size"])
+    assert arguments(pairs, "pairs")["folder"] == distill["data"]["init_args"]["folder"]
+    weights = model["regression"]["init_args"]["distance"]["init_args"]["weights"]
+    assert weights == f"{TRANSFORMERS[recipe]}/latent_lpips.safetensors"
+    assert model["lora"]["rank"] == adversarial["discriminator"]["init_args"]["lora"]["rank"] == 64
+    assert arguments(distill, "samples")["guidance"] == made["guidance"]
+
+
+@pytest.mark.parametrize("files", [["sd15/lora"], ["sdxl/lora"], ["sdxl/lora", "sdxl/lora-24gb"]], ids=str)
+def test_adapters_train_on_one_gpu(capsys, files):
+    scale = files[0].partition("/")[0]
+    config = merged(capsys, "fit", [f"configs/{name}.yaml" for name in (f"{scale}/distill", *files)])
+    model = config["model"]["init_args"]
+    assert (config["trainer"]["devices"], config["trainer"]["strategy"]) == (1, "auto")
+    assert model["lora"] == model["adversarial"]["init_args"]["discriminator"]["init_args"]["lora"]
+    assert model["adversarial"]["init_args"]["starts_at_images"] < model["images"] - model["cooldown_images"]
 
 
 def test_papers_batch_of_sd15_is_that_of_64_gpus(capsys):

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from diffgan.__main__ import main
+from diffgan.nets.generator import OneStepGenerator
+from diffgan.nets.lora import LoRA, with_adapters
+from diffgan.noise import draw_noise
 from diffgan.teachers.registry import load_teacher
 from tests.processes import run_on_two_processes
 from tests.runs import (
@@ -18,6 +21,7 @@ from tests.runs import (
     use_large_adam_eps,
     write,
 )
+from tests.teachers.stock import load_stock, stock_latents
 
 ADAPTERS = {"rank": 2, "alpha": 4.0}
 
@@ -127,3 +131,35 @@ def test_a_checkpoint_of_a_full_training_is_refused(adversarial_config, tmp_path
     path = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
     words = ["fit", "-c", write(tmp_path / "other.yaml", other), "--ckpt_path", path]
     assert "is of another model" in refused(capsys, *words)
+
+
+def test_exports_merged_or_as_a_file_for_stock_diffusers(lora_config, tmp_path, tiny_pipeline, capsys):
+    """Both give the latents of the averaged generator, and the merged one is a pipeline like any other."""
+    main(["fit", "-c", write(tmp_path / "fit.yaml", lora_config)])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "merged")])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "adapters"), "--lora"])
+    assert {file.name for file in (tmp_path / "adapters").iterdir()} >= {"pytorch_lora_weights.safetensors"}
+    teacher = load_teacher(str(tiny_pipeline))
+    noise, prompts = draw_noise(range(2), teacher.latent_shape), ["digit 7", ""]
+    network = with_adapters(teacher.denoiser, LoRA(**ADAPTERS))
+    generator = OneStepGenerator(network, teacher.scheduler)
+    saved = checkpoint(tmp_path / "run")["state_dict"]
+    average = {n.removeprefix("generator_ema."): w for n, w in saved.items() if n.startswith("generator_ema.")}
+    assert not generator.load_state_dict(average, strict=False).unexpected_keys
+    with torch.no_grad():
+        trained = generator(noise, teacher.encode(prompts))
+        untrained = OneStepGenerator(teacher.denoiser, teacher.scheduler)(noise, teacher.encode(prompts))
+    assert (trained - untrained).abs().max() > 1e-4
+    merged, beside = load_stock(tmp_path / "merged", teacher), load_stock(tiny_pipeline, teacher)
+    beside.load_lora_weights(tmp_path / "adapters")
+    for pipe in (merged, beside):
+        torch.testing.assert_close(stock_latents(pipe, prompts, noise, 1, 1.0), trained, atol=1e-5, rtol=1e-5)
+    assert "--dtype and --single_file are for whole pipelines" in refused(
+        capsys, "export", str(tmp_path / "run"), str(tmp_path / "x"), "--lora", "--dtype", "float16"
+    )
+
+
+def test_a_full_training_has_no_adapters_to_export(adversarial_config, tmp_path, capsys):
+    main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
+    words = ["export", str(tmp_path / "run"), str(tmp_path / "adapters"), "--lora"]
+    assert "there are no adapters; leave --lora out" in refused(capsys, *words)
