@@ -35,11 +35,11 @@ def described(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor that contains NaN or infinity; None if all are finite. Memory-mapped ones stay so."""
-    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+    return next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """By the range of each block: one pass, without a copy."""
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds no NaN or infinity, by the range of each block: one pass, without a copy."""
     if not tensor.is_floating_point():
         return True
     blocks = tensor.reshape(-1).split(FINITE_BLOCK)

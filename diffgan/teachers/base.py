@@ -59,6 +59,9 @@ class Teacher(nn.Module, ABC):
         self.add_module(self._adapter.component, denoiser)
         self.schedule = self.schedule_class.from_pipeline(scheduler)
         self.space = LatentSpace.of(vae)
+        if self.latent_shape[0] != self.space.channels:
+            channels = f"{self.latent_shape[0]} channels, but those of the vae have {self.space.channels}"
+            raise UserError(f"{self._adapter.component}: its latents have {channels}")
         self._checked_solvers: dict[str, SchedulerMixin] = {}
         for network in (vae, denoiser):
             network.to(memory_format=torch.channels_last)
@@ -75,7 +78,21 @@ class Teacher(nn.Module, ABC):
             if component is None:
                 kind = cls.pipeline_class.__name__
                 raise UserError(f"model_index.json: a {kind} without {name} is not supported")
-        return cls(**components)
+        teacher = cls(**components)
+        teacher._check_tokenizers()
+        return teacher
+
+    def _check_tokenizers(self) -> None:
+        """Raises UserError if a tokenizer makes tokens or texts that its text encoder has no embedding for."""
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            tokens, positions = encoder.config.vocab_size, encoder.config.max_position_embeddings
+            last, length = max(tokenizer.get_vocab().values(), default=0), tokenizer.model_max_length
+            if not 0 <= last < tokens:
+                raise UserError(f"tokenizer: has token number {last}, but its text encoder has {tokens} tokens")
+            if not 2 <= length <= positions:
+                raise UserError(
+                    f"tokenizer: model_max_length is {length}, but its text encoder has {positions} positions"
+                )
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""

@@ -4,7 +4,9 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffgan.conditioning import Conditioning
+from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.denoiser import check_text_width
 
 
 class StableDiffusion(Teacher):
@@ -23,6 +25,10 @@ class StableDiffusion(Teacher):
         scheduler: SchedulerMixin,
     ):
         super().__init__(vae, unet, scheduler)
+        if unet.config.addition_embed_type is not None:
+            kind = repr(unet.config.addition_embed_type)
+            raise UserError(f"unet: addition_embed_type is {kind}, which only a StableDiffusionXLPipeline can provide")
+        check_text_width(unet, text_encoder.config.hidden_size)
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.requires_grad_(False).eval()
 
