@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffgan.storage.atomic import write_atomic
-from diffgan.storage.tensor_headers import TensorInfo
+from diffgan.storage.tensor_headers import FLOATS, Expected, TensorInfo
 
 FINITE_BLOCK = 1 << 22  # values whose range is computed at a time
 
@@ -31,6 +31,14 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
 def described(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
     """Dtype and shape of each tensor, as the header of a file would state them."""
     return {name: TensorInfo(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
+
+
+def expected_tensors(network: nn.Module) -> dict[str, Expected]:
+    """What a file with the weights of a network holds: its tensors by name, numbers in any floating-point dtype."""
+    expected = {}
+    for name, info in described(network.state_dict()).items():
+        expected[name] = Expected(info.shape, FLOATS if info.dtype in FLOATS else (info.dtype,))
+    return expected
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

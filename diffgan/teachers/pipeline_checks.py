@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from diffgan.errors import UserError, reason
 from diffgan.storage.json_files import read_object
+from diffgan.storage.tensor_files import expected_tensors
 from diffgan.storage.tensor_headers import FLOATS, Expected, TensorInfo, read_tensors_header, tensors_fault
 from diffgan.teachers.pipeline_files import PREFIX
 
@@ -79,9 +80,7 @@ def check_network(folder: Path, network_class: type[ModelMixin] | type[PreTraine
     except Exception as error:  # whatever a constructor does with numbers and names that it does not expect
         kind, problem = network_class.__name__, f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"{place}/{CONFIG}: is no configuration of a {kind} ({problem})") from error
-    expected = {
-        name: Expected(tuple(t.shape), FLOATS) for name, t in network.state_dict().items() if t.dtype.is_floating_point
-    }
+    expected = {name: want for name, want in expected_tensors(network).items() if want.dtypes == FLOATS}
     renamed = {_present_name(name, expected): info for name, info in found.items()}
     if fault := tensors_fault(renamed, expected, more_allowed=True):
         raise UserError(f"{place}/{file}: {fault}; restore the files of this pipeline")
