@@ -14,6 +14,7 @@ from diffgan.storage.processes import Worker, is_dead, this_worker
 from diffgan.storage.store import Entry, Store
 
 CLAIMS = "claims"  # the folder
+MAX_BYTES = 1 << 16  # of a claim's file
 REFRESH_SECONDS = 30
 
 
@@ -42,7 +43,7 @@ def claim_name(shard: int) -> str:
 def read_claim(store: Store, shard: int) -> Claim | None:
     """The claim on a shard; None if there is none, or if its file is not a claim."""
     try:
-        values = parse_object(store.read(claim_name(shard)) or b"")
+        values = parse_object(store.read(claim_name(shard), MAX_BYTES) or b"", MAX_BYTES)
         worker = Worker(*(Worker.__annotations__[name](values[name]) for name in Worker._fields))
         since = float(values["since"])
         return Claim(worker, since, float(values.get("refreshed", since)))

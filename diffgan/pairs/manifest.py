@@ -76,7 +76,7 @@ class Manifest:
         Raises:
             UserError: there is none, or it is not a manifest of this version.
         """
-        if (content := store.read(MANIFEST)) is None:
+        if (content := store.read(MANIFEST, MAX_BYTES)) is None:
             raise UserError(f"{store.path(MANIFEST)}: no pair set; make one with `diffgan predict`")
         return cls.parse(content, store.path(MANIFEST))
 
@@ -168,7 +168,7 @@ class Manifest:
     def require_unchanged(self, store: Store) -> None:
         """Raises: UserError if the set in the store was deleted or replaced by another one."""
         file = store.path(MANIFEST)
-        if (content := store.read(MANIFEST)) is None:
+        if (content := store.read(MANIFEST, MAX_BYTES)) is None:
             raise UserError(f"{file}: was deleted; run the same command again")
         if Manifest.parse(content, file).identity() != self.identity():
             raise UserError(f"{file}: is now the manifest of another pair set; choose another folder")

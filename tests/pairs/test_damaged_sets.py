@@ -56,7 +56,7 @@ def test_a_field_out_of_range_is_named(verb, changes, message, complete_set, cap
     [
         (DEEP, "nested too deeply"),
         ("[]", "no JSON object"),
-        ("{" + " " * 2_000_000 + "}", "more than 1 MB"),
+        ("{" + " " * 2_000_000 + "}", "more than the 1048576 bytes"),
         ('{"teacher": "\\ud800"}', "surrogates"),
         (b"\xff\xfe\xfd", "decode"),
     ],
