@@ -5,16 +5,16 @@ so neither a large number in a configuration nor the weights themselves take mem
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import diffusers
 import torch
 import transformers
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from diffgan.errors import UserError, reason
 from diffgan.storage.json_files import read_object
@@ -23,6 +23,7 @@ from diffgan.storage.tensor_headers import FLOATS, Expected, TensorInfo, read_te
 from diffgan.teachers.pipeline_files import PREFIX
 
 INDEX, CONFIG = "model_index.json", "config.json"
+NETWORKS = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 MAX_TIMESTEPS = 10**5  # of a schedule, whose tables are made when it is built
 LAYERS = re.compile("layers")  # in the names of settings that are numbers of layers, each of which has a tensor
@@ -51,6 +52,23 @@ def check_components(folder: Path, classes: Mapping[str, type]) -> None:
             _check_timesteps(_json(folder, f"{name}/scheduler_config.json"))
         if issubclass(component, ModelMixin | PreTrainedModel):
             check_network(folder / name, component)
+
+
+def check_networks(folder: Path, without: Collection[str] = ()) -> None:
+    """Check the files of those networks of a pipeline directory that are of the classes `NETWORKS`.
+
+    Args:
+        folder: of a pipeline of any class.
+        without: names of components that will be replaced.
+
+    Raises:
+        UserError: as `check_components`.
+    """
+    for name, entry in _json(folder, INDEX).items():
+        class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        network_class = next((known for known in NETWORKS if known.__name__ == class_name), None)
+        if network_class is not None and name not in without:
+            check_network(folder / name, network_class)
 
 
 def component_classes(family: type) -> dict[str, type]:

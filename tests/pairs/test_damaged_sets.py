@@ -2,9 +2,11 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +17,7 @@ from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.pair_set import PairSet
 from diffgan.storage.open import open_store
 from diffgan.storage.tensor_files import tensors_digest
-from tests.pair_sets import contents, refusal, shards
+from tests.pair_sets import contents, refusal, shards, writer_settings
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -70,6 +72,15 @@ def test_a_manifest_that_is_no_json_object_is_refused(content, message, complete
 def test_a_set_of_too_many_pairs_is_not_begun(command, tmp_path, capsys):
     line = refusal(capsys, command(tmp_path / "set", "--data.init_args.pairs=2000000000"))
     assert "pairs is 2000000000" in line and not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_folder_without_a_name_is_refused(command, tmp_path, capsys):
+    words = command(tmp_path / "set")
+    config = yaml.safe_load(Path(words[-1]).read_text())
+    writer_settings(config)["folder"] = ""
+    Path(words[-1]).write_text(yaml.safe_dump(config))
+    assert "folder: '' names no folder" in refusal(capsys, words)
+    assert "folder: '' names no folder" in refusal(capsys, ["pairs", "status", ""])
 
 
 def test_files_named_after_pairs_outside_the_set_are_not_counted(complete_set, capsys):
