@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from datamodules.loading import trains_on_gpu
 from diffgan.errors import UserError
+from diffgan.images import open_image
 from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
 
@@ -192,7 +194,7 @@ class LabelledImages(Dataset):
     """
 
     def __init__(self, root: Path, transform: v2.Transform):
-        self.images = ImageFolder(str(root), transform)
+        self.images = ImageFolder(str(root), transform, loader=_rgb)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -200,6 +202,11 @@ class LabelledImages(Dataset):
     def __getitem__(self, index: int) -> LabelledLatents:
         try:
             image, label = self.images[index]
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.images.samples[index][0]}: cannot be read as an image ({error})") from error
         return LabelledLatents(image, torch.tensor([label]))
+
+
+def _rgb(path: str) -> Image.Image:
+    """An image file as RGB, whatever its mode; errors as `open_image`."""
+    return open_image(Path(path)).convert("RGB")

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.glyphs import GlyphDataset
 from datamodules.loading import unchanged
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 from diffgan.glyphs.distortions import FAMILIES, distort
-from diffgan.images import from_uint8
+from diffgan.images import from_uint8, read_rgb, rgb_tensor
 from diffgan.perceptual.two_afc import TwoAFCBatch
 from diffgan.teachers.autoencoders import Encoder
 
@@ -122,6 +122,7 @@ class SyntheticGlyphTwoAFC(_EncodedTwoAFC):
 # ---- BAPPS ----
 
 
+MAX_PREFERENCE_BYTES = 4096
 IMAGE_FOLDERS = ("ref", "p0", "p1")
 
 
@@ -156,20 +157,23 @@ class BAPPSDataset(Dataset):
 
     def _image(self, path: Path) -> Tensor:
         """(3, H, W) in [-1, 1]."""
-        try:
-            image = Image.open(path).convert("RGB")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read as an image ({error})") from error
+        image = read_rgb(path)
         if self.resolution:
             image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
-        return from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        return from_uint8(rgb_tensor(image))
 
 
 def _read_preference(path: Path) -> float:
+    """The share in a file of NumPy, in [0, 1]; raises UserError if it holds anything else."""
     try:
-        return float(np.load(path, allow_pickle=False).item())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as one number ({error})") from error
+        if path.stat().st_size > MAX_PREFERENCE_BYTES:
+            raise ValueError(f"more than {MAX_PREFERENCE_BYTES} bytes")
+        preference = float(np.load(path, allow_pickle=False).item())
+        if not 0 <= preference <= 1:
+            raise ValueError(f"{preference} is no share")
+        return preference
+    except Exception as error:  # NumPy raises many kinds for other files
+        raise UserError(f"{path}: cannot be read as one number between 0 and 1 ({first_line(error)})") from error
 
 
 class BAPPS(_EncodedTwoAFC):

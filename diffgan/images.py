@@ -9,11 +9,69 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
+
+CONVERTED = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow's modes of 8 bits a channel without transparency
+TRANSPARENT = ("RGBA", "LA", "PA")
+MAX_PIXELS = 1 << 26  # of a file that is read: 8192 x 8192
 
 # Sizes in a grid, in pixels; CAPTION_LINES and the widths of text are in lines and characters.
 SIDE, GAP, MARGIN, LINE_HEIGHT = 112, 6, 118, 12
 CAPTION_LINES, NAME_CHARACTERS, CAPTION_CHARACTERS = 4, 18, 20
+
+
+def read_rgb(file: Path, remedy: str = "replace or remove it") -> Image.Image:
+    """An image file as RGB. Grey, palette and CMYK images are converted by Pillow, as FID's other tools do.
+
+    Args:
+        remedy: ends the message.
+
+    Raises:
+        UserError: the file is missing, no image, truncated, or has more than `MAX_PIXELS`; or converting it would lose
+            more than colour: it has 16 bits or floating-point numbers a channel, or transparent pixels.
+    """
+    try:
+        with open_image(file) as image:
+            if not _is_convertible(image):
+                raise ValueError(f"its mode is {image.mode}: save it as 8-bit RGB without transparency")
+            return image.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as an image ({first_line(error)}); {remedy}") from error
+
+
+def open_image(file: Path) -> Image.Image:
+    """An image file with its pixels decoded, whatever its mode.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is no image, is truncated, or has more than `MAX_PIXELS`.
+    """
+    image = None
+    try:
+        image = Image.open(file)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+        image.load()
+        return image
+    except Exception as error:  # the decoders of Pillow raise many kinds
+        if image is not None:
+            image.close()
+        if isinstance(error, OSError | ValueError):
+            raise
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def rgb_tensor(image: Image.Image) -> Tensor:
+    """An image -> (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _is_convertible(image: Image.Image) -> bool:
+    """Whether RGB shows what an image shows."""
+    if image.mode in TRANSPARENT:
+        return image.getchannel("A").getextrema()[0] == 255
+    return image.mode in CONVERTED and "transparency" not in image.info
 
 
 def from_uint8(images: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ import numpy as np
 
 from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
+from diffgan.storage.json_files import read_object
+
+MAX_BYTES = 512 << 20  # of the annotations: those of train2014 are 67 MB
 
 
 class Caption(NamedTuple):
@@ -42,7 +45,7 @@ def write_captions(source: Path, count: int, target: Path) -> None:
     Beside each caption stand its image and the year that the annotations say, by which protocols refuse other years.
     """
     try:
-        notes = json.loads(source.read_text())
+        notes = read_object(source, MAX_BYTES)
         year = {"year": notes["info"]["year"]} if "year" in notes.get("info", {}) else {}
         lines = [json.dumps(caption._asdict() | year) for caption in draw_captions(notes["annotations"], count)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

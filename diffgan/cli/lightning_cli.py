@@ -30,6 +30,7 @@ from diffgan.cli.resuming import (
 from diffgan.errors import UserError
 from diffgan.pairs.devices import require_precision
 from diffgan.teachers.outside import use_adapter
+from diffgan.training.checkpoints import restore_error
 from diffgan.training.precision import HIGHEST
 
 ADAPTER = "module:Class or file.py:Class of a teacher family outside the package; it is imported, so it is a program"
@@ -187,11 +188,18 @@ class DiffganCLI(UserSettingsCLI):
 
 def run_lightning(args: Sequence[str]) -> None:
     """Run one of Lightning's verbs; args: the verb and its arguments."""
-    DiffganCLI(
-        args=list(args),
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "diffgan"},
-    )
+    try:
+        DiffganCLI(
+            args=list(args),
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "diffgan"},
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        if (mistake := restore_error(error)) is None:
+            raise
+        raise mistake from error

@@ -4,16 +4,14 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import environment, write_json
 from diffgan.glyphs.recipe import describe, paint
-from diffgan.images import from_uint8, save_image_grid, to_uint8
+from diffgan.images import from_uint8, read_rgb, rgb_tensor, save_image_grid, to_uint8
 from diffgan.perceptual.reconstruction import compared_distances, reconstruct_latent
 from diffgan.perceptual.weights import weights_file
 from diffgan.plots import Curve, save_curves
@@ -75,17 +73,17 @@ def load_images(folder: Path | None, count: int) -> Tensor:
     """The first images of a folder by name, or glyphs of the reference families: (N, 3, H, W) in [-1, 1].
 
     Raises:
-        UserError: the folder has no image, or images of different sizes.
+        UserError: the folder has no image, a broken one, or images of different sizes.
     """
     if folder is None:
         return paint("reference", describe("reference", GLYPH_SEED, range(count)))
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:count]
     if not files:
         raise UserError(f"{folder}: holds no PNG, JPEG or WebP image")
-    arrays = [np.array(Image.open(file).convert("RGB")) for file in files]
-    if len({array.shape for array in arrays}) > 1:
+    found = [rgb_tensor(read_rgb(file)) for file in files]
+    if len({image.shape for image in found}) > 1:
         raise UserError(f"{folder}: the images are of different sizes; make them one size")
-    return from_uint8(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
+    return from_uint8(torch.stack(found))
 
 
 _decode = torch.no_grad()(decode_with_gradient)

@@ -1,11 +1,10 @@
 """The verb `report`: the page of a run, from what `diffgan test` stored."""
 
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from diffgan.cli.tables.records import Record, read_record, require_comparable
+from diffgan.cli.tables.records import Record, read_content, read_record, require_comparable
 from diffgan.errors import UserError
 from diffgan.reports.comparison import Comparison
 from diffgan.storage.atomic import write_atomic
@@ -55,7 +54,7 @@ def _write(run: Path, comparison: Comparison, records: list[Record]) -> Path:
     """Write the page; returns its path."""
     from diffgan.reports.page import PAGE, PageContent, render  # heavy: not before the records are read
 
-    content: dict[str, Any] = json.loads((run / METRICS).read_text())
+    content = read_content(run / METRICS)
     page = render(PageContent(comparison, content, _table(records), _all_values(records[0]), _figures(run)))
     write_atomic(run / PAGE, page.encode())
     return run / PAGE

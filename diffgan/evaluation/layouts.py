@@ -21,6 +21,7 @@ from diffgan.evaluation.provenance import write_json
 from diffgan.noise import SEEDS
 from diffgan.prompts import PromptFile
 from diffgan.storage.atomic import write_atomic
+from diffgan.storage.json_files import parse_object
 
 SEED_BASE = 3_000_000_000  # of prompts that are no protocol's; pairs begin at 0
 
@@ -89,7 +90,7 @@ class GenEval(Layout):
     per_prompt = 4
 
     def __init__(self, lines: list[str]):
-        super().__init__([json.loads(line)["prompt"].strip() for line in lines])
+        super().__init__([parse_object(line)["prompt"].strip() for line in lines])
         self.lines = lines
 
     @classmethod
@@ -178,7 +179,7 @@ def _lines_of(source: str) -> list[str]:
         raise UserError(f"--prompts: {source} is empty")
     for number, line in enumerate(lines, 1):
         try:
-            json.loads(line)["prompt"].strip()
+            parse_object(line)["prompt"].strip()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--prompts: line {number} of {source} is no JSON object with a text `prompt`") from error
     return lines

@@ -3,15 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffgan.errors import UserError, first_line
-
-CONVERTED = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow's modes of 8 bits a channel without transparency
-TRANSPARENT = ("RGBA", "LA", "PA")
+from diffgan.errors import UserError
+from diffgan.images import read_rgb, rgb_tensor
 
 
 def center_square(image: Image.Image, side: int) -> Tensor:
@@ -20,7 +17,7 @@ def center_square(image: Image.Image, side: int) -> Tensor:
     left, top = ((length - short) // 2 for length in image.size)
     square = image.convert("RGB").crop((left, top, left + short, top + short))
     resized = square if short == side else square.resize((side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    return rgb_tensor(resized).contiguous()
 
 
 def center_patch(images: Tensor, side: int) -> Tensor:
@@ -40,27 +37,3 @@ def resize_images(images: Tensor, side: int) -> Tensor:
 def read_images(files: Iterable[Path], side: int) -> Tensor:
     """Read files of real images -> (N, 3, side, side) uint8; errors as `read_rgb`."""
     return torch.stack([center_square(read_rgb(file), side) for file in files])
-
-
-def read_rgb(file: Path) -> Image.Image:
-    """An image file as RGB. Grey, palette and CMYK images are converted by Pillow, as FID's other tools do.
-
-    Raises:
-        UserError: the file is no image or is truncated; or converting it would lose more than colour: it has 16 bits
-            or floating-point numbers a channel, or transparent pixels.
-    """
-    try:
-        with Image.open(file) as image:
-            image.load()
-            if not _is_convertible(image):
-                raise ValueError(f"its mode is {image.mode}: save it as 8-bit RGB without transparency")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: cannot be read as an image ({first_line(error)}); replace or remove it") from error
-
-
-def _is_convertible(image: Image.Image) -> bool:
-    """Whether RGB shows what an image shows."""
-    if image.mode in TRANSPARENT:
-        return image.getchannel("A").getextrema()[0] == 255
-    return image.mode in CONVERTED and "transparency" not in image.info

@@ -13,6 +13,7 @@ from diffgan.evaluation.grain import REAL_SEED, View
 from diffgan.evaluation.metrics.statistics import FeatureStatistics
 from diffgan.evaluation.work_split import WorkSplit
 from diffgan.storage.tensor_files import write_tensors
+from diffgan.storage.tensor_headers import read_tensors_header
 
 
 class RealImages(ABC):
@@ -65,10 +66,20 @@ def cache_file(
 
 
 def cached_tensors(file: Path | None, compute: Callable[[], dict[str, Tensor]], split: WorkSplit) -> dict[str, Tensor]:
-    """The tensors of a file; if a process lacks it they are computed, and the first process writes it (collective)."""
-    if split.agree(file is not None and file.is_file()):
+    """The tensors of a file; if a process lacks it they are computed, and the first process writes it (collective).
+
+    A file that is damaged is written again.
+    """
+    if split.agree(file is not None and _is_intact(file)):
         return load_file(file)
     tensors = compute()
     if file is not None and split.rank == 0:
         write_tensors(file, tensors)
     return tensors
+
+
+def _is_intact(file: Path) -> bool:
+    try:
+        return bool(read_tensors_header(file).tensors)
+    except (OSError, ValueError):
+        return False

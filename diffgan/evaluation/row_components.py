@@ -17,6 +17,7 @@ from torch import nn
 from diffgan.errors import UserError, first_line
 from diffgan.evaluation.rows import CLASS, SAFE, Lora, Row
 from diffgan.teachers.denoiser import UNetAdapter
+from diffgan.teachers.pipeline_checks import check_network, check_networks
 from diffgan.teachers.registry import pipeline_class_name
 
 UNET = UNetAdapter.component
@@ -25,7 +26,16 @@ OWN = {  # arguments of the pipeline's call that the row's other keys or the pro
     *("generator", "latents", "output_type", "return_dict"),
 }
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    AttributeError,
+    RecursionError,
+    SafetensorError,
+)
 
 
 def networks(pipeline: DiffusionPipeline) -> list[nn.Module]:
@@ -48,6 +58,8 @@ def load_pipeline(row: Row, path: str, unet: Path | None) -> DiffusionPipeline:
     parameters = inspect.signature(pipeline_class.__init__).parameters
     options: dict[str, Any] = {key: value for key, value in WITHOUT_CHECKER.items() if key in parameters}
     with torch.device("cpu"):
+        if Path(path).is_dir():
+            _check_networks(path, () if row.unet is None else (UNET,))
         if row.unet is not None:
             options[UNET] = _replacement(row.unet, unet, path)
         try:
@@ -57,11 +69,20 @@ def load_pipeline(row: Row, path: str, unet: Path | None) -> DiffusionPipeline:
             raise UserError(message) from error
 
 
+def _check_networks(path: str, without: tuple[str, ...]) -> None:
+    try:
+        check_networks(Path(path), without)
+    except UserError as error:
+        raise UserError(f"pipeline {path}: {error}") from error
+
+
 def _replacement(name: str, file: Path | None, pipeline: str) -> UNet2DConditionModel:
     """The row's UNet: a file of weights for the pipeline's configuration, or a directory or hub id with its own."""
     if file is not None and file.is_file():
         return unet_of_weights(file, pipeline)
     try:
+        if Path(name).is_dir():
+            check_network(Path(name), UNet2DConditionModel)
         return UNet2DConditionModel.from_pretrained(name, use_safetensors=True)
     except LOADING_ERRORS as error:
         raise UserError(f"unet {name}: cannot be loaded as a UNet ({first_line(error)})") from error

@@ -72,7 +72,7 @@ def read_row(path: Path) -> Row:
     """
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"row {path}: cannot be read as YAML ({first_line(error)})") from error
     try:
         _check_keys(values, Row, "")

@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffgan.errors import UserError, first_line
 from diffgan.evaluation.layouts import Flat, Layout
 from diffgan.evaluation.provenance import write_json
 from diffgan.evaluation.work_split import WorkSplit
+from diffgan.images import read_rgb, rgb_tensor
 from diffgan.storage.atomic import PARTIAL
+from diffgan.storage.json_files import read_object
 
 RECORD = "images.json"  # is there when all images are
 STARTED = "images.started.json"  # the same record, until then
@@ -59,7 +59,7 @@ class SavedImages:
         if not self.are_complete(numbers):
             return None
         files = [self.folder / file for number in numbers for file in self.layout.files(number)]
-        images = [_read_png(file) for file in files]
+        images = [rgb_tensor(read_rgb(file, "remove it and run the same command again")) for file in files]
         for file, image in zip(files, images, strict=True):
             if image.shape != images[0].shape:
                 raise UserError(f"{file}: has another size than {files[0]}; remove it to make it again")
@@ -93,9 +93,9 @@ class SavedImages:
 
     def _require_same(self, file: Path) -> None:
         try:
-            found = json.loads(file.read_text())
+            found = read_object(file)
             different = [key for key in self.record | found if found.get(key) != self.record.get(key)]
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot be read ({first_line(error)}); name another folder") from error
         if different:
             ours, theirs = self.record.get(different[0]), found.get(different[0])
@@ -108,14 +108,3 @@ class SavedImages:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _read_png(file: Path) -> Tensor:
-    """(3, H, W) uint8."""
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError) as error:
-        raise UserError(
-            f"{file}: is damaged ({first_line(error)}); remove it and run the same command again"
-        ) from error

@@ -1,12 +1,10 @@
 """The teacher's images of a protocol's rows: what a student's images of the same noises are compared with."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +13,10 @@ from diffgan.evaluation.features.registry import Extractors
 from diffgan.evaluation.grain import View
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.metrics.statistics import FeatureStatistics
-from diffgan.evaluation.preprocessing import read_rgb
 from diffgan.evaluation.real_images import RealImages, cache_file, cached_tensors
 from diffgan.evaluation.work_split import WorkSplit
+from diffgan.images import read_rgb, rgb_tensor
+from diffgan.storage.json_files import read_object
 
 TEACHER = "teacher"  # name of the set of the teacher's images
 INDEX = "images.json"
@@ -55,7 +54,7 @@ class TeacherImages:
 
     def read(self, rows: list[int]) -> Tensor:
         """The images of some rows: (N, 3, H, W) uint8; raises UserError naming a file that is no image."""
-        images = [torch.from_numpy(np.array(read_rgb(self.file(row)))).permute(2, 0, 1) for row in rows]
+        images = [rgb_tensor(read_rgb(self.file(row))) for row in rows]
         for row, image in zip(rows, images, strict=True):
             if image.shape != images[0].shape:
                 raise UserError(f"{self.file(row)}: is of another size than {self.file(rows[0]).name}; {REMEDY}")
@@ -73,10 +72,7 @@ class TeacherImages:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads((folder / INDEX).read_text())
-        if not isinstance(record, dict):
-            raise ValueError("no JSON object")
-        return record
+        return read_object(folder / INDEX)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: holds no readable {INDEX} ({first_line(error)}); {REMEDY}") from error
 

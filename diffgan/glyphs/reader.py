@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,7 +18,8 @@ from diffgan.errors import UserError
 from diffgan.glyphs.attributes import coverage
 from diffgan.glyphs.typefaces import CHARACTERS
 from diffgan.storage.embedded import embedded
-from diffgan.storage.tensor_files import write_tensors
+from diffgan.storage.tensor_files import expected_tensors, write_tensors
+from diffgan.storage.tensor_headers import read_tensors_header, tensors_fault
 from diffgan.training.lr_schedules import warmup_cosine
 
 HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}
@@ -69,16 +70,16 @@ def load_reader(path: Path | None = None) -> GlyphReader:
         UserError: the file is missing, damaged, or holds no weights of a reader.
     """
     source = embedded("reader.safetensors") if path is None else path
-    try:
-        with safe_open(str(source), "pt") as weights:
-            is_reader = (weights.metadata() or {}).get("format") == HEADER["format"]
-            state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (safe_open is no dict)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{source}: cannot be read as a glyph reader: {error}") from error
-    if not is_reader:
-        raise UserError(f"{source}: holds no weights of a glyph reader")
     reader = GlyphReader()
-    reader.load_state_dict(state)
+    try:
+        header = read_tensors_header(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: cannot be read as a glyph reader: {error}") from error
+    if header.metadata.get("format") != HEADER["format"]:
+        raise UserError(f"{source}: holds no weights of a glyph reader")
+    if fault := tensors_fault(header.tensors, expected_tensors(reader)):
+        raise UserError(f"{source}: {fault}; restore the file")
+    reader.load_state_dict(load_file(source))
     return reader.requires_grad_(False).eval()
 
 

@@ -9,10 +9,12 @@ import time
 from typing import NamedTuple
 
 from diffgan.errors import UserError
+from diffgan.storage.json_files import parse_object
 from diffgan.storage.processes import Worker, is_dead, this_worker
 from diffgan.storage.store import Entry, Store
 
 CLAIMS = "claims"  # the folder
+MAX_BYTES = 1 << 16  # of a claim's file
 REFRESH_SECONDS = 30
 
 
@@ -41,11 +43,11 @@ def claim_name(shard: int) -> str:
 def read_claim(store: Store, shard: int) -> Claim | None:
     """The claim on a shard; None if there is none, or if its file is not a claim."""
     try:
-        values = json.loads(store.read(claim_name(shard)) or b"")
-        worker = Worker(*(values[name] for name in Worker._fields))
+        values = parse_object(store.read(claim_name(shard), MAX_BYTES) or b"", MAX_BYTES)
+        worker = Worker(*(Worker.__annotations__[name](values[name]) for name in Worker._fields))
         since = float(values["since"])
         return Claim(worker, since, float(values.get("refreshed", since)))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 

@@ -22,11 +22,15 @@ from torch import Tensor
 
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
+from diffgan.pairs.manifest import MAXIMUM
 from diffgan.pairs.shard_reader import DamagedShard, Shard, ShardReader, open_shard
 from diffgan.storage.cache import CACHE_GB
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
+from diffgan.storage.tensor_files import described
+from diffgan.storage.tensor_headers import FLOATS, Expected, tensors_fault
 
+ROWS = (*FLOATS, "int64", "bool")  # dtypes of conditioning: embeddings and guidance, sizes, mask
 INDEX = "index.safetensors"
 REMEDY = "run `diffgan pairs embed` again"
 
@@ -52,8 +56,8 @@ def shard_header(shard: int, teacher_digest: str, keys: np.ndarray) -> dict[str,
     return {"shard": shard, "teacher_digest": teacher_digest, "prompts_digest": digest}
 
 
-def open_embeddings(store: Store, name: str, header: dict[str, Any]) -> Shard:
-    """A shard, memory-mapped, whose metadata must be `header`.
+def open_embeddings(store: Store, name: str, header: dict[str, Any], count: int) -> Shard:
+    """A shard of `count` prompts, memory-mapped, whose metadata must be `header`.
 
     Raises:
         UserError: the shard is missing.
@@ -62,7 +66,30 @@ def open_embeddings(store: Store, name: str, header: dict[str, Any]) -> Shard:
     shard = open_shard(store, name, REMEDY)
     if shard.header != header:
         raise DamagedShard(f"{store.path(name)}: belongs to other prompts or another teacher; {REMEDY}")
+    if fault := _rows_fault(shard.tensors, count):
+        raise DamagedShard(f"{store.path(name)}: shard is damaged ({fault}); {REMEDY}")
     return shard
+
+
+def _rows_fault(tensors: dict[str, Tensor], count: int) -> str | None:
+    """What is wrong with the tensors of `count` prompts: names, number of rows or dtypes."""
+    sides = {name: len(tensor.shape) - 1 for name, tensor in tensors.items()}
+    known = [name for name in Conditioning._fields if name in tensors or name == "text"]
+    return tensors_fault(
+        described(tensors), {name: Expected((count, *[None] * sides.get(name, 0)), ROWS) for name in known}
+    )
+
+
+def _index_fault(index: Shard) -> str | None:
+    """What is wrong with an index; reads it."""
+    count, shard_size = len(index.tensors.get("key", ())), index.header.get("shard_size")
+    if type(shard_size) is not int or not 1 <= shard_size <= MAXIMUM["shard_size"]:
+        return f"shard_size is {shard_size!r} in its header and must be between 1 and {MAXIMUM['shard_size']}"
+    if fault := tensors_fault(described(index.tensors), dict.fromkeys(("key", "row"), Expected((count,), ("int64",)))):
+        return fault
+    if not torch.equal(index.tensors["row"].sort().values, torch.arange(count)):
+        return "row is no permutation"
+    return None if count and (index.tensors["key"].diff() > 0).all() else "its keys are not ascending"
 
 
 class Embeddings:
@@ -80,11 +107,13 @@ class Embeddings:
     def __init__(self, folder: str | Path, teacher_digest: str, cache_gb: float = CACHE_GB):
         self.store, self.teacher_digest = open_store(folder, cache_gb), teacher_digest
         index = open_shard(self.store, INDEX, REMEDY)
-        if index.header["teacher_digest"] != teacher_digest:
+        if (theirs := index.header.get("teacher_digest")) != teacher_digest:
             raise UserError(
-                f"{self.store.place}: the embeddings are of another teacher (digest {index.header['teacher_digest']} "
-                f"there, {teacher_digest} of the pairs); {REMEDY} on these pairs"
+                f"{self.store.place}: the embeddings are of another teacher (digest {theirs} there, "
+                f"{teacher_digest} of the pairs); {REMEDY} on these pairs"
             )
+        if fault := _index_fault(index):
+            raise DamagedShard(f"{self.store.path(INDEX)}: is damaged ({fault}); {REMEDY}")
         self.keys, self.rows = index.tensors["key"].numpy(), index.tensors["row"].numpy()
         self.keys_by_row = np.empty_like(self.keys)
         self.keys_by_row[self.rows] = self.keys
@@ -112,7 +141,9 @@ class Embeddings:
 
     def _load(self, shard: int) -> Shard:
         keys = self.keys_by_row[shard * self.shards.rows : (shard + 1) * self.shards.rows]
-        return open_embeddings(self.store, self.shards.name(shard), shard_header(shard, self.teacher_digest, keys))
+        return open_embeddings(
+            self.store, self.shards.name(shard), shard_header(shard, self.teacher_digest, keys), len(keys)
+        )
 
 
 def conditioning_tensors(conditioning: Conditioning) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from diffgan.pairs.manifest import Manifest
 from diffgan.storage.store import Entry, Store
 
 PARTIAL_SHARDS = "parts"  # the folder
-PARTIAL_SHARD = re.compile(r"/(\d+)-(\d+)-(\d+)\.safetensors$")  # shard, first and last pair
-CLAIM = re.compile(r"/(\d+)$")
+PARTIAL_SHARD = re.compile(r"/(\d{1,15})-(\d{1,15})-(\d{1,15})\.safetensors$")  # shard, first and last pair
+CLAIM = re.compile(r"/(\d{1,15})$")
 
 
 class SetListing(NamedTuple):
@@ -43,8 +43,12 @@ def list_set(store: Store, manifest: Manifest) -> SetListing:
     Claims and partial shards are listed before shards, so that a shard that is finished between two listings is
     listed as finished.
     """
-    claims = list_claims(store)
-    partial_shards = list_partial_shards(store)
+    claims = {shard: entry for shard, entry in list_claims(store).items() if shard < manifest.shards}
+    partial_shards = {
+        shard: {numbers: entry for numbers, entry in entries.items() if _lies_in(numbers, manifest.span(shard))}
+        for shard, entries in list_partial_shards(store).items()
+        if shard < manifest.shards
+    }
     shard_of = {manifest.name(shard): shard for shard in range(manifest.shards)}
     shards = {shard_of[name]: entry for name, entry in store.entries().items() if name in shard_of}
     unfinished = {shard: entries for shard, entries in partial_shards.items() if shard not in shards}
@@ -63,8 +67,13 @@ def list_partial_shards(store: Store) -> dict[int, dict[range, Entry]]:
     for name, entry in store.entries(PARTIAL_SHARDS).items():
         if match := PARTIAL_SHARD.search(name):
             shard, first, last = map(int, match.groups())
-            partial_shards.setdefault(shard, {})[range(first, last + 1)] = entry
+            if first <= last:
+                partial_shards.setdefault(shard, {})[range(first, last + 1)] = entry
     return partial_shards
+
+
+def _lies_in(numbers: range, span: range) -> bool:
+    return span.start <= numbers.start and numbers.stop <= span.stop
 
 
 def partial_shard_name(shard: int, numbers: range) -> str:

@@ -1,6 +1,8 @@
 """The manifest of a pair set: what the set is, and which pairs lie in which shard."""
 
 import json
+import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, get_origin
 
 from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
+from diffgan.storage.json_files import parse_object
 from diffgan.storage.store import Store
 from diffgan.teachers.earlier import remedy_for
 
@@ -17,9 +20,21 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 RECORDED = ("teacher", "batch_size", "versions", "compile", "device", "guidance_kind")
 MADE = ("device", "versions", "compile")  # what the rounding of a batch depends on
 MINIMUM = {"seed_base": 0}  # of integer fields; of those not named here it is 1
+# Largest values of integer fields, so that reading a manifest never leads to endless work. `shards` is their number.
+MAXIMUM = {
+    "pairs": 10**9,
+    "shard_size": 10**6,
+    "shards": 10**6,
+    "batch_size": 10**6,
+    "steps": 10**5,
+    "seed_base": 2**32,
+}
+LATENT_VALUES = 2**24  # at most, of one latent: a shape of three sides
 DEFAULTS = {"compile": False, "device": "", "guidance_kind": "cfg"}  # of fields that older manifests lack
 OMITTED = ("device", "guidance_kind")  # fields that are not written where they have their default
-TYPE_NAMES = {str: "a string", dict: "an object", float: "a number", bool: "true or false"}
+TYPE_NAMES = {str: "a string", dict[str, Any]: "an object", float: "a finite number", bool: "true or false"}
+MAX_BYTES = 1 << 20  # of a manifest's file
+SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Manifest:
         Raises:
             UserError: there is none, or it is not a manifest of this version.
         """
-        if (content := store.read(MANIFEST)) is None:
+        if (content := store.read(MANIFEST, MAX_BYTES)) is None:
             raise UserError(f"{store.path(MANIFEST)}: no pair set; make one with `diffgan predict`")
         return cls.parse(content, store.path(MANIFEST))
 
@@ -75,22 +90,28 @@ class Manifest:
             UserError: it is not a manifest of this version, or a field has a value of another type or range.
         """
         try:
-            values = json.loads(content)
+            values = DEFAULTS | parse_object(content, MAX_BYTES)
         except ValueError as error:
             raise UserError(f"{file}: not a manifest ({error}); make the set in another folder") from error
-        values = DEFAULTS | values if isinstance(values, dict) else {}
         names = {field.name for field in fields(cls)}
         if unexpected := sorted(names.symmetric_difference(values)):
             raise UserError(
                 f"{file}: not a manifest of this version (field {unexpected[0]}); make the set in another folder"
             )
-        for field in fields(cls):
-            value = values[field.name]
+        manifest = cls(**values)
+        if fault := manifest.fault():
+            raise UserError(f"{file}: {fault}; make the set in another folder")
+        return manifest
+
+    def fault(self) -> str | None:
+        """The first field whose value is of another type or range, in words; None if there is none."""
+        for field in fields(self):
+            value = getattr(self, field.name)
             if requirement := _unmet_requirement(field.name, field.type, value):
-                raise UserError(
-                    f"{file}: {field.name} is {value!r} there and must be {requirement}; make the set in another folder"
-                )
-        return cls(**values)
+                return f"{field.name} is {repr(value)[:SHOWN]} there and must be {requirement}"
+        if self.shards > MAXIMUM["shards"]:
+            return f"{self.pairs} pairs in shards of {self.shard_size} are more than {MAXIMUM['shards']} shards"
+        return None
 
     def write(self, folder: Path) -> None:
         """Write the manifest atomically."""
@@ -149,7 +170,7 @@ class Manifest:
     def require_unchanged(self, store: Store) -> None:
         """Raises: UserError if the set in the store was deleted or replaced by another one."""
         file = store.path(MANIFEST)
-        if (content := store.read(MANIFEST)) is None:
+        if (content := store.read(MANIFEST, MAX_BYTES)) is None:
             raise UserError(f"{file}: was deleted; run the same command again")
         if Manifest.parse(content, file).identity() != self.identity():
             raise UserError(f"{file}: is now the manifest of another pair set; choose another folder")
@@ -182,14 +203,28 @@ class Manifest:
 def _unmet_requirement(name: str, annotation: Any, value: Any) -> str | None:
     """What a field must be, if the value is not that."""
     if name == "latent_shape":
-        valid = isinstance(value, list) and len(value) == 3 and all(type(side) is int and side > 0 for side in value)
-        return None if valid else "three integers of at least 1"
+        return None if _is_shape(value) else f"three integers of at least 1 whose product is at most {LATENT_VALUES}"
     if annotation is int:
-        minimum = MINIMUM.get(name, 1)
-        return None if type(value) is int and value >= minimum else f"an integer of at least {minimum}"
-    expected = get_origin(annotation) or annotation
-    accepted = (int, float) if expected is float else (expected,)  # JSON may have 3 for 3.0; true is not a number
-    return None if type(value) in accepted else TYPE_NAMES[expected]
+        minimum, maximum = MINIMUM.get(name, 1), MAXIMUM[name]
+        valid = type(value) is int and minimum <= value <= maximum
+        return None if valid else f"an integer of at least {minimum} and at most {maximum}"
+    if name in ("latent_space", "versions"):
+        kind, what = (float, "numbers") if name == "latent_space" else (str, "strings")
+        valid = isinstance(value, dict) and all(_is_a(kind, entry) for entry in value.values())
+        return None if valid else f"an object of {what}"
+    return None if _is_a(get_origin(annotation) or annotation, value) else TYPE_NAMES[annotation]
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether a value read from JSON is of a type; a number may be written as 3 for 3.0, but must be finite."""
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is kind
+
+
+def _is_shape(value: Any) -> bool:
+    valid = isinstance(value, list) and len(value) == 3 and all(type(side) is int and side > 0 for side in value)
+    return valid and math.prod(value) <= LATENT_VALUES
 
 
 def versions() -> dict[str, str]:

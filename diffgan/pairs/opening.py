@@ -4,8 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from diffgan.errors import UserError
 from diffgan.pairs.claims import CLAIMS
 from diffgan.pairs.headers import parse_header
@@ -13,6 +11,7 @@ from diffgan.pairs.listing import PARTIAL_SHARD, PARTIAL_SHARDS
 from diffgan.pairs.manifest import MADE, MANIFEST, Manifest
 from diffgan.pairs.shard_format import read_shard, shards_size
 from diffgan.pairs.shard_reader import open_shard
+from diffgan.storage.embedded import EMBEDDED
 from diffgan.storage.local import LocalStore
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
@@ -36,9 +35,12 @@ def open_pair_set(folder: str | Path, manifest: Manifest, lease_seconds: float) 
         lease_seconds: half-written files of other machines are removed when they are older.
 
     Raises:
-        UserError: the folder cannot be written, holds another set, or a shard is damaged.
+        UserError: the folder cannot be written, holds another set, a shard is damaged, or the manifest could not be
+            read again.
     """
     store = open_store(folder)
+    if fault := manifest.fault():
+        raise UserError(f"{store.place}: {fault}; change the configuration")
     if store.read(MANIFEST) is None:
         _require_same_leftovers(store, manifest)
     if not store.create(MANIFEST, manifest.content()):
@@ -52,6 +54,25 @@ def open_pair_set(folder: str | Path, manifest: Manifest, lease_seconds: float) 
 def bytes_are_compared(store: Store, manifest: Manifest) -> bool:
     """Whether `open_pair_set` compares the bytes of the shards with their digests."""
     return isinstance(store, LocalStore) and shards_size(store, manifest) <= COMPARED_BYTES
+
+
+def teacher_of(manifest: Manifest, given: str | None, place: str) -> str:
+    """The path of a set's teacher, to make pairs or embeddings again. One line names it before it is loaded.
+
+    A set may come from anywhere, so its manifest alone does not decide what is downloaded.
+
+    Args:
+        given: what the user names; None: the teacher of the manifest, if it is a directory or part of the package.
+        place: of the set, for messages.
+
+    Raises:
+        UserError: the manifest names something else, such as a hub id.
+    """
+    name = manifest.teacher
+    if given is None and name != EMBEDDED and not Path(name).is_dir():
+        raise UserError(f"{place}: its teacher {name} is no directory here; if you trust it, say --teacher {name}")
+    print(f"{place}: teacher {given or name}", file=sys.stderr, flush=True)
+    return given or name
 
 
 def require_teacher(manifest: Manifest, teacher: Teacher, place: str) -> None:
@@ -78,7 +99,7 @@ def _require_same_leftovers(store: Store, manifest: Manifest) -> None:
     for name in filter(PARTIAL_SHARD.search, store.entries(PARTIAL_SHARDS)):
         try:
             header = parse_header(store.read(name) or b"")
-        except (SafetensorError, KeyError, ValueError):
+        except ValueError:
             continue
         manifest.require_same(header, store.path(name))
 

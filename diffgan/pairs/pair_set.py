@@ -91,7 +91,11 @@ class PairSet:
     def _prompt(self, shard: int, row: int) -> str:
         tensors = self.shards[shard].tensors
         begin, end = tensors["prompt_offsets"].numpy()[row : row + 2]
-        return tensors["prompt_bytes"].numpy()[begin:end].tobytes().decode()
+        try:
+            return tensors["prompt_bytes"].numpy()[begin:end].tobytes().decode()
+        except UnicodeDecodeError as error:
+            name = self.store.path(self.manifest.name(shard))
+            raise UserError(f"{name}: a prompt is no UTF-8 ({error.reason}); run `diffgan pairs verify`") from error
 
     def _load(self, shard: int) -> Shard:
         return read_shard(self.store, self.manifest, shard, self._compare)

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from diffgan.pairs.headers import parse_header
+from diffgan.pairs.headers import header_fault, parse_header
 from diffgan.pairs.listing import partial_shard_name
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.shard_format import shard_content
+from diffgan.pairs.shard_format import pairs_fault, shard_content, values_fault
 from diffgan.storage.store import Store
 from diffgan.storage.tensor_files import tensors_digest
 
@@ -53,14 +53,16 @@ def read_partial_shard(store: Store, manifest: Manifest, shard: int, numbers: ra
         return None
     try:
         header, tensors = parse_header(content), load(content)
-        intact = tensors_digest(tensors) == header["digest"]
-    except (SafetensorError, ValueError, KeyError):
+        intact = tensors_digest(tensors) == header.get("digest")
+    except (SafetensorError, ValueError):
         intact = False
-    if not intact:
-        store.remove(name)
-        return None
-    manifest.require_same(header, store.path(name))
-    return PartialShard(tensors, header["truncated"], header.get("made"))
+    if intact:
+        manifest.require_same(header, store.path(name))
+        fault = header_fault(header) or pairs_fault(manifest, len(numbers), tensors) or values_fault(tensors)
+        if not fault:
+            return PartialShard(tensors, header.get("truncated", 0), header.get("made"))
+    store.remove(name)
+    return None
 
 
 def join_partial_shards(partial_shards: list[PartialShard]) -> PartialShard:

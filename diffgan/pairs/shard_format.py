@@ -1,5 +1,6 @@
 """The tensors and metadata in a shard's file: packing pairs into them, and checking a shard that is read."""
 
+import codecs
 import json
 from itertools import accumulate
 from pathlib import Path
@@ -12,15 +13,17 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 from diffgan.pairs.batch import PairBatch
-from diffgan.pairs.headers import HEADER
+from diffgan.pairs.headers import HEADER, header_fault
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.shard_reader import Shard, open_shard
+from diffgan.pairs.shard_reader import DamagedShard, Shard, open_shard
 from diffgan.storage.atomic import write_atomic
 from diffgan.storage.store import Store
-from diffgan.storage.tensor_files import tensors_digest
+from diffgan.storage.tensor_files import described, first_not_finite, tensors_digest
+from diffgan.storage.tensor_headers import Expected, tensors_fault
 
 NOISE_HEAD = 4  # values of z in a shard
 NOISE_TOLERANCE = 1e-5  # processors may differ in the last bit of a normal number, generators differ in all
+DECODED_BYTES = 1 << 20  # of prompts at a time
 REMEDY = "run `diffgan predict` with the configuration of this set again"
 
 
@@ -96,22 +99,81 @@ def shard_content(
 def read_shard(store: Store, manifest: Manifest, shard_number: int, compare: bool = False) -> Shard:
     """A shard, memory-mapped.
 
+    Its metadata, seeds, and the names, shapes and dtypes of its tensors are always checked.
+
     Args:
-        compare: compare its bytes with its digest, if it has one; 270 MB take a third of a second plus the disk's time.
+        compare: also check all values: that they are finite, prompts UTF-8, and the bytes those of the digest, if the
+            shard has one; 270 MB take half a second plus the disk's time.
 
     Raises:
-        UserError: the shard is missing, damaged, or belongs to another set.
+        UserError: the shard is missing, belongs to another set, is damaged or contains other pairs.
     """
     name, span = manifest.name(shard_number), manifest.span(shard_number)
-    file = store.path(name)
     shard = open_shard(store, name, REMEDY)
-    manifest.require_same(shard.header, file)
-    seed, first = shard.tensors.get("seed"), manifest.seed_base + span.start
-    if seed is None or not torch.equal(seed, torch.arange(first, first + len(span))):
-        raise UserError(f"{file}: contains other pairs than its name says; delete it and {REMEDY}")
-    if compare and shard.header.get("digest") not in (None, tensors_digest(shard.tensors)):
-        raise UserError(f"{file}: shard is damaged (its bytes do not match its digest); delete it and {REMEDY}")
+    manifest.require_same(shard.header, store.path(name))
+    fault = header_fault(shard.header) or pairs_fault(manifest, len(span), shard.tensors)
+    seeds = range(manifest.seed_base + span.start, manifest.seed_base + span.stop)
+    if not fault and not torch.equal(shard.tensors["seed"], torch.arange(seeds.start, seeds.stop)):
+        fault = "seeds of other pairs than its name says"
+    if compare:
+        fault = fault or values_fault(shard.tensors) or _digest_fault(shard)
+    if fault:
+        raise DamagedShard(f"{store.path(name)}: shard is damaged ({fault}); delete it and {REMEDY}")
     return shard
+
+
+# ---- checks ----
+
+
+def pairs_fault(manifest: Manifest, count: int, tensors: dict[str, Tensor]) -> str | None:
+    """What is wrong with the names, shapes, dtypes and offsets of the tensors of `count` pairs; reads the offsets."""
+    expected = {
+        "latent": Expected((count, *manifest.latent_shape), ("float16",)),
+        "seed": Expected((count,), ("int64",)),
+        "noise_head": Expected((count, NOISE_HEAD), ("float32",)),
+        "prompt_bytes": Expected((None,), ("uint8",)),
+        "prompt_offsets": Expected((count + 1,), ("int64",)),
+    }
+    if manifest.store_noise:
+        expected["noise"] = Expected((count, *manifest.latent_shape), ("float32",))
+    if fault := tensors_fault(described(tensors), expected):
+        return fault
+    offsets, ends = tensors["prompt_offsets"], [0, len(tensors["prompt_bytes"])]
+    if offsets[[0, -1]].tolist() != ends or (offsets[1:] < offsets[:-1]).any():
+        return "prompt_offsets do not match the prompts"
+    return None
+
+
+def values_fault(tensors: dict[str, Tensor]) -> str | None:
+    """What is wrong with the values of tensors in which `pairs_fault` has found nothing; reads all of them."""
+    if (name := first_not_finite(tensors)) is not None:
+        return f"{name} is not finite"
+    if fault := _prompts_fault(tensors["prompt_bytes"].numpy(), tensors["prompt_offsets"].numpy()):
+        return fault
+    if "noise" in tensors:
+        deviation = (tensors["noise"].flatten(1)[:, :NOISE_HEAD] - tensors["noise_head"]).abs().max()
+        if deviation > NOISE_TOLERANCE:
+            return "noise does not begin with noise_head"
+    return None
+
+
+def _prompts_fault(text: np.ndarray, offsets: np.ndarray) -> str | None:
+    """What is wrong with prompts as bytes; decoded in blocks, as they may be long."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(text), DECODED_BYTES):
+            decoder.decode(text[start : start + DECODED_BYTES].tobytes())
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return f"prompts are no UTF-8: {error.reason}"
+    begins = offsets[offsets < len(text)]
+    inside = (text[begins] & 0b1100_0000) == 0b1000_0000  # the second or a later byte of a character
+    return "prompt_offsets cut a character" if inside.any() else None
+
+
+def _digest_fault(shard: Shard) -> str | None:
+    matches = shard.header.get("digest") in (None, tensors_digest(shard.tensors))
+    return None if matches else "its bytes do not match its digest"
 
 
 def shards_size(store: Store, manifest: Manifest) -> int:

@@ -1,7 +1,6 @@
 """Reading rows of many safetensors files, each memory-mapped when it is first used."""
 
 import contextlib
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffgan.errors import UserError
-from diffgan.pairs.headers import HEADER
+from diffgan.pairs.headers import header_in
 from diffgan.storage.local import LocalStore
 from diffgan.storage.store import Store
 
@@ -50,11 +49,11 @@ def open_shard(store: Store, name: str, remedy: str) -> Shard:
             raise UserError(f"{store.path(name)}: shard is missing; {remedy}")
         try:
             with safe_open(file, framework="pt") as archive:
-                header = json.loads((archive.metadata() or {})[HEADER])
+                header = header_in(archive.metadata() or {})
                 return Shard(header, {key: archive.get_tensor(key) for key in archive.keys()})  # noqa: SIM118
         except FileNotFoundError as error:  # another process has removed the copy from the cache
             fault = error
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             fault = error
             if not store.forget(name):
                 break

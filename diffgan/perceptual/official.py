@@ -1,6 +1,5 @@
 """The weights of the authors' package `elatentlpips`, read as weights of ELatentLPIPS."""
 
-import pickle
 import re
 from pathlib import Path
 
@@ -9,8 +8,9 @@ from torch import Tensor
 
 from diffgan.errors import UserError, first_line
 from diffgan.latent_space import LatentSpace
-from diffgan.perceptual.latent_vgg import STAGES, LatentVGG16, conv_norm_pairs
+from diffgan.perceptual.latent_vgg import LatentVGG16, conv_norm_pairs
 from diffgan.perceptual.weights import PerceptualWeights
+from diffgan.storage.tensor_files import first_not_finite
 
 # Latent spaces that the authors published weights for: channels, factor, scale and shift of their autoencoders.
 SPACES = {
@@ -43,10 +43,12 @@ def load_official(checkpoint: Path, latents: str) -> PerceptualWeights:
     network = LatentVGG16(SPACES[latents].channels, taps="pool").eval()
     try:
         _copy_layers(tensors, network)
-        heads = [tensors[f"lin{k}.model.1.weight"].flatten() for k in range(len(STAGES))]
+        heads = [tensors[f"lin{k}.model.1.weight"].reshape(channels) for k, channels in enumerate(network.tap_channels)]
     except (KeyError, RuntimeError, ValueError) as error:
         problem = f"is no elatentlpips checkpoint for {latents} latents"
         raise UserError(f"{checkpoint}: {problem} ({first_line(error)})") from error
+    if (name := first_not_finite(tensors)) is not None:
+        raise UserError(f"{checkpoint}: {name} is not finite; download the file again")
     return PerceptualWeights(network, SPACES[latents], heads, EPS)
 
 
@@ -55,7 +57,7 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         return {name: value.float() for name, value in content.items()}
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises many kinds for other files
         raise UserError(f"{checkpoint}: cannot be read as a checkpoint of tensors ({first_line(error)})") from error
 
 

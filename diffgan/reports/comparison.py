@@ -8,7 +8,9 @@ from typing import Any
 
 from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
+from diffgan.storage.json_files import read_object
 
+MAX_BYTES = 256 << 20  # of a record that is read: its images are in it
 RECORD = "report.json"  # in the run's folder
 NUMBERS = {"steps": int, "guidance": float, "pair_count": int, "images_seen": int}  # fields of a comparison
 DATA_URI = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
@@ -82,10 +84,10 @@ class Comparison:
         """
         path = run / RECORD
         try:
-            return cls._parse(json.loads(path.read_text()))
+            return cls._parse(read_object(path, MAX_BYTES))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; run diffgan test with the callback ComparePairs") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             problem = f"is no comparison of teacher and student ({type(error).__name__}: {error})"
             raise UserError(f"{path}: {problem}; run diffgan test again") from error
 

@@ -39,15 +39,18 @@ class Cache:
     def __init__(self, folder: Path, limit: float):
         self.folder, self.limit = folder, limit
 
-    def file(self, key: str, size: int, fetch: Callable[[Path], None]) -> Path:
+    def file(self, key: str, size: int | None, fetch: Callable[[Path], None]) -> Path:
         """Path of the copy with this key and size, fetched if there is none.
+
+        Other copies are evicted when it has arrived, by its actual size: what a server says about it removes nothing.
+        Meanwhile the folder may hold the limit and this copy.
 
         Of several processes that request the same copy, one fetches it. Another process may evict it at any time, so a
         caller that cannot open the file calls again.
 
         Args:
             key: name of the copy, must match `KEY`.
-            size: bytes.
+            size: bytes; None if the server does not say.
             fetch: writes the copy to the path that it is called with.
 
         Raises:
@@ -58,7 +61,6 @@ class Cache:
             if not _touch_if_complete(file, size):
                 with self._locked(key):
                     if not _touch_if_complete(file, size):  # another process may have fetched it meanwhile
-                        self._evict(size)
                         self._fetch(file, fetch)
         except OSError as error:
             raise cache_error(self.folder, error) from error
@@ -72,6 +74,7 @@ class Cache:
         partial = file.with_name(f"{file.name}{PARTIAL}")  # the lock allows one writer
         try:
             fetch(partial)
+            self._evict(partial.stat().st_size)
             os.replace(partial, file)
         finally:
             partial.unlink(missing_ok=True)
@@ -119,10 +122,10 @@ def is_local_disk_error(error: OSError, file: Path) -> bool:
     return error.errno in DISK_ERRORS or str(error.filename) == str(file)
 
 
-def _touch_if_complete(file: Path, size: int) -> bool:
-    """Whether there is a copy of this size. If so, its time of last use is set to now."""
+def _touch_if_complete(file: Path, size: int | None) -> bool:
+    """Whether there is a copy of this size, of any if it is None. If so, its time of last use is set to now."""
     try:
-        complete = file.stat().st_size == size
+        complete = file.stat().st_size == size or (size is None and file.is_file())
         if complete:
             os.utime(file)
         return complete

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffgan.errors import UserError
 from diffgan.storage.atomic import PARTIAL, partial_path, remove_stale_partials, write_atomic, write_synced
-from diffgan.storage.store import Entry, Store
+from diffgan.storage.store import MAX_READ_BYTES, Entry, Store
 
 
 class LocalStore(Store):
@@ -30,9 +30,12 @@ class LocalStore(Store):
                         entries[f"{folder}/{file.name}".lstrip("/")] = Entry(status.st_size, status.st_mtime)
         return dict(sorted(entries.items()))
 
-    def read(self, name: str) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError), self._user_error(name):
-            return (self.folder / name).read_bytes()
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError), self._user_error(name), (self.folder / name).open("rb") as file:
+            content = file.read(max_bytes + 1)
+            if len(content) > max_bytes:
+                raise self.too_long(name, max_bytes)
+            return content
 
     def write(self, name: str, data: bytes) -> None:
         write_atomic(self.folder / name, data)

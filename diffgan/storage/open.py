@@ -17,8 +17,11 @@ def open_store(place: str | Path, cache_gb: float = CACHE_GB) -> Store:
         cache_gb: limit in units of 10^9 bytes for local copies of remote files, which `cache_folder` holds.
 
     Raises:
-        UserError: the URL's protocol is unknown or its package not installed, or `cache_gb` is not above 0.
+        UserError: `place` is empty, the URL's protocol is unknown or its package not installed, or `cache_gb` is not
+            above 0.
     """
+    if not str(place).strip():
+        raise UserError(f"folder: {str(place)!r} names no folder; give a path or a URL")
     protocol, separator, path = str(place).partition("://")
     if not separator or protocol in ("file", "local"):
         return LocalStore(Path(path or place))

@@ -18,7 +18,7 @@ PERMANENT_CODES = (
     *(errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENAMETOOLONG, errno.ENOSYS),  # the request is wrong
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE),  # this machine has a problem
 )
-BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
+BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError)
 TRANSIENT_NAMES = re.compile(
     r"Timeout|Connect|Disconnect|Payload|Incomplete|Transport|ProtocolError|ResponseParser|Checksum"
 )

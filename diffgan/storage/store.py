@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffgan.errors import UserError
+
+MAX_READ_BYTES = 4 << 30  # of a file that is read as a whole; shards are memory-mapped instead
+
 
 class Entry(NamedTuple):
-    """What a listing reports about a file: bytes, and the time it was written in seconds since 1970 (0: unknown)."""
+    """What a listing reports about a file: bytes, and the time it was written in seconds since 1970.
+
+    0 stands for what is unknown: the index pages of web servers state neither.
+    """
 
     size: int
     modified: float
@@ -30,8 +37,13 @@ class Store(ABC):
         """The files directly in the store's folder, or in its subfolder, by name; empty if it does not exist."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes | None:
-        """The content of a file; None if it does not exist."""
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes | None:
+        """The content of a file; None if it does not exist.
+
+        Args:
+            max_bytes: a longer file is refused. Of one on this machine or behind http(s) no more is read; other
+                services are asked for the whole file first.
+        """
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
@@ -64,6 +76,10 @@ class Store(ABC):
 
     def prune(self, folders: Sequence[str]) -> None:  # noqa: B027, object stores have no folders
         """Remove those of the subfolders `folders` that are empty."""
+
+    def too_long(self, name: str, max_bytes: int) -> UserError:
+        """The error that reports a file which is longer than is read."""
+        return UserError(f"{self.path(name)}: has more than the {max_bytes} bytes that are read of such a file")
 
     def path(self, name: str) -> str:
         """Path or URL of a file, for messages."""

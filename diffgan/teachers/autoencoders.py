@@ -8,9 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from diffgan.errors import UserError
+from diffgan.errors import UserError, first_line
 from diffgan.latent_space import PIXELS, LatentSpace
 from diffgan.storage.embedded import EMBEDDED, embedded
+from diffgan.teachers.pipeline_checks import check_network
 
 
 def autoencoder_config(name: str | Path) -> Mapping[str, Any]:
@@ -27,7 +28,7 @@ def autoencoder_config(name: str | Path) -> Mapping[str, Any]:
 
 def load_autoencoder(name: str | Path) -> AutoencoderKL:
     """A frozen `AutoencoderKL` in eval mode; arguments and errors as in `autoencoder_config`."""
-    vae = _load(AutoencoderKL.from_pretrained, name)
+    vae = _load(_from_pretrained, name)
     return vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
@@ -94,8 +95,17 @@ def _load(load: Callable[..., Any], name: str | Path) -> Any:
     path, options = _split_hub_name(embedded("teacher/vae") if name == EMBEDDED else name)
     try:
         return load(path, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"vae {name}: not a directory or hub name of an AutoencoderKL") from error
+    except UserError as error:
+        raise UserError(f"vae {name}: {error}") from error
+    except Exception as error:  # the library raises many kinds for files that it does not expect
+        raise UserError(f"vae {name}: not a directory or hub name of an AutoencoderKL ({first_line(error)})") from error
+
+
+def _from_pretrained(path: str, **options: Any) -> AutoencoderKL:
+    """The autoencoder of a directory, whose files are checked first, or of a hub id."""
+    if Path(path).is_dir():
+        check_network(Path(path), AutoencoderKL)
+    return AutoencoderKL.from_pretrained(path, use_safetensors=True, **options)
 
 
 def _split_hub_name(name: str | Path) -> tuple[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from diffgan.teachers import solvers
 from diffgan.teachers.autoencoders import ImageLatents
 from diffgan.teachers.denoiser import adapter_for
 from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, check_guidance, classifier_free
-from diffgan.teachers.prompt_tokens import own_precision, padded_tokens, truncated
+from diffgan.teachers.prompt_tokens import check_tokenizer, own_precision, padded_tokens, truncated
 from diffgan.teachers.schedule import DDIMSchedule, NoiseSchedule
 from diffgan.training.transfer import to_device
 
@@ -61,6 +61,9 @@ class Teacher(ImageLatents, ABC):
         self.schedule = self.schedule_class.from_pipeline(scheduler)
         self._checked_solvers: dict[str, SchedulerMixin] = {}
         self._latent_shape = self._adapter.latent_shape(denoiser.config)
+        if self.latent_shape[0] != self.space.channels:
+            channels = f"{self.latent_shape[0]} channels, but those of the vae have {self.space.channels}"
+            raise UserError(f"{self._adapter.component}: its latents have {channels}")
         for network in (vae, denoiser):
             network.to(memory_format=torch.channels_last)
 
@@ -75,7 +78,10 @@ class Teacher(ImageLatents, ABC):
         missing = [name for name in cls.components if components[name] is None and name not in cls.optional]
         if missing:
             raise UserError(f"model_index.json: a {cls.pipeline_class.__name__} without {missing[0]} is not supported")
-        return cls(**components)
+        teacher = cls(**components)
+        for tokenizer, encoder in zip(teacher.tokenizers, teacher.text_encoders, strict=True):
+            check_tokenizer(tokenizer, encoder.config)
+        return teacher
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""

@@ -20,6 +20,7 @@ from diffgan.errors import UserError
 from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # names in every network of diffusers
+MAX_SIDE = 4096  # of a latent
 NUM_SIZES = 6  # sizes and crop in the conditioning of SDXL
 
 
@@ -148,17 +149,22 @@ class UNetAdapter(DenoiserAdapter):
 
     def check(self, network: UNet2DConditionModel) -> None:
         config = network.config
-        if not isinstance(config.sample_size, int):
-            raise UserError(f"unet: sample_size is {config.sample_size!r} and must be an integer")
+        self.latent_shape(config)
         if config.in_channels != config.out_channels:
             raise UserError(
                 f"unet: in_channels ({config.in_channels}) and out_channels ({config.out_channels}) must be equal"
             )
         if config.time_cond_proj_dim is not None:
             raise UserError("unet: guidance as an input of the network (time_cond_proj_dim) is not supported")
+        if config.class_embed_type is not None or config.num_class_embeds is not None:
+            raise UserError("unet: classes as an input of the network (class_embed_type) are not supported")
 
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        return config["in_channels"], config["sample_size"], config["sample_size"]
+        """As `DenoiserAdapter.latent_shape`; raises UserError if the configuration has no such side."""
+        side = config["sample_size"]
+        if type(side) is not int or not 1 <= side <= MAX_SIDE:
+            raise UserError(f"unet: sample_size is {side!r} and must be an integer between 1 and {MAX_SIDE}")
+        return config["in_channels"], side, side
 
     def check_size(self, config: Mapping[str, Any], height: int, width: int) -> None:
         check_multiple(2 ** (len(config["down_block_types"]) - 1), height, width)
@@ -187,3 +193,10 @@ class UNetAdapter(DenoiserAdapter):
     def output_modules(self, network: UNet2DConditionModel) -> list[nn.Module]:
         modules = (network.up_blocks[-1], network.conv_norm_out, network.conv_out)
         return [module for module in modules if module is not None]
+
+
+def check_text_width(network: UNet2DConditionModel, width: int) -> None:
+    """Raise a UserError if a network takes text embeddings of another width."""
+    wanted = network.config.cross_attention_dim
+    if isinstance(wanted, int) and wanted != width:
+        raise UserError(f"unet: cross_attention_dim is {wanted}, but the text embeddings are {width} wide")

@@ -3,18 +3,18 @@
 A new family is one file in this package and one line in `FAMILIES`; README.md in this folder says what the file has.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 
 from diffgan.errors import UserError, first_line
 from diffgan.storage.embedded import EMBEDDED, embedded
+from diffgan.storage.json_files import read_object
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.flux import Flux
+from diffgan.teachers.pipeline_checks import check_components, component_classes
 from diffgan.teachers.pipeline_files import RECORD
 from diffgan.teachers.pixart_sigma import PixArtSigma
 from diffgan.teachers.stable_diffusion import StableDiffusion
@@ -43,19 +43,21 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32, size: Sequence[i
     """
     path = resolve_path(path)
     family, size = family_of(path), size or _exported_size(path)
-    options = {"torch_dtype": dtype, "use_safetensors": True, **family.load_options}
-    options |= dict.fromkeys(_absent_components(family, path))
+    options = {"use_safetensors": True, **family.load_options} | dict.fromkeys(_absent_components(family, path))
     try:
+        folder = path if Path(path).is_dir() else family.pipeline_class.download(path, **options)
+        check_components(Path(folder), component_classes(family), family.optional)
         with torch.device("cpu"):  # inside `configure_model` Lightning makes the GPU torch's default device
-            teacher = family.from_pipeline(family.pipeline_class.from_pretrained(path, **options))
-            if size is not None:
-                teacher.set_size(*size)
-            return teacher
+            pipeline = family.pipeline_class.from_pretrained(folder, torch_dtype=dtype, **options)
+            teacher = family.from_pipeline(pipeline)
+        if size is not None:
+            teacher.set_size(*size)
+        return teacher
     except UserError as error:
         raise UserError(f"teacher {path}: {error}") from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        kind = family.pipeline_class.__name__
-        raise UserError(f"teacher {path}: cannot be loaded as a {kind}: {first_line(error)}") from error
+    except Exception as error:  # the libraries raise many kinds for files that they do not expect
+        kind, problem = family.pipeline_class.__name__, f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"teacher {path}: cannot be loaded as a {kind} ({problem})") from error
 
 
 def checked_size(size: Sequence[int] | None) -> list[int] | None:
@@ -69,7 +71,7 @@ def _exported_size(path: str) -> list[int] | None:
     """The size that `diffgan export` has written for a student of another one than its teacher's usual; else None."""
     file = Path(path) / RECORD
     try:
-        return checked_size(json.loads(file.read_text()).get("size")) if file.is_file() else None
+        return checked_size(read_object(file).get("size")) if file.is_file() else None
     except (OSError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{file}: is no record of an export ({first_line(error)}); export the student again") from error
 
@@ -97,7 +99,7 @@ def family_of(path: str) -> type[Teacher]:
         UserError: there is no such pipeline, or its class is not supported.
     """
     name = pipeline_class_name(path)
-    if name not in FAMILIES:
+    if name is None or name not in FAMILIES:
         raise UserError(f"teacher {path}: is a {name}, not a {' or '.join(FAMILIES)}")
     return FAMILIES[name]
 
@@ -115,9 +117,13 @@ def pipeline_class_name(path: str, role: str = "teacher") -> str | None:
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise UserError(f"{role} {path}: no pipeline directory (model_index.json is missing)")
     try:
-        return DiffusionPipeline.load_config(path).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        if Path(path).exists():
+        local = Path(path).exists()
+        index = read_object(Path(path) / "model_index.json") if local else DiffusionPipeline.load_config(path)
+        if not isinstance(name := index.get("_class_name"), str | None):
+            raise ValueError(f"_class_name is {name!r}")
+        return name
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if local:
             raise UserError(f"{role} {path}: model_index.json cannot be read ({first_line(error)})") from error
         raise UserError(
             f"{role} {path}: no such directory, and it cannot be loaded from the hub ({first_line(error)}); "

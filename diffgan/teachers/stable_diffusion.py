@@ -7,6 +7,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
+from diffgan.teachers.denoiser import check_text_width
 from diffgan.teachers.original_layout.autoencoder import autoencoder_weights
 from diffgan.teachers.original_layout.names import joined
 from diffgan.teachers.original_layout.text_encoders import clip_weights
@@ -29,6 +30,10 @@ class StableDiffusion(Teacher):
         scheduler: SchedulerMixin,
     ):
         super().__init__(vae, unet, scheduler)
+        if unet.config.addition_embed_type is not None:
+            kind = repr(unet.config.addition_embed_type)
+            raise UserError(f"unet: addition_embed_type is {kind}, which only a StableDiffusionXLPipeline can provide")
+        check_text_width(unet, text_encoder.config.hidden_size)
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.requires_grad_(False).eval()
 

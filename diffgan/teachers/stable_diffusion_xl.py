@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
-from diffgan.teachers.denoiser import NUM_SIZES
+from diffgan.teachers.denoiser import NUM_SIZES, check_text_width
 from diffgan.teachers.original_layout.autoencoder import autoencoder_weights
 from diffgan.teachers.original_layout.names import joined
 from diffgan.teachers.original_layout.text_encoders import clip_weights, open_clip_weights
@@ -44,6 +44,7 @@ class StableDiffusionXL(Teacher):
     ):
         super().__init__(vae, unet, scheduler)
         _check_added_conditioning(unet, text_encoder_2)
+        check_text_width(unet, text_encoder.config.hidden_size + text_encoder_2.config.hidden_size)
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
         self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt

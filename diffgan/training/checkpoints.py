@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import traceback
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the newest checkpoint of a run,
 GOOD = "good.ckpt"  # beside last.ckpt: the newest checkpoint from before a run went wrong
 BEST = "best.ckpt"  # beside last.ckpt: that of the lowest value of a metric
 PARTIAL = ".partial"  # suffix of files that are not complete
+
+# What a checkpoint must hold, and the types of what it may hold.
+REQUIRED = ("state_dict", "pytorch-lightning_version")
+FIELDS = {
+    **{"state_dict": dict, "pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict},
+    **{"callbacks": dict, "optimizer_states": list, "lr_schedulers": list, "images_seen": int, "teacher_digest": str},
+}
+OPTIMIZER = {"state": dict, "param_groups": list}
+KIND_NAMES = {dict: "a dictionary", list: "a list", str: "a text", int: "an integer of at least 0"}
+SHOWN = 60  # characters of a wrong value in a message
+CONNECTOR = "lightning.pytorch.trainer.connectors.checkpoint_connector"  # where Lightning restores a checkpoint
 
 # ---- weights ----
 
@@ -133,8 +145,62 @@ def find_damage(checkpoint: Path) -> str | None:
             damaged = archive.testzip()
         if damaged is not None:
             return f"{damaged} is damaged"
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
-        return f"it has no {missing[0]}" if missing else None
+        return content_fault(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:  # damaged archives raise many kinds
         return first_line(error)
+
+
+def content_fault(content: Any) -> str | None:
+    """What is wrong with the content of a checkpoint, as far as it can be told without its model.
+
+    A value is missing or of another type, or a tensor of an optimizer's state has another shape than its weight.
+    """
+    if not isinstance(content, dict):
+        return "it holds no dictionary"
+    if missing := [key for key in REQUIRED if key not in content]:
+        return f"it has no {missing[0]}"
+    for key, kind in FIELDS.items():
+        value = content.get(key)
+        if key in content and (not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0)):
+            return f"its {key} is {repr(value)[:SHOWN]} and must be {KIND_NAMES[kind]}"
+    weights = content["state_dict"]
+    if others := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
+        return f"its state_dict holds no tensor {others[0]}"
+    fit_loop = content.get("loops", {}).get("fit_loop", {"state_dict": {}})
+    if not isinstance(fit_loop, dict) or not isinstance(fit_loop.get("state_dict"), dict):
+        return "its loops have no fit_loop with a state_dict"
+    faults = (_optimizer_fault(state, weights) for state in content.get("optimizer_states", []))
+    return next(filter(None, faults), None)
+
+
+def _optimizer_fault(state: Any, weights: dict[str, Tensor]) -> str | None:
+    """What is wrong with the state of one optimizer; its keys are names of weights, or numbers in other files."""
+    if state == {}:  # of a process that does not save
+        return None
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in OPTIMIZER.items()):
+        return "an optimizer's state lacks state or param_groups"
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in state["param_groups"]):
+        return "an optimizer's param_groups lack params"
+    for name, values in state["state"].items():
+        if not isinstance(values, dict):
+            return f"an optimizer's state of {name} is no dictionary"
+        for key, value in values.items():
+            shapes = () if name not in weights else ((), weights[name].shape)
+            if isinstance(value, Tensor) and shapes and tuple(value.shape) not in shapes:
+                return f"an optimizer's {key} of {name} has shape {tuple(value.shape)}, its weight {tuple(shapes[1])}"
+    return None
+
+
+def restore_error(error: BaseException) -> UserError | None:
+    """The error of a checkpoint whose content Lightning cannot restore; None if `error` was raised elsewhere.
+
+    A checkpoint holds the states of loops, callbacks and schedulers, each read by its own code, which raises whatever
+    another content leads it to.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        restores = frame.f_code.co_name.startswith(("restore", "resume"))
+        if restores and frame.f_globals.get("__name__") == CONNECTOR:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            path = frame.f_locals["self"].trainer.ckpt_path
+            return UserError(f"{path}: the checkpoint does not fit this training ({problem}); choose another one")
+    return None

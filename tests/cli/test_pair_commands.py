@@ -265,7 +265,7 @@ def test_verify_uses_stored_noise(with_noise, unbroken, monkeypatch, capsys):
     "change, message",
     [
         (lambda tensors: tensors["noise"][1, 0, 0, 0].add_(1), "noise does not begin with noise_head"),
-        (lambda tensors: tensors.update(noise=tensors["noise"][:, :2].clone()), "noise is (8, 2, "),
+        (lambda tensors: tensors.update(noise=tensors["noise"][:, :2].clone()), "noise has shape (8, 2, "),
         (lambda tensors: tensors["noise"][0, -1].fill_(float("inf")), "noise is not finite"),
         (lambda tensors: tensors.pop("noise"), "noise"),
     ],

@@ -1,5 +1,6 @@
 """Row files and the pipelines that they call: compared with the stock pipeline of diffusers, called as its users do."""
 
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -296,3 +297,13 @@ def test_weights_of_another_unet_are_refused(folders, tmp_path):
     (tmp_path / "unet.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="does not fit"):
         PipelineSampler(row(folders["sd15"], steps=1, unet=str(tmp_path / "unet.safetensors")))
+
+
+def test_a_pipeline_that_lacks_a_tensor_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["sd15"], tmp_path / "pipeline")
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["decoder.conv_in.bias"]
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"pipeline .*: tensor decoder\.conv_in\.bias is missing"):
+        PipelineSampler(row(str(folder), steps=1))

@@ -127,7 +127,7 @@ def test_refuses_a_shard_of_another_set_or_place(folder):
     with pytest.raises(UserError, match=f"{file.name}: another pair set: steps is 5 there and 4 here"):
         PairSet(folder)
     file.write_bytes(original.file(folder, 0).read_bytes())
-    with pytest.raises(UserError, match=f"{file.name}: contains other pairs"):
+    with pytest.raises(UserError, match=rf"{file.name}: shard is damaged \(seeds of other pairs"):
         PairSet(folder)
 
 

@@ -90,7 +90,7 @@ def test_missing_and_damaged_remote_shards_are_named(pairs, remote):
     store, content = open_store(remote), (pairs / SHARD).read_bytes()
     for damage, message in {
         content[:1000]: "shard is damaged .*; delete it and run",
-        (pairs / SHARD.replace("00001-", "00000-")).read_bytes(): "contains other pairs than its name says",
+        (pairs / SHARD.replace("00001-", "00000-")).read_bytes(): "shard is damaged .seeds of other pairs",
     }.items():
         store.write(SHARD, damage)
         assert same(PairSet(remote).read(range(16)), PairSet(pairs).read(range(16)))

@@ -167,7 +167,7 @@ def page_is_untouched(run, capsys, *words) -> str:
         ("report.json", "[1", "report.json: is no comparison of teacher and student (JSONDecodeError"),
         ("report.json", '{"first": []}', "report.json: is no comparison of teacher and student (KeyError"),
         ("report.json", '{"steps": "many"}', "report.json: is no comparison of teacher and student (ValueError"),
-        ("report.json", "[]", "report.json: is no comparison of teacher and student (TypeError"),
+        ("report.json", "[]", "report.json: is no comparison of teacher and student (ValueError: no JSON object"),
     ],
 )
 def test_run_without_a_whole_test_is_refused(run, capsys, file, content, message):

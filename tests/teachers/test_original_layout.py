@@ -114,7 +114,7 @@ def test_sd2_is_refused():
     [
         ({"unet": lambda: unet(layers_per_block=(1, 2))}, "unet: blocks of different depths"),
         ({"unet": lambda: unet(down_block_types=("DownBlock2D", "SimpleCrossAttnDownBlock2D"))}, "a SimpleCrossAttn"),
-        ({"unet": lambda: unet(num_class_embeds=3)}, "unet: class_embedding.weight has no place"),
+        ({"unet": lambda: unet(encoder_hid_dim=16)}, "unet: encoder_hid_proj.weight has no place"),
         ({"vae": lambda: autoencoder(mid_block_add_attention=False)}, "vae: has no attention"),
     ],
     ids=["depths", "blocks", "names", "attention"],

@@ -20,7 +20,7 @@ from diffgan.pairs.embeddings import (
     shard_name,
 )
 from diffgan.pairs.headers import HEADER
-from diffgan.pairs.opening import require_teacher
+from diffgan.pairs.opening import require_teacher, teacher_of
 from diffgan.pairs.pair_set import PairSet
 from diffgan.pairs.shard_format import batches_of
 from diffgan.pairs.shard_reader import DamagedShard
@@ -38,13 +38,13 @@ def embed(folder: str, output: str, teacher: str | None = None, batch_size: int 
     Args:
         folder: of the pair set: a path or URL.
         output: folder of the embeddings: a path or URL.
-        teacher: path of the set's teacher; by default the one in the manifest.
+        teacher: the set's teacher; by default the one in the manifest, if that is a directory here or "glyphs".
         batch_size: prompts encoded at once.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} must be at least 1")
     pairs, store = PairSet(folder), open_store(output)
-    network = _load_teacher(pairs, teacher or pairs.manifest.teacher)
+    network = _load_teacher(pairs, teacher_of(pairs.manifest, teacher, folder))
     prompts = _unique_prompts(pairs)
     shard_size, digest = pairs.manifest.shard_size, pairs.manifest.teacher_digest
     _create_index(store, prompts, {"teacher_digest": digest, "shard_size": shard_size})
@@ -52,7 +52,7 @@ def embed(folder: str, output: str, teacher: str | None = None, batch_size: int 
     for shard, rows in enumerate(shards):
         name, own_prompts = shard_name(len(shards), shard), prompts[rows.start : rows.stop]
         header = shard_header(shard, digest, prompt_keys(own_prompts))
-        if name not in existing or not _is_intact(store, name, header):
+        if name not in existing or not _is_intact(store, name, header, len(own_prompts)):
             store.write(name, _encode(network, own_prompts, batch_size, header))
     names = {shard_name(len(shards), shard) for shard in range(len(shards))}
     size = sum(entry.size for name, entry in store.entries().items() if name in names)
@@ -86,10 +86,10 @@ def _create_index(store: Store, prompts: Sequence[str], header: dict[str, Any]) 
         raise UserError(f"{store.path(INDEX)}: embeddings of other prompts or another teacher; choose another folder")
 
 
-def _is_intact(store: Store, name: str, header: dict[str, Any]) -> bool:
+def _is_intact(store: Store, name: str, header: dict[str, Any], count: int) -> bool:
     """Whether a shard is intact and has this header; if not, that is reported."""
     try:
-        open_embeddings(store, name, header)
+        open_embeddings(store, name, header, count)
     except DamagedShard as error:
         fault = str(error).rpartition(";")[0]
         print(f"diffgan: {fault}; it is made again", file=sys.stderr)

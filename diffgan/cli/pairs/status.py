@@ -8,11 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-
 from diffgan.cli.pairs.units import format_duration, format_size
 from diffgan.pairs.claims import last_refresh, read_claim
-from diffgan.pairs.headers import read_header
+from diffgan.pairs.headers import header_fault, read_header
 from diffgan.pairs.listing import SetListing, list_set
 from diffgan.pairs.manifest import MANIFEST, Manifest
 from diffgan.storage.local import LocalStore
@@ -154,9 +152,12 @@ def _header_lines(store: LocalStore, manifest: Manifest, listing: SetListing) ->
     for shard in listing.shards:
         file = manifest.file(store.folder, shard)
         try:
-            truncated += read_header(file).get("truncated", 0)
+            header = read_header(file)
+            if fault := header_fault(header):
+                raise ValueError(fault)
+            truncated += header.get("truncated", 0)
         except FileNotFoundError:  # deleted since it was listed
             continue
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             yield "damaged", f"{file} ({error}); delete it and run `diffgan predict` again"
     yield "truncated", f"{truncated} prompts of finished shards were longer than the tokenizer takes"

@@ -1,23 +1,20 @@
 """The verb `pairs verify`: check every byte of a pair set, and make some of its batches again."""
 
+import random
 from itertools import pairwise
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs.devices import device_kind, this_device
-from diffgan.pairs.headers import parse_header
 from diffgan.pairs.manifest import Manifest
+from diffgan.pairs.opening import teacher_of
 from diffgan.pairs.regeneration import Deviation, StoredBatch, deviation, limits_of, make_again
-from diffgan.pairs.shard_format import NOISE_HEAD, NOISE_TOLERANCE, batches_of
+from diffgan.pairs.shard_format import NOISE_HEAD, NOISE_TOLERANCE, batches_of, read_shard
 from diffgan.storage.open import open_store
 from diffgan.storage.store import Store
-from diffgan.storage.tensor_files import tensors_digest
 
 DELETE = "delete it and run `diffgan predict` again"
 
@@ -32,7 +29,7 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         folder: of the pair set: a path or URL.
         sample: at least so many pairs are made again, in whole batches chosen at random, the same ones every time; 0
             makes none.
-        teacher: path of the set's teacher; by default the one in the manifest.
+        teacher: the set's teacher; by default the one in the manifest, if that is a directory here or "glyphs".
         tolerance: largest allowed deviation of a latent, wherever it was made.
     """
     if sample < 0:
@@ -41,6 +38,7 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
         raise UserError(f"--tolerance: {tolerance} must be at least 0")
     store = open_store(folder)
     manifest = Manifest.read(store)
+    path = teacher_of(manifest, teacher, folder) if sample else None
     batches, undigested = _check_shards(store, manifest, _chosen(manifest, sample))
     checked = "headers, seeds, prompts, values" + ("" if undigested else ", digests")
     print(f"{folder}: {manifest.shards} shards, {manifest.pairs} pairs: {checked} are right")
@@ -49,21 +47,24 @@ def verify(folder: str, sample: int = 64, teacher: str | None = None, tolerance:
     for batch in batches:
         _check_noise(batch)
     if batches:
-        latents = make_again(manifest, batches, teacher or manifest.teacher)
+        latents = make_again(manifest, batches, path)
         for line in _compare(manifest, batches, latents, tolerance):
             print(f"{folder}: {line}")
 
 
 def _chosen(manifest: Manifest, sample: int) -> list[range]:
     """At least `sample` pairs, in whole batches of the manifest's size, chosen at random."""
-    spans = (manifest.span(shard) for shard in range(manifest.shards))
-    batches = [numbers for span in spans for numbers in batches_of(span, manifest.batch_size)]
-    order, chosen, pairs = np.random.default_rng(0).permutation(len(batches)), [], 0
-    for i in order:
+    per_shard = -(-manifest.shard_size // manifest.batch_size)
+    last = -(-len(manifest.span(manifest.shards - 1)) // manifest.batch_size)
+    batches = range((manifest.shards - 1) * per_shard + last)
+    chosen, pairs = [], 0
+    for i in random.Random(0).sample(batches, min(sample, len(batches))):
         if pairs >= sample:
             break
-        chosen.append(batches[i])
-        pairs += len(batches[i])
+        shard, position = divmod(i, per_shard)
+        start = position * manifest.batch_size
+        chosen.append(manifest.span(shard)[start : start + manifest.batch_size])
+        pairs += len(chosen[-1])
     return chosen
 
 
@@ -80,70 +81,13 @@ def _check_shards(store: Store, manifest: Manifest, chosen: list[range]) -> tupl
     batches, undigested = [], 0
     for shard in range(manifest.shards):
         file, span = store.path(manifest.name(shard)), manifest.span(shard)
-        header, tensors = _check_shard(store, manifest, shard, file)
+        header, tensors = read_shard(store, manifest, shard, compare=True)
         undigested += "digest" not in header
         for numbers in batches_of(span, header.get("batch_size", manifest.batch_size)):
             if any(numbers.start < other.stop and other.start < numbers.stop for other in chosen):
                 rows = slice(numbers.start - span.start, numbers.stop - span.start)
                 batches.append(_stored_batch(file, header, tensors, rows))
     return batches, undigested
-
-
-def _check_shard(store: Store, manifest: Manifest, shard: int, file: str) -> tuple[dict, dict[str, Tensor]]:
-    """The header and tensors of a shard.
-
-    Raises:
-        UserError: the shard is damaged or belongs to another set.
-    """
-    content = store.read(manifest.name(shard)) or b""
-    try:
-        header, tensors = parse_header(content), load(content)
-        manifest.require_same(header, file)
-        fault = _fault(manifest, shard, tensors) or _digest_fault(header, tensors)
-    except UserError:
-        raise
-    except (SafetensorError, KeyError, ValueError) as error:
-        fault = str(error)
-    if fault:
-        raise UserError(f"{file}: shard is damaged ({fault}); {DELETE}")
-    return header, tensors
-
-
-def _fault(manifest: Manifest, shard: int, tensors: dict[str, Tensor]) -> str | None:
-    """What is wrong with the tensors of a shard; KeyError or ValueError if one is missing or is not UTF-8."""
-    span, offsets = manifest.span(shard), tensors["prompt_offsets"]
-    if fault := _value_fault(manifest, len(span), tensors):
-        return fault
-    if tensors["seed"].tolist() != [manifest.seed_base + number for number in span]:
-        return "seeds of other pairs than its name says"
-    ends = [0, len(tensors["prompt_bytes"])]
-    if len(offsets) != len(span) + 1 or offsets[[0, -1]].tolist() != ends or (offsets.diff() < 0).any():
-        return "prompt_offsets do not match the prompts"
-    tensors["prompt_bytes"].numpy().tobytes().decode()
-    return None
-
-
-def _value_fault(manifest: Manifest, count: int, tensors: dict[str, Tensor]) -> str | None:
-    """What is wrong with the latents and noise of `count` pairs."""
-    shapes = {"latent": (count, *manifest.latent_shape), "noise_head": (count, NOISE_HEAD)}
-    if manifest.store_noise:
-        shapes["noise"] = (count, *manifest.latent_shape)
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            return f"{name} is {tuple(tensors[name].shape)} and not {shape}"
-        if not tensors[name].isfinite().all():
-            return f"{name} is not finite"
-    if manifest.store_noise:
-        deviation = (tensors["noise"].flatten(1)[:, :NOISE_HEAD] - tensors["noise_head"]).abs().max()
-        if deviation > NOISE_TOLERANCE:
-            return "noise does not begin with noise_head"
-    return None
-
-
-def _digest_fault(header: dict, tensors: dict[str, Tensor]) -> str | None:
-    if "digest" in header and header["digest"] != tensors_digest(tensors):
-        return "its bytes do not match its digest"
-    return None
 
 
 def _stored_batch(file: str, header: dict, tensors: dict[str, Tensor], rows: slice) -> StoredBatch:

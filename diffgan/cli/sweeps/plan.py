@@ -122,7 +122,7 @@ def _time(sweep: Sweep, pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
 def _recorded(sweep: Sweep, task: Task) -> float | None:
     for file in row_records(sweep.table.committed(sweep.scale), task.key, sweep.table):
         record = read_record(file)
-        return record.get("training_seconds", 0) + record.get("seconds", 0)
+        return (record.get("training_seconds") or 0) + (record.get("seconds") or 0)
     return None
 
 

@@ -113,7 +113,7 @@ def read_table(path: Path) -> Table:
     """A table file; raises UserError naming the file and the field that is wrong."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: is no table file ({first_line(error)})") from error
     content = _mapping(content, str(path), Table, without=("name",))
     _text(content["title"], f"{path}: title")

@@ -1,12 +1,12 @@
 """The tasks of a sweep: what is trained and evaluated for each row and seed, and the words of its commands."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffgan.cli.sweeps.table_file import Row, Table, at_scale, record_name
+from diffgan.cli.tables.records import read_content
 from diffgan.errors import UserError
 
 RUNS = Path("runs/tables")
@@ -157,13 +157,8 @@ def evaluation_words(sweep: Sweep, task: Task) -> list[str]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A record, or None if there is none; raises UserError for a file that is no record."""
+    """The content of a record, or None if there is none; raises UserError for a file that is no record."""
     try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is no record ({error}); remove it to make it again") from error
-    if not isinstance(record, dict) or not isinstance(record.get("metrics"), dict):
-        raise UserError(f"{path}: is no record; remove it to make it again")
-    return record
+        return read_content(path) if path.exists() else None
+    except UserError as error:
+        raise UserError(f"{error}; remove it to make it again") from error

@@ -5,10 +5,9 @@ matplotlib, which gives other bytes for the same image, changes no file.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from PIL import Image
 
 from diffgan.cli.tables.grid import Grid, GridColumn, Measured
 from diffgan.errors import UserError
@@ -66,7 +65,8 @@ def chart_of(grid: Grid, kind: str, metric: str, path: Path) -> Chart:
     for row in grid.rows:
         value = row.cells[position]
         x = row.cells[images] if images is not None else None
-        if isinstance(value, Measured) and (images is None or isinstance(x, Measured)):
+        measured = [cell for cell in (value, x) if isinstance(cell, Measured) and all(map(math.isfinite, cell.values))]
+        if len(measured) == (1 if images is None else 2):
             numbers = {"mean": value.mean, "least": value.least, "most": value.most}
             rounded = {name: round(number, column.digits + 2) for name, number in numbers.items()}
             text = value.text(column.digits)
@@ -80,11 +80,12 @@ def chart_of(grid: Grid, kind: str, metric: str, path: Path) -> Chart:
 
 def is_drawn(chart: Chart) -> bool:
     """Whether the PNG is there and shows these values."""
+    from diffgan.images import open_image  # torch takes seconds: not before the records are read
+
     try:
-        with Image.open(chart.path) as png:
-            png.load()
+        with open_image(chart.path) as png:
             return png.info.get(DATA) == chart.data
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -118,7 +118,7 @@ def _cell(row: ListedRow, records: list[Record], listed: ListedColumn, column: "
 def _read(path: Path) -> ListedTable:
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: is no table ({first_line(error)})") from error
     table = _build(ListedTable, content, str(path))
     _require(isinstance(table.title, str), f"{path}: title", "a text")

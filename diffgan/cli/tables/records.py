@@ -1,6 +1,7 @@
 """Records (metrics.json and other JSON files of measurements) as tables read them."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,12 @@ from typing import Any
 
 from diffgan.cli import renamed
 from diffgan.errors import UserError, reason
+from diffgan.storage.json_files import read_object
 
 PREFIX = "evaluation/"  # of metrics in a record; columns and table files name the metric without it
+TEXTS = ("name", "stage", "protocol", "protocol_digest")  # of a record, beside its metrics
+NUMBERS = ("network_calls", "images_seen", "seconds", "training_seconds")
+SHOWN = 40  # characters of a wrong value in a message
 EVALUATED = "evaluate"  # the stage of a pipeline that was evaluated as it is
 
 
@@ -34,15 +39,30 @@ class Record:
 
 def read_record(path: Path) -> Record:
     """A metrics.json of this or an earlier version; raises UserError if it is none."""
-    content = renamed.translate_metrics(_content(path))
-    metrics = content.get("metrics")
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path}: is no metrics.json (it has no mapping `metrics`)")
-    values = {key.removeprefix(PREFIX): value for key, value in _values(metrics).items()}
+    content = read_content(path)
+    values = {key.removeprefix(PREFIX): value for key, value in _values(path, content["metrics"]).items()}
     values["network_calls"] = content.get("network_calls", 1)
     if content.get("images_seen") is not None:
         values["images_seen"] = content["images_seen"]
     return _record(path, content, values)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """The content of a metrics.json with the names of today, in which every value that is read has its type.
+
+    Raises:
+        UserError: it is missing or no metrics.json, or a value is of another type.
+    """
+    content = renamed.translate_metrics(_content(path))
+    if not isinstance(content.get("metrics"), dict):
+        raise UserError(f"{path}: is no metrics.json (it has no mapping `metrics`)")
+    for key, value in content["metrics"].items():
+        if not _is_number(value) and not isinstance(value, dict):
+            raise UserError(f"{path}: metrics.{key} is {_shown(value)} and must be a number")
+    for key in NUMBERS:
+        if not (content.get(key) is None or _is_number(content[key])):
+            raise UserError(f"{path}: {key} is {_shown(content[key])} and must be a number")
+    return content
 
 
 def read_measurements(path: Path, at: Sequence[str]) -> Record:
@@ -60,7 +80,7 @@ def read_measurements(path: Path, at: Sequence[str]) -> Record:
         place = place[key]
     if not isinstance(place, dict):
         raise UserError(f"{path}: {' > '.join(at)} is no mapping")
-    return _record(path, content, _values(place))
+    return _record(path, content, _values(path, place))
 
 
 def require_comparable(records: Sequence[Record]) -> None:
@@ -83,20 +103,36 @@ def require_distinct(records: Sequence[Record]) -> None:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is no record ({type(error).__name__}: {reason(error)})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no record (expected a JSON object)")
+    for key in TEXTS:
+        if not isinstance(content.get(key), str | None):
+            raise UserError(f"{path}: {key} is {_shown(content[key])} and must be a text")
     return content
 
 
-def _values(mapping: dict[str, Any]) -> dict[str, float | str]:
-    """The numbers and texts of a mapping; nested values are ignored."""
-    kept = (int, float, str)
-    return {key: value for key, value in mapping.items() if isinstance(value, kept) and not isinstance(value, bool)}
+def _values(path: Path, mapping: dict[str, Any]) -> dict[str, float | str]:
+    """The numbers and texts of a mapping; nested values are ignored. Raises UserError for numbers beyond float's."""
+    values = {}
+    for key, value in mapping.items():
+        if isinstance(value, str) or _is_number(value):
+            values[key] = value
+        elif type(value) is int:
+            raise UserError(f"{path}: {key} is {_shown(value)}, too large for a number of a table")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number: NaN and infinity too, but no integer that a float cannot hold."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _record(path: Path, content: dict[str, Any], values: Mapping[str, float | str]) -> Record:
     texts = {key: content.get(key) for key in ("stage", "protocol")}
-    return Record(path, values, str(content.get("name") or ""), digest=content.get("protocol_digest"), **texts)
+    return Record(path, values, content.get("name") or "", digest=content.get("protocol_digest"), **texts)

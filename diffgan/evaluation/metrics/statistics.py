@@ -9,6 +9,8 @@ from torch import Tensor
 
 from diffgan.errors import UserError
 
+MAX_BYTES = 1 << 30  # of the arrays in a file; features of 8192 numbers have so many
+
 
 class FeatureStatistics(NamedTuple):
     """The Gaussian that stands for a set of features, in float64.
@@ -40,6 +42,8 @@ def read_statistics(file: Path) -> FeatureStatistics:
     """Statistics in the format of other tools: an .npz of `mu` (D,) and `sigma` (D, D); raises UserError if not."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
+            if sum(entry.file_size for entry in arrays.zip.infolist()) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES >> 20} MB")
             mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
         return FeatureStatistics.of_moments(mean, covariance)
     except Exception as error:  # numpy raises whatever the bytes lead it to

@@ -141,7 +141,7 @@ def read_protocol(path: Path) -> CocoProtocol:
         given = dict(yaml.safe_load(path.read_text()))
         names = given.pop("metrics", None)
         protocol = CocoProtocol(**given, metric_names=None if names is None else tuple(names))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, TypeError, ValueError) as error:
         known = ", ".join(field.name for field in fields(CocoProtocol)).replace("metric_names", "metrics")
         raise UserError(f"protocol {path}: is no YAML file with {known} ({first_line(error)})") from error
     _check(protocol, path)
