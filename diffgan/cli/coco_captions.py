@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.storage.atomic import write_atomic
+from diffgan.storage.outputs import require_file_place
 
 
 class Caption(NamedTuple):
@@ -41,6 +43,8 @@ def write_captions(source: Path, count: int, target: Path) -> None:
 
     Beside each caption stand its image and the year that the annotations say, by which protocols refuse other years.
     """
+    require("coco-captions: count", count, least=1)
+    require_file_place(target)
     try:
         notes = json.loads(source.read_text())
         year = {"year": notes["info"]["year"]} if "year" in notes.get("info", {}) else {}

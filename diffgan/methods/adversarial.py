@@ -11,6 +11,7 @@ from diffgan.errors import UserError
 from diffgan.losses import gradient_penalty, mix_and_match
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.nets.discriminator import MultiScaleDiscriminator
+from diffgan.numbers import require
 from diffgan.training.lr_schedules import warmup_cooldown
 
 
@@ -71,19 +72,16 @@ class AdversarialTraining:
     def _check_ranges(self) -> None:
         lowest = {"starts_at_images": 0, "r1_every": 1, "r1_samples": 1, "weight": 0, "r1_gamma": 0, "input_noise": 0}
         for name, limit in lowest.items():
-            if getattr(self, name) < limit:
-                raise UserError(f"adversarial: {name} is {getattr(self, name)} and must be at least {limit}")
+            require(f"adversarial: {name}", getattr(self, name), least=limit)
         for name in ("clip_norm", "generator_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"adversarial: {name} is {getattr(self, name)} and must be above 0")
-        if not 0 <= self.mismatch_share < 1:
-            raise UserError(f"adversarial: mismatch_share is {self.mismatch_share} and must be in [0, 1)")
+            require(f"adversarial: {name}", getattr(self, name), above=0)
+        require("adversarial: mismatch_share", self.mismatch_share, least=0, below=1)
 
     def optimizer_settings(self, cooldown_images: int, images: int) -> OptimizerSettings:
         """How D is optimized in a training of `images` images whose last `cooldown_images` lower the learning rate.
 
         Raises:
-            UserError: the training ends before D is used.
+            UserError: the training ends before D is used, or before its warm-up does.
         """
         start = self.starts_at_images
         if start >= images:
@@ -91,6 +89,7 @@ class AdversarialTraining:
                 f"adversarial: starts_at_images is {start}, but the training ends after {images} images; "
                 "lower starts_at_images or raise images"
             )
+        require("adversarial: warmup_images", self.warmup_images, least=0, most=images - start)
         factor = warmup_cooldown(self.warmup_images, cooldown_images, images - start)
         return OptimizerSettings(self.optimizer, lambda images_seen: factor(images_seen - start), self.clip_norm, start)
 

@@ -47,6 +47,12 @@ def check_monitors(callbacks: Iterable[pl.Callback], networks: Iterable[str]) ->
             )
 
 
+def check_datamodule(datamodule: pl.LightningDataModule) -> None:
+    """Refuse data that are no pair set."""
+    if not hasattr(getattr(datamodule, "pairs", None), "manifest"):
+        raise UserError(f"data: a distillation requires LatentPairs, and this is {type(datamodule).__name__}")
+
+
 def check_pairs(datamodule: pl.LightningDataModule, teacher: str, teacher_digest: str) -> None:
     """Refuse pairs that were made with another teacher.
 

@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from diffgan.errors import UserError
 from diffgan.losses import gan
 from diffgan.losses.gradient_penalty import Penalty, full_precision, r1_loss
 from diffgan.losses.regression import RegressionLoss
@@ -16,6 +15,7 @@ from diffgan.methods.base import Distillation
 from diffgan.methods.gradient_balance import GradientBalance
 from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
+from diffgan.numbers import require
 from diffgan.pairs.batch import PairBatch
 from diffgan.training.lr_schedules import scaled_from, warmup_cooldown
 from diffgan.training.strategies import keep_unsharded, mean_over_processes
@@ -69,8 +69,10 @@ class Diffusion2GAN(Distillation):
         timesteps: list[int] | None = None,
         float32_output: bool = False,
     ):
-        if not clip_norm > 0:
-            raise UserError(f"clip_norm: {clip_norm} must be above 0")
+        require("clip_norm", clip_norm, above=0)
+        require("images", images, least=1)
+        require("warmup_images", warmup_images, least=0, most=images)
+        require("cooldown_images", cooldown_images, least=0, most=images)
         learning_rate = warmup_cooldown(warmup_images, cooldown_images, images)
         if adversarial is not None:
             learning_rate = scaled_from(adversarial.starts_at_images, adversarial.generator_rate, learning_rate)

@@ -1,0 +1,123 @@
+"""Wrong values are refused in one line, before any work begins: nothing is written."""
+
+import copy
+
+import pytest
+
+from tests.runs import refused, write
+
+NAN, INF = float("nan"), float("inf")
+MODEL, DATA, TRAINER = ("model", "init_args"), ("data", "init_args"), ("trainer",)
+OPTIMIZER = (*MODEL, "generator_optimizer", "init_args")
+ADVERSARIAL = (*MODEL, "adversarial", "init_args")
+EMA, CHECKPOINT, SAMPLES = ((*TRAINER, "callbacks", number, "init_args") for number in range(3))
+HEALTH = (*TRAINER, "callbacks", 4, "init_args")
+
+FIT = [
+    *(((*MODEL, "warmup_images"), value) for value in (-1, 49, NAN)),
+    *(((*MODEL, "cooldown_images"), value) for value in (-5, 49)),
+    *(((*MODEL, "clip_norm"), value) for value in (NAN, INF, 0, -1)),
+    *(((*MODEL, "images"), value) for value in (-8, 0, 1.5, 10**19)),
+    *(((*MODEL, "accumulate"), value) for value in (0, -1, 3)),
+    *(((*MODEL, "timesteps"), value) for value in ([], [1000], [-1])),
+    ((*MODEL, "teacher"), ""),
+    *(((*OPTIMIZER, "lr"), value) for value in (-1, NAN, INF)),
+    *(((*OPTIMIZER, "weight_decay"), value) for value in (-1, NAN, INF)),
+    ((*OPTIMIZER, "eps"), NAN),
+    ((*OPTIMIZER, "betas"), [0.9, NAN]),
+    ((*MODEL, "generator_optimizer"), {"class_path": "os.system"}),
+    ((*MODEL, "generator_optimizer"), "os.system"),
+    ((*MODEL, "generator_optimizer"), {"class_path": "torch.nn.Linear", "init_args": {"out_features": 3}}),
+    ((*ADVERSARIAL, "discriminator"), "os.system"),
+    ((*ADVERSARIAL, "discriminator"), {"class_path": "collections.OrderedDict"}),
+    ((*ADVERSARIAL, "optimizer", "init_args", "lr"), NAN),
+    *(((*ADVERSARIAL, name), NAN) for name in ("weight", "generator_rate", "clip_norm", "r1_gamma", "mismatch_share")),
+    *(((*ADVERSARIAL, name), INF) for name in ("weight", "generator_rate", "clip_norm", "r1_gamma", "input_noise")),
+    *(((*ADVERSARIAL, "warmup_images"), value) for value in (-1, 49)),
+    *(((*ADVERSARIAL, "starts_at_images"), value) for value in (-1, 48)),
+    *(((*DATA, "batch_size"), value) for value in (0, -8, 10**9)),
+    *(((*DATA, "workers"), value) for value in (-1, 10**6)),
+    *(((*DATA, "seed"), value) for value in (-1, 2**64, 1.5)),
+    *(((*DATA, "validation_pairs"), value) for value in (-1, 10**9)),
+    ((*DATA, "folder"), ""),
+    ((*DATA, "cache_gb"), NAN),
+    ((*DATA, "interleave"), 0),
+    *(((*EMA, "half_life_images"), value) for value in (-1, NAN, INF)),
+    ((*EMA, "log_every_images"), 0),
+    ((*CHECKPOINT, "every_images"), 0),
+    *(((*SAMPLES, "seed"), value) for value in (-1, 2**32, 2**32 - 1)),
+    *(((*SAMPLES, "guidance"), value) for value in (-2, NAN, INF)),
+    *(((*SAMPLES, "steps"), value) for value in (0, -1, 1001)),
+    ((*SAMPLES, "prompts"), []),
+    *(((*HEALTH, "seed"), value) for value in (-1, 2**32)),
+    *(((*HEALTH, "guidance"), value) for value in (-2, NAN)),
+    *(((*HEALTH, "steps"), value) for value in (0, 1001)),
+    *(((*HEALTH, "patience_images"), value) for value in (-1,)),
+    *(((*HEALTH, "least_diversity"), value) for value in (-1, NAN)),
+    *(((*HEALTH, "saturated_at"), value) for value in (-1, NAN)),
+    *(((*TRAINER, "val_check_interval"), value) for value in (0, -1, 0.0, NAN, 1.5)),
+    *(((*TRAINER, "limit_train_batches"), value) for value in (0, 0.0, -1, NAN)),
+    *(((*TRAINER, "limit_val_batches"), value) for value in (-1, NAN)),
+    *(((*TRAINER, "max_epochs"), value) for value in (0, -2)),
+    *(((*TRAINER, "max_steps"), value) for value in (0, -2)),
+    *(((*TRAINER, "log_every_n_steps"), value) for value in (-1,)),
+    ((*TRAINER, "devices"), 0),
+    ((*TRAINER, "devices"), "many"),
+    ((*TRAINER, "accelerator"), "abacus"),
+    ((*TRAINER, "accelerator"), "cuda"),
+    ((*TRAINER, "precision"), "16-true"),
+    ((*TRAINER, "strategy"), "none"),
+    ((*TRAINER, "accumulate_grad_batches"), 0),
+    ((*TRAINER, "gradient_clip_val"), NAN),
+    (("seed_everything",), -1),
+    (("seed_everything",), 2**33),
+    (("seed_everything",), 1.5),
+    (("data",), None),
+    (("model",), None),
+    (("trainer",), None),
+    (("data", "class_path"), "datamodules.glyphs.GlyphImages"),
+]
+
+
+def changed(config, keys, value):
+    """The configuration with another value at a path of keys."""
+    config = copy.deepcopy(config)
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    return config
+
+
+def name_of(case):
+    keys, value = case
+    return f"{'.'.join(map(str, keys))}={value}"
+
+
+@pytest.fixture
+def complete(config):
+    """A distillation with a discriminator and every callback that takes numbers."""
+    config["model"]["init_args"]["adversarial"] = {
+        "class_path": "diffgan.methods.adversarial.AdversarialTraining",
+        "init_args": {
+            "discriminator": {"class_path": "diffgan.nets.discriminator.MultiScaleDiscriminator"},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+            "starts_at_images": 24,
+            "warmup_images": 8,
+        },
+    }
+    health = {"prompts": ["digit 7"], "noises": 2, "steps": 2, "every_images": 8}
+    config["trainer"]["callbacks"].append(
+        {"class_path": "callbacks.training_health.TrainingHealth", "init_args": health}
+    )
+    return config
+
+
+@pytest.mark.parametrize(("keys", "value"), FIT, ids=map(name_of, FIT))
+def test_fit_refuses(keys, value, complete, tmp_path, capsys):
+    file = write(tmp_path / "fit.yaml", changed(complete, keys, value))
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    lines = refused(capsys, "fit", "-c", file).splitlines()
+    assert lines[-1].startswith("diffgan: error: ") and len(lines) <= 3
+    assert sorted(tmp_path.rglob("*")) == before
