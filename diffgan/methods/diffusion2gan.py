@@ -21,6 +21,8 @@ from diffgan.training.lr_schedules import scaled_from, warmup_cooldown
 from diffgan.training.strategies import keep_unsharded, mean_over_processes
 from diffgan.training.transfer import to_device
 
+MOST_IMAGES = 10**12  # a training of more never ends
+
 
 class Diffusion2GAN(Distillation):
     """Distil the teacher into a one-step generator from its noise-latent pairs (paper, section 3).
@@ -70,7 +72,7 @@ class Diffusion2GAN(Distillation):
         float32_output: bool = False,
     ):
         require("clip_norm", clip_norm, above=0)
-        require("images", images, least=1)
+        require("images", images, least=1, most=MOST_IMAGES)
         require("warmup_images", warmup_images, least=0, most=images)
         require("cooldown_images", cooldown_images, least=0, most=images)
         learning_rate = warmup_cooldown(warmup_images, cooldown_images, images)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffgan.noise import draw_noise
+from diffgan.numbers import require, require_guidance
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.devices import require_precision
 from diffgan.teachers.base import Teacher
@@ -32,10 +33,15 @@ class PairGeneration(pl.LightningModule):
         guidance: w of classifier-free guidance; 1 is none.
         solver: name of a deterministic scheduler class of diffusers (some call the network twice per step).
         compile: torch.compile the network: faster after a minute or more, and latents that differ by rounding.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
     def __init__(self, teacher: str, steps: int, guidance: float, solver: str = "DDIMScheduler", compile: bool = False):
         super().__init__()
+        require("steps", steps, least=1)
+        require_guidance("guidance", guidance)
         self.teacher_path, self.steps, self.guidance, self.solver = teacher, steps, guidance, solver
         self.compile_network = compile
         self.teacher: Teacher | None = None

@@ -3,7 +3,10 @@
 import copy
 
 import pytest
+import yaml
 
+from diffgan.__main__ import main
+from tests import pair_sets
 from tests.runs import refused, write
 
 NAN, INF = float("nan"), float("inf")
@@ -75,7 +78,26 @@ FIT = [
     (("data",), None),
     (("model",), None),
     (("trainer",), None),
-    (("data", "class_path"), "datamodules.glyphs.GlyphImages"),
+    (("data",), {"class_path": "datamodules.glyphs.GlyphImages"}),
+]
+
+FEW = FIT[::6]  # the others need as long as a short training
+WRITER = (*TRAINER, "callbacks", 0, "init_args")
+PREDICT = [
+    *(((*DATA, "pairs"), value) for value in (0, -1, 2**33)),
+    *(((*DATA, "seed_base"), value) for value in (-1, 2**32)),
+    *(((*DATA, "batch_size"), value) for value in (0, 10**9)),
+    ((*DATA, "repeat"), 0),
+    ((*DATA, "prompts"), ""),
+    *(((*MODEL, "guidance"), value) for value in (-2, NAN, INF)),
+    *(((*MODEL, "steps"), value) for value in (0, 1001)),
+    ((*MODEL, "solver"), "NoScheduler"),
+    ((*WRITER, "shard_size"), 0),
+    *(((*WRITER, "lease_seconds"), value) for value in (0, NAN, INF)),
+    ((*WRITER, "folder"), ""),
+    ((*TRAINER, "limit_predict_batches"), 0),
+    (("data",), None),
+    (("model", "class_path"), "diffgan.nothing.PairGeneration"),
 ]
 
 
@@ -113,11 +135,76 @@ def complete(config):
     return config
 
 
-@pytest.mark.parametrize(("keys", "value"), FIT, ids=map(name_of, FIT))
-def test_fit_refuses(keys, value, complete, tmp_path, capsys):
-    file = write(tmp_path / "fit.yaml", changed(complete, keys, value))
+def assert_refused(verb, config, tmp_path, capsys):
+    """One line, and no new file or folder."""
+    file = write(tmp_path / f"{verb}.yaml", config)
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
-    lines = refused(capsys, "fit", "-c", file).splitlines()
+    lines = refused(capsys, verb, "-c", file).splitlines()
     assert lines[-1].startswith("diffgan: error: ") and len(lines) <= 3
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("keys", "value"), FEW, ids=map(name_of, FEW))
+def test_fit_refuses(keys, value, complete, tmp_path, capsys):
+    assert_refused("fit", changed(complete, keys, value), tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("keys", "value"), FIT, ids=map(name_of, FIT))
+def test_fit_refuses_each(keys, value, complete, tmp_path, capsys):
+    assert_refused("fit", changed(complete, keys, value), tmp_path, capsys)
+
+
+@pytest.fixture
+def prediction(tiny_pipeline, tmp_path):
+    """The configuration of a small pair set."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("digit 7\n")
+    file = tmp_path / "predict.yaml"
+    pair_sets.predict_words(file, tmp_path / "set", tiny_pipeline, prompts)
+    config = yaml.safe_load(file.read_text())
+    config["trainer"]["callbacks"] = [config["trainer"]["callbacks"]["pairs"]]
+    return config
+
+
+@pytest.mark.parametrize(("keys", "value"), PREDICT, ids=map(name_of, PREDICT))
+def test_predict_refuses(keys, value, prediction, tmp_path, capsys):
+    assert_refused("predict", changed(prediction, keys, value), tmp_path, capsys)
+
+
+# ---- what a fit leaves ----
+
+
+def test_fast_dev_run_leaves_nothing_and_resumes_from_nothing(complete, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "fit.yaml", complete)
+    for _ in range(2):
+        main(["fit", "-c", file, "--trainer.fast_dev_run", "1"])
+    assert "diffgan: fit from" not in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "fit.yaml"]
+
+
+def test_refused_fit_leaves_the_folders_that_were_there(complete, tmp_path, capsys):
+    complete["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "deep" / "runs")
+    (tmp_path / "deep").mkdir()
+    assert_refused("fit", changed(complete, (*MODEL, "accumulate"), 3), tmp_path, capsys)
+    (tmp_path / "deep" / "runs" / "run").mkdir(parents=True)
+    refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", changed(complete, (*MODEL, "accumulate"), 3)))
+    assert (tmp_path / "deep" / "runs" / "run").is_dir()
+
+
+def test_fit_of_a_checkpoint_that_is_missing_leaves_nothing(complete, tmp_path, capsys):
+    error = refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", complete), "--ckpt_path", tmp_path / "no.ckpt")
+    assert "no.ckpt: no such file" in error and not (tmp_path / "run").exists()
+
+
+# ---- files that are no configurations ----
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff\xfe\x01" * 9, b"\x07\x08", b"a: " + b"[" * 3000, b"- 1", b"\xff"])
+def test_file_that_is_no_configuration_is_one_line(content, tmp_path, capsys):
+    file = tmp_path / "fit.yaml"
+    file.write_bytes(content)
+    (line,) = refused(capsys, "fit", "-c", file).splitlines()
+    assert line.startswith(f"diffgan: error: {file}")
