@@ -27,6 +27,7 @@ from diffgan.errors import UserError, first_line, print_error
 
 VERBS = ("fit", "validate", "test", "predict")
 CALLBACKS = ("trainer", "callbacks")
+PROGRAM = "A configuration is a program: its class paths are imported and called. Read it first if it is not your own."
 
 
 class Word(NamedTuple):
@@ -58,7 +59,7 @@ class ConfigParser(LightningArgumentParser):
     given: Sequence[str] = ()  # the command line, whose options and files an error message names
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"epilog": PROGRAM, **kwargs})
         self.started_in = Path.cwd()  # while a file is parsed, the current folder is the file's
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

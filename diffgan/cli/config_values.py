@@ -38,7 +38,7 @@ def check_values(verb: str, config: Mapping[str, Any]) -> None:
         require_seeds("seed_everything", seed)
     for keys, value in entries(config):
         if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"{'.'.join(keys)}: {value} is not a number")
+            raise UserError(f"{'.'.join(keys)}: {value} is no number")
         if isinstance(value, dict) and isinstance(value.get("class_path"), str):
             _check_optimizer(".".join(keys), value["class_path"], value.get("init_args") or {})
     if config.get("trainer") is None:

@@ -11,17 +11,20 @@ from tests.fuzz.targets import TARGETS
 
 def summary(count: int, names: list[str]) -> None:
     """Run about `count` mutants, the same number of each target, and print faults, acceptances, time and memory."""
+    outcomes, faults = [], []
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder))
-        outcomes = [outcome for name in names for outcome in campaign.outcomes(name, -(-count // len(names)))]
-        faults = [(outcome, campaign.faults(outcome)) for outcome in outcomes]
-    for outcome, found in faults:
-        if found:
-            print(f"{outcome.target}: {outcome.mutant.description}: {'; '.join(found)}")
-            print(f"    {(outcome.errors.strip().splitlines() or ['(no message)'])[-1][:200]}")
+        for name in names:
+            for outcome in campaign.outcomes(name, -(-count // len(names))):
+                outcomes.append(outcome)
+                faults.append(campaign.faults(outcome))
+                if faults[-1]:
+                    print(f"{name}: {outcome.mutant.description}: {'; '.join(faults[-1])}")
+                    last = (outcome.errors.strip().splitlines() or ["(no message)"])[-1]
+                    print(f"    {last[:200]}", flush=True)
     print(f"mutants                    {len(outcomes)}")
-    print(f"with faults                {sum(bool(found) for _, found in faults)}")
-    print(f"tracebacks                 {sum('traceback' in found for _, found in faults)}")
+    print(f"with faults                {sum(map(bool, faults))}")
+    print(f"tracebacks                 {sum('traceback' in found for found in faults)}")
     accepted = Counter((each.target, each.mutant.kind) for each in outcomes if each.accepted)
     print(f"accepted                   {sum(accepted.values())}")
     for (target, kind), number in sorted(accepted.items()):

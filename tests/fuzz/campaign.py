@@ -1,5 +1,6 @@
 """A workspace, and the outcomes of mutants of its files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.fuzz.mutations import Mutant
@@ -21,11 +22,12 @@ class Campaign:
         assert run_in(self.template, log, make_results) == 0, log.read_text()
         self._valid: dict[str, Outcome] = {}
 
-    def outcomes(self, name: str, count: int) -> list[Outcome]:
+    def outcomes(self, name: str, count: int) -> Iterator[Outcome]:
         """The outcomes of `count` mutants of a target; the same ones every time."""
         target = TARGETS[name]
         made = mutants(target, (self.template / target.file).read_bytes(), name, count)
-        return [run(name, mutant, self.template, self.folder / "copy") for mutant in made]
+        for mutant in made:
+            yield run(name, mutant, self.template, self.folder / "copy")
 
     def valid(self, name: str) -> Outcome:
         """The outcome of a target's command on the file as it is."""

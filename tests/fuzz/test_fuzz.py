@@ -18,7 +18,7 @@ def campaign(tmp_path_factory):
 
 def check(campaign, name, count):
     """Run mutants of a target; every fault and every accepted NaN of a configuration is reported."""
-    outcomes = campaign.outcomes(name, count)
+    outcomes = list(campaign.outcomes(name, count))
     assert campaign.valid(name).accepted, campaign.valid(name).errors
     problems = {outcome.mutant.description: campaign.faults(outcome) for outcome in outcomes}
     problems = {description: faults for description, faults in problems.items() if faults}
