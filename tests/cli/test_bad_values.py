@@ -1,6 +1,7 @@
 """Wrong values are refused in one line, before any work begins: nothing is written."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -202,7 +203,14 @@ def test_fit_of_a_checkpoint_that_is_missing_leaves_nothing(complete, tmp_path, 
 # ---- files that are no configurations ----
 
 
-@pytest.mark.parametrize("content", [b"\x00\xff\xfe\x01" * 9, b"\x07\x08", b"a: " + b"[" * 3000, b"- 1", b"\xff"])
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x00\xff\xfe\x01" * 9, b"\x07\x08", b"a: " + b"[" * 3000, b"- 1", b"\xff", ALIASES.encode()]
+)
 def test_file_that_is_no_configuration_is_one_line(content, tmp_path, capsys):
     file = tmp_path / "fit.yaml"
     file.write_bytes(content)

@@ -151,7 +151,7 @@ def _predict(folder: str) -> dict:
     return {
         "trainer": {
             "accelerator": "cpu",
-            "default_root_dir": "new",
+            "default_root_dir": str(Path(folder).parent),
             "logger": False,
             "enable_progress_bar": False,
             "callbacks": [{"class_path": "callbacks.pair_writer.PairWriter", "init_args": writer}],
