@@ -55,7 +55,7 @@ class TrainingHealth(pl.Callback):
         require("TrainingHealth: every_images", every_images, least=1)
         require("TrainingHealth: patience_images", patience_images, least=0)
         for name, share in (("least_diversity", least_diversity), ("saturated_at", saturated_at)):
-            require(f"TrainingHealth: {name}", share, least=0)
+            require(f"TrainingHealth: {name}", share)
         require("TrainingHealth: steps", steps, least=1)
         require_guidance("TrainingHealth: guidance", guidance)
         require_seeds("TrainingHealth: seed", seed, len(prompts) * noises)

@@ -70,7 +70,15 @@ class AdversarialTraining:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        lowest = {"starts_at_images": 0, "r1_every": 1, "r1_samples": 1, "weight": 0, "r1_gamma": 0, "input_noise": 0}
+        lowest = {
+            "starts_at_images": 0,
+            "warmup_images": 0,
+            "r1_every": 1,
+            "r1_samples": 1,
+            "weight": 0,
+            "r1_gamma": 0,
+            "input_noise": 0,
+        }
         for name, limit in lowest.items():
             require(f"adversarial: {name}", getattr(self, name), least=limit)
         for name in ("clip_norm", "generator_rate"):
@@ -81,7 +89,7 @@ class AdversarialTraining:
         """How D is optimized in a training of `images` images whose last `cooldown_images` lower the learning rate.
 
         Raises:
-            UserError: the training ends before D is used, or before its warm-up does.
+            UserError: the training ends before D is used.
         """
         start = self.starts_at_images
         if start >= images:
@@ -89,7 +97,6 @@ class AdversarialTraining:
                 f"adversarial: starts_at_images is {start}, but the training ends after {images} images; "
                 "lower starts_at_images or raise images"
             )
-        require("adversarial: warmup_images", self.warmup_images, least=0, most=images - start)
         factor = warmup_cooldown(self.warmup_images, cooldown_images, images - start)
         return OptimizerSettings(self.optimizer, lambda images_seen: factor(images_seen - start), self.clip_norm, start)
 

@@ -1,5 +1,6 @@
 """Checks of a distillation's trainer and data before it starts; each raises UserError."""
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
@@ -45,6 +46,18 @@ def check_monitors(callbacks: Iterable[pl.Callback], networks: Iterable[str]) ->
                 f"{type(callback).__name__}: monitor {monitor} is a curve of the training; use a metric of validation, "
                 "such as validation/mse"
             )
+
+
+def warn_of_long_warmup(name: str, warmup: int, images: int) -> None:
+    """Print a line if a training of `images` images ends before its warm-up; earlier runs, with the default, do.
+
+    name: of the argument that gives the warm-up.
+    """
+    if warmup > images:
+        reached = "the learning rate does not reach its value"
+        print(
+            f"diffgan: warning: {name}: {warmup} is more than the {images} images there are: {reached}", file=sys.stderr
+        )
 
 
 def check_datamodule(datamodule: pl.LightningDataModule) -> None:

@@ -12,6 +12,7 @@ from diffgan.losses.regression import RegressionLoss
 from diffgan.methods import outputs
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.base import Distillation
+from diffgan.methods.checks import warn_of_long_warmup
 from diffgan.methods.gradient_balance import GradientBalance
 from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
@@ -73,7 +74,7 @@ class Diffusion2GAN(Distillation):
     ):
         require("clip_norm", clip_norm, above=0)
         require("images", images, least=1, most=MOST_IMAGES)
-        require("warmup_images", warmup_images, least=0, most=images)
+        require("warmup_images", warmup_images, least=0)
         require("cooldown_images", cooldown_images, least=0, most=images)
         learning_rate = warmup_cooldown(warmup_images, cooldown_images, images)
         if adversarial is not None:
@@ -83,7 +84,7 @@ class Diffusion2GAN(Distillation):
             optimizers["d"] = adversarial.optimizer_settings(cooldown_images, images)
         options = (accumulate, gradient_checkpointing, compile, channels_last, timesteps, float32_output)
         super().__init__(teacher, regression, images, optimizers, *options)
-        self.adversarial = adversarial
+        self.adversarial, self.warmup_images = adversarial, warmup_images
         self.gradient_balance = GradientBalance()
         self._tried_gradient_penalty = False
 
@@ -106,6 +107,15 @@ class Diffusion2GAN(Distillation):
     def uses_discriminator(self) -> bool:
         """Whether the next step is adversarial: there is a discriminator and `starts_at_images` has passed."""
         return self.adversarial is not None and self.images_seen >= self.adversarial.starts_at_images
+
+    def on_train_start(self) -> None:
+        """Prepare as every method does, and warn of a warm-up that does not end."""
+        super().on_train_start()
+        if self.trainer.is_global_zero:
+            warn_of_long_warmup("warmup_images", self.warmup_images, self.images)
+            if (settings := self.adversarial) is not None:
+                rest = self.images - settings.starts_at_images
+                warn_of_long_warmup("adversarial: warmup_images", settings.warmup_images, rest)
 
     # ---- the algorithm ----
 

@@ -18,7 +18,7 @@ EMA, CHECKPOINT, SAMPLES = ((*TRAINER, "callbacks", number, "init_args") for num
 HEALTH = (*TRAINER, "callbacks", 4, "init_args")
 
 FIT = [
-    *(((*MODEL, "warmup_images"), value) for value in (-1, 49, NAN)),
+    *(((*MODEL, "warmup_images"), value) for value in (-1, NAN)),
     *(((*MODEL, "cooldown_images"), value) for value in (-5, 49)),
     *(((*MODEL, "clip_norm"), value) for value in (NAN, INF, 0, -1)),
     *(((*MODEL, "images"), value) for value in (-8, 0, 1.5, 10**19)),
@@ -37,7 +37,7 @@ FIT = [
     ((*ADVERSARIAL, "optimizer", "init_args", "lr"), NAN),
     *(((*ADVERSARIAL, name), NAN) for name in ("weight", "generator_rate", "clip_norm", "r1_gamma", "mismatch_share")),
     *(((*ADVERSARIAL, name), INF) for name in ("weight", "generator_rate", "clip_norm", "r1_gamma", "input_noise")),
-    *(((*ADVERSARIAL, "warmup_images"), value) for value in (-1, 49)),
+    ((*ADVERSARIAL, "warmup_images"), -1),
     *(((*ADVERSARIAL, "starts_at_images"), value) for value in (-1, 48)),
     *(((*DATA, "batch_size"), value) for value in (0, -8, 10**9)),
     *(((*DATA, "workers"), value) for value in (-1, 10**6)),
@@ -57,8 +57,8 @@ FIT = [
     *(((*HEALTH, "guidance"), value) for value in (-2, NAN)),
     *(((*HEALTH, "steps"), value) for value in (0, 1001)),
     *(((*HEALTH, "patience_images"), value) for value in (-1,)),
-    *(((*HEALTH, "least_diversity"), value) for value in (-1, NAN)),
-    *(((*HEALTH, "saturated_at"), value) for value in (-1, NAN)),
+    *(((*HEALTH, "least_diversity"), value) for value in (INF, NAN)),
+    *(((*HEALTH, "saturated_at"), value) for value in (INF, NAN)),
     *(((*TRAINER, "val_check_interval"), value) for value in (0, -1, 0.0, NAN, 1.5)),
     *(((*TRAINER, "limit_train_batches"), value) for value in (0, 0.0, -1, NAN)),
     *(((*TRAINER, "limit_val_batches"), value) for value in (-1, NAN)),
@@ -174,6 +174,15 @@ def test_predict_refuses(keys, value, prediction, tmp_path, capsys):
     assert_refused("predict", changed(prediction, keys, value), tmp_path, capsys)
 
 
+def test_discriminator_whose_warm_up_does_not_end_is_reported(complete, tmp_path, capsys):
+    """It is no error: runs of version 0.1 have it."""
+    complete["model"]["init_args"]["images"] = 32
+    file = write(tmp_path / "fit.yaml", changed(complete, (*ADVERSARIAL, "warmup_images"), 9))
+    main(["fit", "-c", file])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "warning: adversarial" in line)
+    assert "warmup_images: 9 is more than the 8 images there are" in line
+
+
 # ---- what a fit leaves ----
 
 
@@ -208,9 +217,17 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(
-    "content", [b"\x00\xff\xfe\x01" * 9, b"\x07\x08", b"a: " + b"[" * 3000, b"- 1", b"\xff", ALIASES.encode()]
-)
+NO_CONFIGURATIONS = {
+    "binary": b"\x00\xff\xfe\x01" * 9,
+    "control characters": b"\x07\x08",
+    "no UTF-8": b"\xff",
+    "a list": b"- 1",
+    "deep": b"a: " + b"[" * 3000 + b"]" * 3000,
+    "aliases of aliases": ALIASES.encode(),
+}
+
+
+@pytest.mark.parametrize("content", NO_CONFIGURATIONS.values(), ids=NO_CONFIGURATIONS)
 def test_file_that_is_no_configuration_is_one_line(content, tmp_path, capsys):
     file = tmp_path / "fit.yaml"
     file.write_bytes(content)
