@@ -7,6 +7,7 @@ from torch import nn
 from callbacks.evaluation import Evaluation
 from diffgan.evaluation.coco_evaluator import CocoEvaluator
 from diffgan.evaluation.protocols.coco import read_protocol
+from diffgan.numbers import require_batch_size
 
 
 class COCOFID(Evaluation):
@@ -36,6 +37,7 @@ class COCOFID(Evaluation):
         teacher_images: Path | None = None,
     ):
         super().__init__(every_images, fit_only)
+        require_batch_size("COCOFID: batch_size", batch_size)
         self.protocol, self.extractor, self.cache, self.batch_size = protocol, extractor, cache, batch_size
         self.teacher_images = teacher_images
 

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import torch
 
-from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.training.ema import own_pairs
 from diffgan.training.image_clock import ImageInterval
 from diffgan.training.strategies import full_tensor
@@ -28,11 +28,8 @@ class EMA(pl.Callback):
     """
 
     def __init__(self, half_life_images: float, log_every_images: int = 2000, on_cpu: bool = False):
-        if half_life_images < 0 or log_every_images < 1:
-            raise UserError(
-                f"EMA: half_life_images {half_life_images} must be at least 0, "
-                f"log_every_images {log_every_images} at least 1"
-            )
+        require("EMA: half_life_images", half_life_images, least=0)
+        require("EMA: log_every_images", log_every_images, least=1)
         self.half_life_images, self.on_cpu = half_life_images, on_cpu
         self.interval = ImageInterval(log_every_images)
 

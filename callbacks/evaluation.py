@@ -8,6 +8,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.evaluation.evaluator import Evaluator, Generate
 from diffgan.evaluation.work_split import SINGLE_PROCESS, WorkSplit
+from diffgan.numbers import require
 from diffgan.training.image_clock import ImageInterval
 
 
@@ -27,8 +28,8 @@ class Evaluation(pl.Callback):
     """
 
     def __init__(self, every_images: int | None, fit_only: bool = False):
-        if every_images is not None and every_images < 1:
-            raise UserError(f"{type(self).__name__}: every_images {every_images} must be at least 1")
+        if every_images is not None:
+            require(f"{type(self).__name__}: every_images", every_images, least=1)
         if every_images is None and fit_only:
             raise UserError(f"{type(self).__name__}: fit_only requires every_images, or it never evaluates")
         self.every_images, self.fit_only = every_images, fit_only

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.monitor import Monitor
 from callbacks.run_folder import run_folder
 from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.training.checkpoint_io import StreamingCheckpointIO, stream_checkpoints
 from diffgan.training.checkpoints import BEST, LAST, PARTIAL, PREVIOUS, keep_as, replace_last
 from diffgan.training.image_clock import ImageInterval
@@ -52,8 +53,7 @@ class ImageCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_images: int, monitor: str | None = None, asynchronous: bool = False):
-        if every_images < 1:
-            raise UserError(f"every_images: {every_images} must be at least 1")
+        require("every_images", every_images, least=1)
         self.interval, self.monitor, self.asynchronous = ImageInterval(every_images), monitor, asynchronous
         self._monitored = Monitor(type(self).__name__, monitor) if monitor else None
         self._saved_at = -1  # images seen by the newest checkpoint, or by the one that was loaded

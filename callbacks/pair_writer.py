@@ -1,7 +1,6 @@
 """The callback that writes generated pairs to a pair set, as one of any number of workers."""
 
 import dataclasses
-import math
 import signal
 import sys
 from pathlib import Path
@@ -11,12 +10,14 @@ import torch
 
 from datamodules.prompts import Prompts
 from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.devices import device_kind
 from diffgan.pairs.generation import PairGeneration
 from diffgan.pairs.manifest import Manifest, versions
 from diffgan.pairs.opening import bytes_are_compared, open_pair_set
 from diffgan.pairs.work_queue import WorkQueue
+from diffgan.storage.outputs import require_name
 from diffgan.teachers import solvers
 from diffgan.teachers.digest import weights_digest
 from diffgan.training.refusals import stop_together
@@ -94,11 +95,12 @@ class PairWriter(pl.Callback):
 
     def _open_work_queue(self, trainer: pl.Trainer, pl_module: PairGeneration, stage: str) -> WorkQueue:
         """Raises: UserError if an argument is out of range, the teacher cannot be loaded, or the folder is refused."""
-        if self.shard_size < 1:
-            raise UserError(f"shard_size: {self.shard_size} must be at least 1")
-        if not 0 < self.lease_seconds < math.inf:
-            raise UserError(f"lease_seconds: {self.lease_seconds} must be above 0 and finite")
+        require("shard_size", self.shard_size, least=1)
+        require("lease_seconds", self.lease_seconds, above=0)
+        require_name("folder", self.folder)
         data: Prompts = trainer.datamodule
+        if not isinstance(data, Prompts) or not isinstance(pl_module, PairGeneration):
+            raise UserError("PairWriter: makes pairs, which requires the model PairGeneration and the data Prompts")
         pl_module.setup(stage)
         manifest = self._manifest(pl_module, data, trainer.precision, trainer.strategy.root_device)
         store = open_pair_set(self.folder, manifest, self.lease_seconds)

@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.run_folder import run_folder
 from diffgan.conditioning import Conditioning
-from diffgan.images import save_image_grid, to_uint8
+from diffgan.images import image_grid, png_bytes, to_uint8
 from diffgan.methods.base import Distillation
 from diffgan.nets.generator import OneStepGenerator
-from diffgan.noise import draw_noise
+from diffgan.noise import draw_noise, require_seeds
+from diffgan.numbers import require, require_guidance
+from diffgan.prompts.limits import require_prompts
+from diffgan.storage.atomic import write_atomic
 
 
 class SampleGrid(pl.Callback):
@@ -26,9 +30,16 @@ class SampleGrid(pl.Callback):
         prompts: one column each.
         seed: the noise of column i is drawn from seed + i.
         steps, guidance: of the teacher.
+
+    Raises:
+        UserError: a value is out of range; before the first batch, the teacher does not have so many steps.
     """
 
     def __init__(self, prompts: list[str], seed: int = 3_500_000_000, steps: int = 50, guidance: float = 3.0):
+        require_prompts("SampleGrid: prompts", prompts)
+        require_seeds("SampleGrid: seed", seed, len(prompts))
+        require("SampleGrid: steps", steps, least=1)
+        require_guidance("SampleGrid: guidance", guidance)
         self.prompts, self.seed = prompts, seed
         self.steps, self.guidance = steps, guidance
         self._teacher_images: tuple[Tensor, Tensor] | None = None  # solved, and of one call
@@ -36,6 +47,12 @@ class SampleGrid(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Distillation, stage: str) -> None:
         self.folder = run_folder(trainer) / "samples"
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+        """Check the steps, which depend on the teacher."""
+        pl_module.teacher.schedule.check_steps(self.steps)
+
+    on_validation_start = on_test_start = on_fit_start
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
         if not trainer.sanity_checking:
@@ -71,6 +88,7 @@ class SampleGrid(pl.Callback):
     def _write(self, path: Path, student: Tensor, trainer: pl.Trainer, images_seen: int) -> None:
         solved, untrained = self._teacher_images
         rows = {f"teacher, {self.steps} steps": solved, "student, 1 step": student, "teacher, 1 step": untrained}
-        grid = save_image_grid(path, {name: to_uint8(images) for name, images in rows.items()}, self.prompts)
+        grid = image_grid({name: to_uint8(images) for name, images in rows.items()}, self.prompts)
+        write_atomic(path, png_bytes(grid))
         if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image("samples", grid, images_seen, dataformats="HWC")
+            trainer.logger.experiment.add_image("samples", np.asarray(grid), images_seen, dataformats="HWC")

@@ -7,9 +7,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from diffgan.errors import UserError
 from diffgan.methods.base import Distillation
-from diffgan.noise import draw_noise
+from diffgan.noise import draw_noise, require_seeds
+from diffgan.numbers import require, require_guidance
+from diffgan.prompts.limits import require_prompts
 from diffgan.training.checkpoints import GOOD, keep_as
 from diffgan.training.image_clock import ImageInterval
 
@@ -49,8 +50,15 @@ class TrainingHealth(pl.Callback):
         seed: int = 3_600_000_000,
         stop: bool = False,
     ):
-        if not prompts or noises < 2 or every_images < 1:
-            raise UserError("TrainingHealth: requires a prompt, noises of at least 2, and every_images of at least 1")
+        require_prompts("TrainingHealth: prompts", prompts)
+        require("TrainingHealth: noises", noises, least=2)
+        require("TrainingHealth: every_images", every_images, least=1)
+        require("TrainingHealth: patience_images", patience_images, least=0)
+        for name, share in (("least_diversity", least_diversity), ("saturated_at", saturated_at)):
+            require(f"TrainingHealth: {name}", share)
+        require("TrainingHealth: steps", steps, least=1)
+        require_guidance("TrainingHealth: guidance", guidance)
+        require_seeds("TrainingHealth: seed", seed, len(prompts) * noises)
         self.prompts, self.noises, self.seed = prompts, noises, seed
         self.interval, self.patience_images = ImageInterval(every_images), patience_images
         self.least_diversity, self.saturated_at = least_diversity, saturated_at
@@ -59,6 +67,10 @@ class TrainingHealth(pl.Callback):
         self.bad_since: dict[str, int] = {}  # by finding: images seen at its first check
         self._accuracies: list[Tensor] = []  # of the batches since the last check
         self._teacher_diversity: Tensor | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+        """Check the steps, which depend on the teacher."""
+        pl_module.teacher.schedule.check_steps(self.steps)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
         self.interval.start(pl_module.images_seen)

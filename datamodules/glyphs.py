@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datamodules.loading import unchanged
+from datamodules.loading import check_loading, unchanged
 from datamodules.resident_latents import IndexedLatents, LatentEncoding, ResidentBatches, epoch_order
 from diffgan.glyphs import recipe
 from diffgan.storage.digests import digest
@@ -81,6 +81,7 @@ class GlyphImages(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.images = {"train": train_images, "validation": validation_images}
+        check_loading(self.batch_size, self.seed, self.workers, **self.images)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", drop_last=True)
@@ -167,6 +168,7 @@ class GlyphLatents(pl.LightningDataModule):
         self.vae, self.cache, self.batch_size, self.seed = vae, cache, batch_size, seed
         self.images = {"train": train_images, "validation": validation_images}
         self.resident, self.workers = resident, workers
+        check_loading(self.batch_size, self.seed, self.workers, **self.images)
         self.captions: list[str] | None = None
         self._on_device: dict[str, IndexedLatents] = {}
 

@@ -17,9 +17,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from datamodules.loading import trains_on_gpu
+from datamodules.loading import check_loading, trains_on_gpu
 from diffgan.errors import UserError
 from diffgan.images import open_image
+from diffgan.storage.outputs import require_name
 from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
 
@@ -89,6 +90,8 @@ class ImageFolderLatents(pl.LightningDataModule):
         shard_size: int = 10_000,
     ):
         super().__init__()
+        require_name("folder", folder)
+        check_loading(batch_size, 0, workers, size=size, crops=crops, shard_size=shard_size)
         self.folder, self.vae, self.size = folder, vae, size
         self.batch_size, self.workers = batch_size, workers
         self.cache, self.crops, self.shard_size = cache, crops, shard_size

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.loading import trains_on_gpu, unchanged
+from datamodules.loading import check_loading, trains_on_gpu, unchanged
 from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.embeddings import Embeddings
 from diffgan.pairs.pair_set import PairSet
 from diffgan.storage.cache import CACHE_GB
+from diffgan.storage.outputs import require_name
 
 SHARDS_AHEAD = 2  # the least number of shards of a remote set that are fetched before the stream reads them
 
@@ -198,6 +200,9 @@ class LatentPairs(pl.LightningDataModule):
 
     Attributes:
         pairs: the `PairSet`, from `setup` on.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
     def __init__(
@@ -212,6 +217,11 @@ class LatentPairs(pl.LightningDataModule):
         interleave: int = 1,
     ):
         super().__init__()
+        require_name("folder", folder)
+        check_loading(batch_size, seed, workers)
+        require("validation_pairs", validation_pairs, least=0)
+        require("cache_gb", cache_gb, above=0)
+        require("interleave", interleave, least=1)
         self.folder, self.batch_size, self.validation_pairs = str(folder), batch_size, validation_pairs
         self.seed, self.workers, self.embeddings, self.cache_gb = seed, workers, embeddings, cache_gb
         self.interleave = interleave
@@ -223,11 +233,9 @@ class LatentPairs(pl.LightningDataModule):
         """Open the set.
 
         Raises:
-            UserError: the set is incomplete or too small, the batch does not divide among the processes, `interleave`
-                is below 1, or the embeddings belong to another teacher.
+            UserError: the set is incomplete or too small, the batch does not divide among the processes, or the
+                embeddings belong to another teacher.
         """
-        if self.interleave < 1:
-            raise UserError(f"interleave: {self.interleave} must be at least 1")
         self.pairs = PairSet(self.folder, self.cache_gb)
         if self.interleave > 1:
             self.pairs.shards.keep_open(2 * self.interleave)  # a batch may reach from one group into the next
@@ -238,11 +246,11 @@ class LatentPairs(pl.LightningDataModule):
     def _check_sizes(self) -> None:
         """Raises: UserError if the batch or the held-out pairs do not fit the set and the number of processes."""
         _, world_size = self._rank_and_world_size()
-        if self.batch_size < 1 or self.batch_size % world_size:
+        if self.batch_size % world_size:
             raise UserError(f"batch_size: {self.batch_size} pairs do not divide among {world_size} processes")
         if 0 < self.validation_pairs < world_size:
             raise UserError(f"validation_pairs: {self.validation_pairs} are too few for {world_size} processes")
-        if not 0 <= self.validation_pairs <= len(self.pairs) - self.batch_size:
+        if not self.validation_pairs <= len(self.pairs) - self.batch_size:
             raise UserError(
                 f"validation_pairs: {self.validation_pairs} of the {len(self.pairs)} pairs in {self.folder} leave no "
                 f"batch of {self.batch_size} for training; hold out fewer, or make more pairs"

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 import lightning.pytorch as pl
 import torch
 
-from diffgan.errors import UserError
-from diffgan.noise import SEEDS
+from diffgan.noise import require_seeds
+from diffgan.numbers import require, require_batch_size
 from diffgan.pairs.generation import PromptBatch
 from diffgan.pairs.shard_format import batches_of
 from diffgan.prompts import PromptFile
+from diffgan.storage.outputs import require_name
 
 
 class PromptBatches:
@@ -58,6 +59,8 @@ class Prompts(pl.LightningDataModule):
         repeat: int = 1,
     ):
         super().__init__()
+        require_name("prompts", prompts)
+        require_batch_size("batch_size", batch_size)
         self.source, self.column, self.file = str(prompts), column, None
         self.pairs, self.repeat, self.seed_base, self.batch_size = pairs, repeat, seed_base, batch_size
         self.work: Iterable[range] | None = None
@@ -112,8 +115,6 @@ class Prompts(pl.LightningDataModule):
 
     def _check_numbers(self, pairs: int) -> None:
         """Raises: UserError naming the number that is out of range."""
-        for name, value in {"pairs": pairs, "batch_size": self.batch_size, "repeat": self.repeat}.items():
-            if value < 1:
-                raise UserError(f"{name} {value}: must be at least 1")
-        if self.seed_base < 0 or self.seed_base + pairs > SEEDS:
-            raise UserError(f"seed_base {self.seed_base}: the seeds of {pairs} pairs do not lie in [0, 2^32)")
+        require("pairs", pairs, least=1)
+        require("repeat", self.repeat, least=1)
+        require_seeds("seed_base", self.seed_base, pairs)

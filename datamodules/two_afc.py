@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.glyphs import GlyphDataset
-from datamodules.loading import unchanged
+from datamodules.loading import check_loading, unchanged
 from diffgan.errors import UserError, first_line
 from diffgan.glyphs.distortions import FAMILIES, distort
 from diffgan.images import from_uint8, read_rgb, rgb_tensor
+from diffgan.numbers import require
 from diffgan.perceptual.two_afc import TwoAFCBatch
+from diffgan.storage.outputs import require_name
 from diffgan.teachers.autoencoders import Encoder
 
 
@@ -24,6 +26,7 @@ class _EncodedTwoAFC(pl.LightningDataModule):
 
     def __init__(self, vae: str | None, batch_size: int, workers: int):
         super().__init__()
+        check_loading(batch_size, 0, workers)
         self.vae, self.batch_size, self.workers = vae, batch_size, workers
         self._encoder: Encoder | None = None
 
@@ -103,6 +106,7 @@ class SyntheticGlyphTwoAFC(_EncodedTwoAFC):
         workers: int = 0,
     ):
         super().__init__(vae, batch_size, workers)
+        check_loading(batch_size, seed, workers, train=train, validation=validation, test=test)
         self.lengths, self.seed = {"train": train, "validation": validation, "reference": test}, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -200,6 +204,9 @@ class BAPPS(_EncodedTwoAFC):
         workers: int = 4,
     ):
         super().__init__(vae, batch_size, workers)
+        require_name("folder", folder)
+        if resolution is not None:
+            require("resolution", resolution, least=1)
         self.folder, self.families, self.resolution = folder, families, resolution
 
     def train_dataloader(self) -> DataLoader:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -106,16 +107,19 @@ def finite_uint8(images: Tensor, prompts: Sequence[str], seeds: Sequence[int] | 
     return to_uint8(images)
 
 
-def save_image_grid(path: Path, rows: dict[str, Tensor], captions: list[str] | None = None) -> np.ndarray:
-    """Write a PNG with rows of images, the rows' names on the left and captions below the columns.
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG."""
+    buffer = BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def image_grid(rows: dict[str, Tensor], captions: list[str] | None = None) -> Image.Image:
+    """Rows of images, the rows' names on the left and captions below the columns.
 
     Args:
-        path: the PNG; its folder is created if needed.
         rows: name -> (N, 3, H, W) uint8.
         captions: N texts, or None for a grid without captions.
-
-    Returns:
-        The grid: (height, width, 3) uint8.
     """
     columns = max(len(images) for images in rows.values())
     foot = CAPTION_LINES * LINE_HEIGHT if captions else 0
@@ -131,9 +135,7 @@ def save_image_grid(path: Path, rows: dict[str, Tensor], captions: list[str] | N
     for column, caption in enumerate(captions or []):
         text = textwrap.fill(caption or "(no caption)", CAPTION_CHARACTERS)
         pen.multiline_text(_corner(len(rows), column), text, "black", font, spacing=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
-    return np.asarray(grid)
+    return grid
 
 
 def _corner(row: int, column: int) -> tuple[int, int]:

@@ -6,8 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from diffgan.errors import UserError
+
 VALUES_PER_THREAD = 2**17  # starting a thread takes longer than drawing fewer
 SEEDS = 2**32  # torch's CPU generator keeps the low 32 bits of a seed: larger ones would repeat smaller ones
+
+
+def require_seeds(name: str, first: int, count: int = 1) -> None:
+    """Raises UserError unless `count` consecutive seeds from `first` on lie in [0, 2^32).
+
+    name: of the first seed's option or argument.
+    """
+    if not 0 <= first <= SEEDS - count:
+        seeds = "is no seed" if count == 1 else f"the seeds of {count} images from it on are not all"
+        raise UserError(f"{name}: {first}: {seeds} in [0, 2^32)")
 
 
 def draw_noise(seeds: Sequence[int] | Tensor, shape: tuple[int, int, int]) -> Tensor:

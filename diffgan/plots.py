@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -30,23 +30,21 @@ class Interval(NamedTuple):
     text: str
 
 
-def save_curves(path: Path, curves: dict[str, Curve], x: str, y: str, logarithmic: bool = True) -> None:
-    """Write a PNG with named curves in one plot.
+def curves_png(curves: dict[str, Curve], x: str, y: str, logarithmic: bool = True) -> bytes:
+    """A PNG with named curves in one plot.
 
     Args:
-        path: the PNG; its folder is created if needed.
         curves: name -> points (x, y).
         x, y: labels of the axes.
         logarithmic: whether the y axis has a logarithmic scale.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     draw(figure.subplots(), curves, x, y, logarithmic)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    return png(figure, dpi=120)
 
 
 def draw(axes: Axes, curves: dict[str, Curve], x: str, y: str, logarithmic: bool = False) -> None:
-    """Draw named curves into `axes`; the other arguments are those of `save_curves`."""
+    """Draw named curves into `axes`; the other arguments are those of `curves_png`."""
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name)
     axes.set(xlabel=x, ylabel=y, yscale="log" if logarithmic else "linear")
@@ -75,7 +73,7 @@ def bars_png(bars: Sequence[Interval], axis: str, texts: Mapping[str, str]) -> b
     axes.set_xlim(right=1.32 * farthest or None)
     axes.tick_params(axis="y", length=0)
     _remove_frame(axes, "top", "right", "left")
-    return _png(figure, texts)
+    return png(figure, 110, texts)
 
 
 def intervals_png(points: Sequence[Interval], axis: str, texts: Mapping[str, str]) -> bytes:
@@ -101,14 +99,13 @@ def intervals_png(points: Sequence[Interval], axis: str, texts: Mapping[str, str
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
     _remove_frame(axes, "top", "right")
-    return _png(figure, texts)
+    return png(figure, 110, texts)
 
 
-def save_ranges(path: Path, curves: Mapping[str, Sequence[Interval]], x: str, y: str) -> None:
-    """Write a PNG with the mean of each curve as a line and its range as a band.
+def ranges_png(curves: Mapping[str, Sequence[Interval]], x: str, y: str) -> bytes:
+    """A PNG with the mean of each curve as a line and its range as a band.
 
     Args:
-        path: the PNG; its folder is created if needed.
         curves: name -> points in the order of their images.
         x, y: labels of the axes.
     """
@@ -124,8 +121,7 @@ def save_ranges(path: Path, curves: Mapping[str, Sequence[Interval]], x: str, y:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     _remove_frame(axes, "top", "right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    return png(figure, dpi=120)
 
 
 def _ranges(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
@@ -140,8 +136,8 @@ def _remove_frame(axes: Axes, *sides: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _png(figure: Figure, texts: Mapping[str, str]) -> bytes:
-    """A PNG that holds texts, but not the version of matplotlib."""
+def png(figure: Figure, dpi: int, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """A figure as a PNG that holds texts, but not the version of matplotlib."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None, **texts})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None, **texts})
     return buffer.getvalue()

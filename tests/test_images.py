@@ -1,12 +1,14 @@
 """Images as bytes, grids of images, and latent spaces."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffgan.errors import UserError
-from diffgan.images import finite_uint8, from_uint8, save_image_grid, to_uint8
+from diffgan.images import finite_uint8, from_uint8, image_grid, png_bytes, to_uint8
 from diffgan.latent_space import LatentSpace
 
 COLOURS = ([200, 0, 0], [0, 0, 200])
@@ -36,14 +38,15 @@ def test_images_that_are_not_finite_are_refused(value):
         finite_uint8(images, "abc", range(7, 10))
 
 
-def test_a_grid_is_saved_with_its_images_at_their_places(tmp_path):
+def test_a_grid_has_its_images_at_their_places():
     red, blue = (torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 8, 8) for colour in COLOURS)
     rows = {"two": torch.stack([red, blue]), "one": blue[None]}
-    grid = save_image_grid(tmp_path / "new" / "grid.png", rows, ["first", "second"])
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), grid)
+    image = image_grid(rows, ["first", "second"])
+    grid = np.asarray(image)
+    assert np.array_equal(np.asarray(Image.open(BytesIO(png_bytes(image)))), grid)
     side, left, top = 112 + 6, 118 + 56, 6 + 56  # distance of images; centre of the first one
     assert grid[top, left].tolist() == COLOURS[0]
     assert grid[top, left + side].tolist() == grid[top + side, left].tolist() == COLOURS[1]
     assert grid[top + side, left + side].tolist() == [255, 255, 255]
     assert (grid[2 * side :] < 128).any(), "captions below"
-    assert len(save_image_grid(tmp_path / "grid.png", rows)) == len(grid) - 48, "no captions"
+    assert image_grid(rows).height == len(grid) - 48, "no captions"

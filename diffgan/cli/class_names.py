@@ -40,6 +40,7 @@ CLASSES = (
     "diffgan.methods.adversarial.AdversarialTraining",
     "diffgan.methods.diffusion2gan.Diffusion2GAN",
     "diffgan.nets.discriminator.MultiScaleDiscriminator",
+    "diffgan.nets.transformer_discriminator.TransformerDiscriminator",
     "diffgan.pairs.generation.PairGeneration",
     "diffgan.perceptual.calibration.Calibration",
     "diffgan.perceptual.classification.LatentClassificationTraining",

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.storage.atomic import write_atomic
 from diffgan.storage.json_files import read_object
+from diffgan.storage.outputs import require_file_place
 
 MAX_BYTES = 512 << 20  # of the annotations: those of train2014 are 67 MB
 
@@ -44,6 +46,8 @@ def write_captions(source: Path, count: int, target: Path) -> None:
 
     Beside each caption stand its image and the year that the annotations say, by which protocols refuse other years.
     """
+    require("coco-captions: count", count, least=1)
+    require_file_place(target)
     try:
         notes = read_object(source, MAX_BYTES)
         year = {"year": notes["info"]["year"]} if "year" in notes.get("info", {}) else {}

@@ -161,7 +161,7 @@ def _place(mistake: Mistake, words: Sequence[str]) -> str:
         if option.startswith("--") and mistake.keys and option[2:].split(".")[-1] == mistake.keys[-1]:
             return f"command line: {option}"
     for file in reversed(config_files(words)):
-        for path, value in _entries(_loaded(file)):
+        for path, value in entries(_loaded(file)):
             if _is_at(mistake, path, value):
                 shown = "" if isinstance(value, dict | list) or mistake.expected else f": {value}"
                 return f"{file}: {'.'.join(path)}{shown}"
@@ -184,11 +184,11 @@ def _loaded(file: Path) -> Any:
         return None
 
 
-def _entries(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def entries(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every entry of a nested configuration with its path; entries of a list by their index."""
     if path:
         yield path, config
     if isinstance(config, dict | list):
         items = config.items() if isinstance(config, dict) else enumerate(config)
         for key, value in items:
-            yield from _entries(value, (*path, str(key)))
+            yield from entries(value, (*path, str(key)))

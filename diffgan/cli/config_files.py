@@ -11,6 +11,7 @@ jsonargparse parses and merges the files; what it reads of each is prepared here
 import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,13 +21,15 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffgan.cli.config_errors import explain
+from diffgan.cli.config_errors import entries, explain
 from diffgan.cli.references import RECIPE, SPECIFICATION, Resolver, Source, at, check_recipe, get, is_named, overlay
 from diffgan.cli.renamed import translate_config
 from diffgan.errors import UserError, first_line, print_error
 
 VERBS = ("fit", "validate", "test", "predict")
 CALLBACKS = ("trainer", "callbacks")
+MOST_ENTRIES = 20_000  # of a file; aliases of aliases would fill the memory
+PROGRAM = "A configuration is a program: its class paths are imported and called. Read it first if it is not your own."
 
 
 class Word(NamedTuple):
@@ -58,7 +61,7 @@ class ConfigParser(LightningArgumentParser):
     given: Sequence[str] = ()  # the command line, whose options and files an error message names
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"epilog": PROGRAM, **kwargs})
         self.started_in = Path.cwd()  # while a file is parsed, the current folder is the file's
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -220,7 +223,10 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     """A YAML file's mapping and text. Raises UserError naming the file and the line."""
     try:
         text = path.read_text()
-        config = translate_config(get_loader("yaml")(text) or {})
+        content = get_loader("yaml")(text) or {}
+        if sum(1 for _ in islice(entries(content), MOST_ENTRIES + 1)) > MOST_ENTRIES:
+            raise UserError(f"{path}: has more than {MOST_ENTRIES} entries, those of its aliases included")
+        config = translate_config(content)
         OmegaConf.create(config)  # references are well-formed
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 from diffgan.errors import UserError
 from diffgan.perceptual.official import load_official
 from diffgan.perceptual.weights import save_weights
+from diffgan.storage.outputs import require_file_place
 
 
 def convert(checkpoint: Path, output: Path, latents: str) -> None:
@@ -20,4 +21,5 @@ def convert(checkpoint: Path, output: Path, latents: str) -> None:
     """
     if output.exists():
         raise UserError(f"{output}: exists already; choose another name")
+    require_file_place(output)
     save_weights(output, load_official(checkpoint, latents))

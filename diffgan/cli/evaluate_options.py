@@ -7,7 +7,11 @@ import torch
 
 from diffgan.errors import UserError
 from diffgan.evaluation.rows import Row
+from diffgan.numbers import require, require_batch_size, require_guidance
+from diffgan.storage.outputs import require_file_place, require_folder_place
+from diffgan.training.devices import require_device
 
+MOST_PROCESSES = 256  # on one machine
 NAME, PROTOCOL, STEPS, GUIDANCE, DTYPE = "teacher", "glyphs-500", 50, 3.0, "float32"
 
 
@@ -46,10 +50,15 @@ class Options(NamedTuple):
 def check(options: Options) -> None:
     """Raises: UserError if this machine cannot do what the options ask for, or they do not go together."""
     device, devices = options.device, options.devices
-    if devices < 1:
-        raise UserError(f"--devices: {devices} must be at least 1")
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size: {options.batch_size} must be at least 1")
+    require("--devices", devices, least=1, most=MOST_PROCESSES)
+    require_batch_size("--batch_size", options.batch_size)
+    if options.steps is not None:
+        require("--steps", options.steps, least=1)
+    if options.guidance is not None:
+        require_guidance("--guidance", options.guidance)
+    require_file_place(options.output)
+    for folder in filter(None, (options.cache, options.save_images)):
+        require_folder_place(folder)
     if options.completed().dtype == "float16" and device == "cpu":
         raise UserError("--dtype: float16 requires a GPU; use float32 or bfloat16 on a CPU")
     if device.startswith("cuda"):
@@ -57,6 +66,7 @@ def check(options: Options) -> None:
             raise UserError(f"--device: {device} is one device, and --devices is {devices}; use --device cuda")
         if (present := torch.cuda.device_count()) < devices:
             raise UserError(f"--devices: {devices}, but there are {present} GPUs on this machine")
+    require_device("--device", device)
     if options.row is not None and (options.steps, options.guidance) != (None, None):
         raise UserError(f"--steps, --guidance: {options.pipeline} says them; omit them, or change a copy of this row")
     _check_images(options)

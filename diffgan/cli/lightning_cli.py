@@ -1,6 +1,7 @@
 """LightningCLI as the commands of this project use it, and the verbs fit, validate, test, predict."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.class_names import import_named
 from diffgan.cli.config_files import ConfigParser, Prepared, prepare
+from diffgan.cli.config_values import check_values
 from diffgan.cli.renamed import translate_words
 from diffgan.cli.report import report
 from diffgan.cli.resuming import (
@@ -29,6 +31,7 @@ from diffgan.cli.resuming import (
 )
 from diffgan.errors import UserError
 from diffgan.pairs.devices import require_precision
+from diffgan.storage.outputs import require_folder_place
 from diffgan.teachers.outside import use_adapter
 from diffgan.training.checkpoints import restore_error
 from diffgan.training.precision import HIGHEST
@@ -58,11 +61,12 @@ class UserSettingsCLI(LightningCLI):
             use_adapter(adapter)
 
     def parse_arguments(self, parser: ConfigParser, args: Sequence[str]) -> None:
-        """Parse the command line; raises UserError for a file or a reference that cannot be read."""
+        """Parse the command line; raises UserError for a file, a reference or a value that cannot be used."""
         prepared = self.prepare(args)
         for each in (parser, *self._subcommand_parsers.values()):
             each.prepared, each.given = prepared, tuple(args)
         super().parse_arguments(parser, prepared.words)
+        check_values(self.config.subcommand, self.config[self.config.subcommand].as_dict())
 
     def prepare(self, args: Sequence[str]) -> Prepared:
         """The command line and the texts of its files for jsonargparse."""
@@ -122,6 +126,9 @@ class DiffganCLI(UserSettingsCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Raises UserError for flags that the trainer does not take together or on this machine."""
+        if self.config_init[self.subcommand]["trainer"].get("fast_dev_run"):
+            self._scratch = tempfile.TemporaryDirectory(prefix="diffgan-")  # it leaves no files, and resumes from none
+            kwargs = {**kwargs, "default_root_dir": self._scratch.name}
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError) as error:
@@ -130,16 +137,25 @@ class DiffganCLI(UserSettingsCLI):
         return trainer
 
     def before_fit(self) -> None:
-        first = FirstProcess(self.trainer)
-        first.check(lock_run(self.trainer))
-        self._find_checkpoint(first)
-        first.end_checks()
+        self._first = FirstProcess(self.trainer)
+        with self._first.withdrawing():
+            self._first.check(lock_run(self.trainer))
+            self._find_checkpoint(self._first)
+        self._first.end_checks()
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a fit that is refused leaves no folder."""
+        with self._first.withdrawing():
+            self.trainer.fit(**kwargs)
 
     def before_validate(self) -> None:
         first = FirstProcess(self.trainer)
         if self._find_checkpoint(first) is None and not getattr(self.model, "complete_as_built", False):
             folder = run_folder(self.trainer)
             raise UserError(f"{self.subcommand}: no checkpoint in {folder}; run fit first, or give --ckpt_path")
+        if self.trainer.loggers:
+            folder = run_folder(self.trainer)
+            first.check(lambda: require_folder_place(folder))
         first.end_checks()
 
     before_test = before_validate

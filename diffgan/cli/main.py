@@ -3,6 +3,7 @@
 Nothing heavy is imported here: `diffgan --help` and light verbs must not wait for torch.
 """
 
+import errno
 import importlib
 import signal
 import sys
@@ -12,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from diffgan.cli import verbs
 from diffgan.cli.messages import filter_messages, quiet_model_libraries
 from diffgan.cli.renamed import current_verb
-from diffgan.errors import UserError, print_error
+from diffgan.errors import UserError, print_error, reason
 
 COMMAND_LINE_ERROR = 2
 MISTAKE = 1
+# Where a verb or a library writes: full, read-only or not permitted.
+REFUSED_BY_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -142,6 +145,8 @@ def _mistake(error: BaseException | None) -> Exception | None:
             return error
         if "BackendCompilerFailed" in names:
             return _compiler_error(error)
+        if isinstance(error, OSError) and error.errno in REFUSED_BY_THE_SYSTEM:
+            return UserError(f"{error.filename or 'output'}: cannot be written ({reason(error)}); choose another place")
         error = error.__cause__ or error.__context__
     return None
 

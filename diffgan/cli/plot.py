@@ -8,7 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffgan.cli import renamed
 from diffgan.errors import UserError
-from diffgan.plots import Curve, Interval, draw, save_ranges
+from diffgan.plots import Curve, Interval, draw, png, ranges_png
+from diffgan.storage.atomic import write_atomic
+from diffgan.storage.outputs import require_file_place
 
 POINTS = 60  # of a curve: neighbouring values are averaged
 COLUMNS = 3  # of panels
@@ -41,6 +43,7 @@ def plot(run: Path, output: Path, metric: str | None = None) -> None:
         metric: a curve, e.g. validation/mse; runs whose folders seed-0, seed-1, ... lie in one folder are one curve,
             their mean with the lowest and the highest value.
     """
+    require_file_place(output, suffixes=(".png",))
     if metric is not None:
         _plot_metric(run, output, metric)
         return
@@ -54,8 +57,7 @@ def plot(run: Path, output: Path, metric: str | None = None) -> None:
         draw(axes, curves, "images", title, logarithmic=title in LOGARITHMIC)
     for axes in grid[len(panels) :]:
         axes.remove()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=100)
+    write_atomic(output, png(figure, dpi=100))
     print(f"{output}: {sum(map(len, panels.values()))} curves")
 
 
@@ -70,7 +72,8 @@ def _plot_metric(folder: Path, output: Path, metric: str) -> None:
             groups.setdefault(row.name, []).append(dict(curves[metric]))
     if not groups:
         raise UserError(f"{folder}: no run in it has a curve {metric}")
-    save_ranges(output, {name: _ranges(name, seeds) for name, seeds in groups.items()}, "images", metric)
+    curves = {name: _ranges(name, seeds) for name, seeds in groups.items()}
+    write_atomic(output, ranges_png(curves, "images", metric))
     print(f"{output}: {metric} of {sum(map(len, groups.values()))} runs")
 
 

@@ -11,15 +11,21 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import environment, write_json
 from diffgan.glyphs.recipe import describe, paint
-from diffgan.images import from_uint8, read_rgb, rgb_tensor, save_image_grid, to_uint8
+from diffgan.images import from_uint8, image_grid, png_bytes, read_rgb, rgb_tensor, to_uint8
+from diffgan.noise import require_seeds
+from diffgan.numbers import require
 from diffgan.perceptual.reconstruction import compared_distances, reconstruct_latent
 from diffgan.perceptual.weights import weights_file
-from diffgan.plots import Curve, save_curves
+from diffgan.plots import Curve, curves_png
+from diffgan.storage.atomic import write_atomic
 from diffgan.storage.digests import digest
 from diffgan.storage.embedded import EMBEDDED
+from diffgan.storage.outputs import require_folder_place
 from diffgan.teachers.autoencoders import Encoder, decode_with_gradient
+from diffgan.training.devices import require_device
 
 GLYPH_SEED = 31
+MOST_IMAGES = 1000  # they are optimized together
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -43,30 +49,41 @@ def reconstruct(
         vae: autoencoder of the latents: a directory, "owner/model/vae" on the hub, or "glyphs".
         weights: weights of ELatentLPIPS for these latents, or "glyphs".
         pixels: weights of the same network for pixels, "glyphs-pixels", or "lpips" for the package of that name.
-        count: number of images.
+        count: number of images, at most 1000.
         steps: steps of Adam.
         learning_rate: at the first step.
         seed: of the noise that all distances start from.
         device: e.g. "cuda".
     """
+    place = _check(output, count, steps, learning_rate, seed, device)
     torch.manual_seed(seed)
-    encoder = Encoder(vae).to(device)
-    target = encoder(load_images(images, count).to(device))
+    encoder = Encoder(vae).to(place)
+    target = encoder(load_images(images, count).to(place))
     start = torch.randn(target.shape).to(target)
     rows, curves, metrics = {"target": _decode(encoder.vae, target)}, {}, {}
     for name, distance in compared_distances(
         weights, pixels, encoder.space, partial(decode_with_gradient, encoder.vae)
     ).items():
         started = time.monotonic()
-        latent, curves[name] = reconstruct_latent(distance.to(device), start, target, steps, learning_rate, name)
+        latent, curves[name] = reconstruct_latent(distance.to(place), start, target, steps, learning_rate, name)
         rows[name] = _decode(encoder.vae, latent)
         metrics[name] = _metrics(curves[name], rows[name], rows["target"]) | {"seconds": time.monotonic() - started}
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics[name].items()))
-    save_image_grid(output / "images.png", {name: to_uint8(row) for name, row in rows.items()})
-    save_curves(output / "curves.png", curves, "step", "mean squared error of the latent")
+    write_atomic(output / "images.png", png_bytes(image_grid({name: to_uint8(row) for name, row in rows.items()})))
+    write_atomic(output / "curves.png", curves_png(curves, "step", "mean squared error of the latent"))
     settings = {"steps": steps, "learning_rate": learning_rate, "images": len(target), "seed": seed}
     record = {"stage": "reconstruct", "metrics": metrics, "weights": _digests(weights, pixels), "config": settings}
     write_json(record | environment(), output / "metrics.json")
+
+
+def _check(output: Path, count: int, steps: int, learning_rate: float, seed: int, device: str) -> torch.device:
+    """The device. Raises: UserError naming what is out of range, or where nothing can be written."""
+    require("--count", count, least=1, most=MOST_IMAGES)
+    require("--steps", steps, least=1)
+    require("--learning_rate", learning_rate, above=0)
+    require_seeds("--seed", seed)
+    require_folder_place(output)
+    return require_device("--device", device)
 
 
 def load_images(folder: Path | None, count: int) -> Tensor:

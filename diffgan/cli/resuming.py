@@ -1,6 +1,8 @@
 """Which checkpoint a run resumes from, and whether it may: one `fit` in a folder, the same experiment, a whole file."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,8 @@ class FirstProcess(pl.Callback):
     def __init__(self, trainer: Trainer):
         self._trainer, self._refusal = trainer, None
         self._held: list[Any] = []
+        self._folder = run_folder(trainer)
+        self._created = [each for each in (self._folder, *self._folder.parents) if not each.exists()]
         trainer.callbacks.insert(0, self)
 
     def check(self, check: Callable[[], Any]) -> None:
@@ -81,8 +85,29 @@ class FirstProcess(pl.Callback):
         """Raises SystemExit on all processes if the first has refused; it prints why."""
         stop_together(trainer, self._refusal)
 
+    @contextlib.contextmanager
+    def withdrawing(self) -> Iterator[None]:
+        """Context: after an error before the run's record was written, a folder that is new is removed again."""
+        try:
+            yield
+        except BaseException:
+            if self._locks and self._created and not (self._folder / "fit.yaml").exists():
+                shutil.rmtree(self._folder, ignore_errors=True)
+                for parent in self._created[1:]:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        parent.rmdir()
+                self._release()
+            raise
+
     def teardown(self, trainer: Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for lock in (each for each in self._held if isinstance(each, FolderLock)):
+        self._release()
+
+    @property
+    def _locks(self) -> list[FolderLock]:
+        return [each for each in self._held if isinstance(each, FolderLock)]
+
+    def _release(self) -> None:
+        for lock in self._locks:
             lock.release()
         self._held.clear()
 

@@ -10,6 +10,7 @@ from diffgan.errors import UserError
 from diffgan.losses import gradient_penalty, mix_and_match
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.nets.read_outs import Discriminator
+from diffgan.numbers import require
 from diffgan.training.lr_schedules import warmup_cooldown
 
 
@@ -68,15 +69,20 @@ class AdversarialTraining:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        lowest = {"starts_at_images": 0, "r1_every": 1, "r1_samples": 1, "weight": 0, "r1_gamma": 0, "input_noise": 0}
+        lowest = {
+            "starts_at_images": 0,
+            "warmup_images": 0,
+            "r1_every": 1,
+            "r1_samples": 1,
+            "weight": 0,
+            "r1_gamma": 0,
+            "input_noise": 0,
+        }
         for name, limit in lowest.items():
-            if getattr(self, name) < limit:
-                raise UserError(f"adversarial: {name} is {getattr(self, name)} and must be at least {limit}")
+            require(f"adversarial: {name}", getattr(self, name), least=limit)
         for name in ("clip_norm", "generator_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"adversarial: {name} is {getattr(self, name)} and must be above 0")
-        if not 0 <= self.mismatch_share < 1:
-            raise UserError(f"adversarial: mismatch_share is {self.mismatch_share} and must be in [0, 1)")
+            require(f"adversarial: {name}", getattr(self, name), above=0)
+        require("adversarial: mismatch_share", self.mismatch_share, least=0, below=1)
 
     def optimizer_settings(self, cooldown_images: int, images: int) -> OptimizerSettings:
         """How D is optimized in a training of `images` images whose last `cooldown_images` lower the learning rate.

@@ -11,7 +11,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from diffgan.errors import UserError
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods.checkpointing import keep_trained, optimized_names
-from diffgan.methods.checks import check_latents, check_monitors, check_pairs, check_precision, only_timestep
+from diffgan.methods.checks import (
+    check_datamodule,
+    check_latents,
+    check_monitors,
+    check_pairs,
+    check_precision,
+    only_timestep,
+)
 from diffgan.methods.frozen_networks import FrozenNetworks
 from diffgan.methods.micro_batches import check_micro_batches
 from diffgan.methods.optimization import AlternatingOptimization, OptimizerSettings
@@ -162,6 +169,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         """Check the trainer and the batch size."""
         check_strategy(self.trainer.strategy, len(self.settings))
         check_precision(self.trainer.precision)
+        check_datamodule(self.trainer.datamodule)
         if stage == "fit":
             stream_checkpoints(self.trainer.strategy)
             check_monitors(self.trainer.callbacks, self.settings)

@@ -1,5 +1,6 @@
 """Checks of a distillation's trainer and data before it starts; each raises UserError."""
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
@@ -64,6 +65,24 @@ def check_latents(datamodule: pl.LightningDataModule, teacher: Teacher) -> None:
             f"{datamodule.folder}: the pairs are latents of images of {sides}, the model's size is {own}; set size to "
             f"{sides}, or make new pairs"
         )
+
+
+def warn_of_long_warmup(name: str, warmup: int, images: int) -> None:
+    """Print a line if a training of `images` images ends before its warm-up; earlier runs, with the default, do.
+
+    name: of the argument that gives the warm-up.
+    """
+    if warmup > images:
+        reached = "the learning rate does not reach its value"
+        print(
+            f"diffgan: warning: {name}: {warmup} is more than the {images} images there are: {reached}", file=sys.stderr
+        )
+
+
+def check_datamodule(datamodule: pl.LightningDataModule) -> None:
+    """Refuse data that are no pair set."""
+    if not hasattr(getattr(datamodule, "pairs", None), "manifest"):
+        raise UserError(f"data: a distillation requires LatentPairs, and this is {type(datamodule).__name__}")
 
 
 def check_pairs(datamodule: pl.LightningDataModule, teacher: str, teacher_digest: str) -> None:

@@ -6,21 +6,24 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from diffgan.errors import UserError
 from diffgan.losses import gan
 from diffgan.losses.gradient_penalty import Penalty, full_precision, r1_loss
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods import outputs
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.base import Distillation
+from diffgan.methods.checks import warn_of_long_warmup
 from diffgan.methods.gradient_balance import GradientBalance
 from diffgan.methods.micro_batches import MicroBatch, Samples, mismatch, split, take
 from diffgan.methods.optimization import OptimizerSettings
 from diffgan.nets.lora import LoRA
+from diffgan.numbers import require
 from diffgan.pairs.batch import PairBatch
 from diffgan.training.lr_schedules import scaled_from, warmup_cooldown
 from diffgan.training.strategies import keep_unsharded, mean_over_processes
 from diffgan.training.transfer import to_device
+
+MOST_IMAGES = 10**12  # a training of more never ends
 
 
 class Diffusion2GAN(Distillation):
@@ -75,8 +78,10 @@ class Diffusion2GAN(Distillation):
         size: list[int] | None = None,
         lora: LoRA | None = None,
     ):
-        if not clip_norm > 0:
-            raise UserError(f"clip_norm: {clip_norm} must be above 0")
+        require("clip_norm", clip_norm, above=0)
+        require("images", images, least=1, most=MOST_IMAGES)
+        require("warmup_images", warmup_images, least=0)
+        require("cooldown_images", cooldown_images, least=0, most=images)
         learning_rate = warmup_cooldown(warmup_images, cooldown_images, images)
         if adversarial is not None:
             learning_rate = scaled_from(adversarial.starts_at_images, adversarial.generator_rate, learning_rate)
@@ -85,7 +90,7 @@ class Diffusion2GAN(Distillation):
             optimizers["d"] = adversarial.optimizer_settings(cooldown_images, images)
         options = (accumulate, gradient_checkpointing, compile, channels_last, timesteps, float32_output, size, lora)
         super().__init__(teacher, regression, images, optimizers, *options)
-        self.adversarial = adversarial
+        self.adversarial, self.warmup_images = adversarial, warmup_images
         self.gradient_balance = GradientBalance()
         self._tried_gradient_penalty = False
 
@@ -108,6 +113,15 @@ class Diffusion2GAN(Distillation):
     def uses_discriminator(self) -> bool:
         """Whether the next step is adversarial: there is a discriminator and `starts_at_images` has passed."""
         return self.adversarial is not None and self.images_seen >= self.adversarial.starts_at_images
+
+    def on_train_start(self) -> None:
+        """Prepare as every method does, and warn of a warm-up that does not end."""
+        super().on_train_start()
+        if self.trainer.is_global_zero:
+            warn_of_long_warmup("warmup_images", self.warmup_images, self.images)
+            if (settings := self.adversarial) is not None:
+                rest = self.images - settings.starts_at_images
+                warn_of_long_warmup("adversarial: warmup_images", settings.warmup_images, rest)
 
     # ---- the algorithm ----
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffgan.noise import draw_noise
+from diffgan.numbers import require, require_guidance
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.devices import require_precision
 from diffgan.teachers.base import Teacher
@@ -34,6 +35,9 @@ class PairGeneration(pl.LightningModule):
             one that states the teacher's schedule, such as `DDIMScheduler`.
         compile: torch.compile the network: faster after a minute or more, and latents that differ by rounding.
         size: [height, width] of images in pixels; None: the model's usual one.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class PairGeneration(pl.LightningModule):
         size: list[int] | None = None,
     ):
         super().__init__()
+        require("steps", steps, least=1)
+        require_guidance("guidance", guidance)
         self.teacher_path, self.steps, self.guidance, self.solver = teacher, steps, guidance, solver
         self.compile_network, self.size = compile, checked_size(size)
         self.teacher: Teacher | None = None

@@ -51,12 +51,12 @@ def test_blank_prompts_are_reported(prompts, capsys):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"pairs": 0}, "pairs 0"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"repeat": 0}, "repeat 0"),
-        ({"seed_base": -1}, "seed_base -1"),
-        ({"seed_base": 2**32}, "seed_base 4294967296"),
-        ({"seed_base": 2**32 - 8, "pairs": None, "repeat": 3}, "the seeds of 9 pairs"),
+        ({"pairs": 0}, "pairs: 0 must"),
+        ({"batch_size": 0}, "batch_size: 0 must"),
+        ({"repeat": 0}, "repeat: 0 must"),
+        ({"seed_base": -1}, "seed_base: -1"),
+        ({"seed_base": 2**32}, "seed_base: 4294967296"),
+        ({"seed_base": 2**32 - 8, "pairs": None, "repeat": 3}, "the seeds of 9 images"),
         ({"column": "text"}, "no column 'text'"),
     ],
 )

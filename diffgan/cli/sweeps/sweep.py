@@ -32,6 +32,7 @@ from diffgan.evaluation.provenance import write_json
 from diffgan.evaluation.rows import read_row
 from diffgan.storage.atomic import write_atomic
 from diffgan.training.checkpoints import LAST
+from diffgan.training.devices import require_device
 
 
 def sweep(
@@ -62,6 +63,7 @@ def sweep(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    require_device("--device", device)
     asked = Sweep(read_table(file), scale, tuple(config), tuple(fit), tuple(predict), {"device": device})
     tasks = _selected(tasks_of(asked, _part(part)), row, asked)
     pending = [task for task in tasks if not _is_done(asked, task)]
