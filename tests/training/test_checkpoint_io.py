@@ -28,7 +28,8 @@ def content():
     tensors |= {"uint16": torch.tensor([1, 2], dtype=torch.uint16), "expanded": torch.randn(1).expand(5)}
     tensors |= {"empty": torch.empty(0), "none": torch.empty(0, dtype=torch.int64)}
     plain = {"number": float("inf"), "list": [1, (2, 3), {"a": None}], "pytorch-lightning_version": "2"}
-    return {"state_dict": tensors, "optimizer_states": [{"state": {"weight": {"mean": weight.clone()}}}]} | plain
+    optimizer = {"state": {"weight": {"mean": weight.clone()}}, "param_groups": [{"params": ["weight"]}]}
+    return {"state_dict": tensors, "optimizer_states": [optimizer]} | plain
 
 
 def records(file):
