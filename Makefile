@@ -18,8 +18,7 @@ sweep = $(RUN) sweep configs/tables/$(1).yaml --scale $(SCALE) $(if $(PART),--pa
 
 # GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
 gpu = $(if $(filter-out 0,$(GPU)),-c configs/glyphs/gpu/$(1).yaml)
-DEVICE := $(if $(filter-out 0,$(GPU)),cuda,cpu)
-AT_ONCE := $(if $(filter-out 0,$(GPU)),500,50)
+ON_GPU := $(if $(filter-out 0,$(GPU)),--gpu)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint clean tables \
@@ -40,43 +39,18 @@ $(INSTALLED): pyproject.toml
 # ---- the main job ----
 
 demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain in minutes; again: resumes
-	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs) -c configs/glyphs/demo-pairs.yaml
-	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
-	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 STEPS=20 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
+	$(RUN) demo $(ON_GPU)
 
 runs/demo/student/model_index.json: | $(INSTALLED)
 	@$(MAKE) --no-print-directory demo
 
 glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: minutes)
-	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs)
-	$(RUN) fit -c configs/glyphs/distill.yaml $(call gpu,distill)
-	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k STEPS=50 DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
+	$(RUN) demo --full $(ON_GPU)
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
 	$(RUN) predict -c configs/glyphs/pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
 	$(RUN) test -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
-
-# Evaluate teacher and student with one protocol, export the student, write the table.
-ifdef RUNS
-.PHONY: compare $(RUNS)/distill/metrics.json
-compare: $(RUNS)/teacher-$(STEPS).json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
-	$(RUN) export $(RUNS)/distill $(RUNS)/student
-	$(RUN) tables $^ --output $(RUNS)/table.md
-	$(RUN) report $(RUNS)/distill $(foreach record,$(filter-out %/metrics.json,$^),--beside $(record))
-	@echo "teacher and student side by side: $(RUNS)/distill/report.html"
-
-TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
-
-$(RUNS)/teacher-$(STEPS).json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, $(STEPS) steps" --steps $(STEPS) --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE) --save_images $(RUNS)/teacher-images
-
-$(RUNS)/teacher-1.json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
-
-$(RUNS)/distill/metrics.json: $(RUNS)/teacher-$(STEPS).json
-	$(RUN) test $(DISTILL) $$(test ! -f $(RUNS)/teacher-images/images.json || echo --trainer.callbacks.evaluation.init_args.teacher_images $(RUNS)/teacher-images)
-endif
 
 # ---- tables and figures of the paper; SCALE=glyphs|sd15|sdxl ----
 
