@@ -10,6 +10,7 @@ from torch import Tensor
 from diffgan.errors import UserError
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import LatentVGG16, fold_batch_norm
+from diffgan.perceptual.statistics import LatentStatistics
 from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.storage.tensor_files import write_tensors
 
@@ -27,12 +28,14 @@ class PerceptualWeights(NamedTuple):
     space: latent space it was trained on.
     heads: five tensors (C_k,), or None.
     eps: what is added to the squared norm of the features.
+    statistics: of the latents that the heads were calibrated on, or None.
     """
 
     network: LatentVGG16
     space: LatentSpace
     heads: list[Tensor] | None = None
     eps: float = LPIPS_EPS
+    statistics: LatentStatistics | None = None
 
 
 def save_weights(path: Path, weights: PerceptualWeights) -> None:
@@ -51,6 +54,8 @@ def save_weights(path: Path, weights: PerceptualWeights) -> None:
         "eps": str(weights.eps),
         "latent_space": json.dumps(weights.space.as_dict()),
     }
+    if weights.statistics is not None:
+        header["statistics"] = weights.statistics.text()
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     tensors |= {f"{HEAD}{k}": head.detach() for k, head in enumerate(weights.heads or [])}
     write_tensors(path, tensors, header)
@@ -77,7 +82,16 @@ def load_weights(path: Path | str) -> PerceptualWeights:
         space.channels, float(header["width"]), header["norm"], header["taps"], int(header["left_out"])
     )
     network.load_state_dict(tensors)
-    return PerceptualWeights(network.requires_grad_(False).eval(), space, heads or None, float(header["eps"]))
+    network, eps = network.requires_grad_(False).eval(), float(header["eps"])
+    return PerceptualWeights(network, space, heads or None, eps, _statistics(path, header, space.channels))
+
+
+def _statistics(path: Path, header: dict[str, str], channels: int) -> LatentStatistics | None:
+    """Those of the header, or of the JSON file beside weights whose digest records name; older files have none."""
+    beside = path.with_suffix(".statistics.json")
+    if "statistics" in header:
+        return LatentStatistics.read(header["statistics"], channels, str(path))
+    return LatentStatistics.read(beside.read_text(), channels, str(beside)) if beside.is_file() else None
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
