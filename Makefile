@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/diffgan
 INSTALLED := $(VENV)/.installed
+# LOCKED=1: the versions of .github/constraints.txt; LOCKED=oldest: the lower bounds of pyproject.toml, on Python 3.11.
+LOCKED ?=
+CONSTRAINTS := $(if $(filter-out 0,$(LOCKED)),.github/constraints$(if $(filter oldest,$(LOCKED)),-oldest).txt)
 
 # Tables: SCALE=glyphs|sd15|sdxl; PART=2/3: the second of three parts; PLAN=1: print what it needs; SWEEP: further options.
 SCALE ?= glyphs
@@ -21,19 +24,19 @@ gpu = $(if $(filter-out 0,$(GPU)),-c configs/glyphs/gpu/$(1).yaml)
 ON_GPU := $(if $(filter-out 0,$(GPU)),--gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint clean tables \
+.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint constraints clean tables \
   glyph-teacher glyph-denoiser glyph-reader glyph-perceptual glyph-pixels figure-reconstruction \
   table-regression-losses table-discriminator table-coco2014 table-coco2017 table-bapps table-speed
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## create the virtual environment and install everything
+install: $(INSTALLED) ## create the virtual environment and install everything; LOCKED=1: in fixed versions
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing (some minutes) ..."
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
 # ---- the main job ----
@@ -139,6 +142,12 @@ gpu-check: $(INSTALLED) ## one CUDA GPU: whether everything runs, speed, memory;
 
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+RESOLVE = $(VENV)/bin/uv pip compile --quiet --upgrade --no-annotate --custom-compile-command "make constraints"
+constraints: $(INSTALLED) ## resolve the versions of .github/constraints.txt and constraints-oldest.txt anew
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check uv
+	$(RESOLVE) --universal --python-version 3.11 --all-extras pyproject.toml -o .github/constraints.txt
+	$(RESOLVE) --resolution lowest-direct --python-version 3.11 --extra dev pyproject.toml -o .github/constraints-oldest.txt
 
 clean: ## remove the outputs of all targets except the virtual environment
 	rm -rf runs pairs
