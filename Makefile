@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/diffgan
 INSTALLED := $(VENV)/.installed
+# LOCKED=1: the versions of .github/constraints.txt; LOCKED=oldest: the lower bounds of pyproject.toml, on Python 3.11.
+LOCKED ?=
+CONSTRAINTS := $(if $(filter-out 0,$(LOCKED)),.github/constraints$(if $(filter oldest,$(LOCKED)),-oldest).txt)
 
 # Tables: SCALE=glyphs|sd15|sdxl; PART=2/3: the second of three parts; PLAN=1: print what it needs; SWEEP: further options.
 SCALE ?= glyphs
@@ -18,65 +21,39 @@ sweep = $(RUN) sweep configs/tables/$(1).yaml --scale $(SCALE) $(if $(PART),--pa
 
 # GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
 gpu = $(if $(filter-out 0,$(GPU)),-c configs/glyphs/gpu/$(1).yaml)
-DEVICE := $(if $(filter-out 0,$(GPU)),cuda,cpu)
-AT_ONCE := $(if $(filter-out 0,$(GPU)),500,50)
+ON_GPU := $(if $(filter-out 0,$(GPU)),--gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint clean tables \
+.PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint constraints clean tables \
   glyph-teacher glyph-denoiser glyph-reader glyph-perceptual glyph-pixels figure-reconstruction \
   table-regression-losses table-discriminator table-coco2014 table-coco2017 table-bapps table-speed
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## create the virtual environment and install everything
+install: $(INSTALLED) ## create the virtual environment and install everything; LOCKED=1: in fixed versions
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing (some minutes) ..."
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
 # ---- the main job ----
 
 demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain in minutes; again: resumes
-	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs) -c configs/glyphs/demo-pairs.yaml
-	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml
-	@$(MAKE) --no-print-directory RUNS=runs/demo PROTOCOL=glyphs-500 STEPS=20 DISTILL="-c configs/glyphs/distill.yaml -c configs/glyphs/demo-distill.yaml" compare
+	$(RUN) demo $(ON_GPU)
 
 runs/demo/student/model_index.json: | $(INSTALLED)
 	@$(MAKE) --no-print-directory demo
 
 glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: minutes)
-	$(RUN) predict -c configs/glyphs/pairs.yaml $(call gpu,pairs)
-	$(RUN) fit -c configs/glyphs/distill.yaml $(call gpu,distill)
-	@$(MAKE) --no-print-directory RUNS=runs/glyphs PROTOCOL=glyphs-2k STEPS=50 DISTILL="-c configs/glyphs/distill.yaml $(call gpu,distill)" compare
+	$(RUN) demo --full $(ON_GPU)
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
 	$(RUN) predict -c configs/glyphs/pairs.yaml
 	$(RUN) fit -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
 	$(RUN) test -c configs/glyphs/distill.yaml -c configs/glyphs/regression.yaml
-
-# Evaluate teacher and student with one protocol, export the student, write the table.
-ifdef RUNS
-.PHONY: compare $(RUNS)/distill/metrics.json
-compare: $(RUNS)/teacher-$(STEPS).json $(RUNS)/teacher-1.json $(RUNS)/distill/metrics.json
-	$(RUN) export $(RUNS)/distill $(RUNS)/student
-	$(RUN) tables $^ --output $(RUNS)/table.md
-	$(RUN) report $(RUNS)/distill $(foreach record,$(filter-out %/metrics.json,$^),--beside $(record))
-	@echo "teacher and student side by side: $(RUNS)/distill/report.html"
-
-TEACHER := $(wildcard diffgan/glyphs/weights/teacher/*/*.safetensors diffgan/glyphs/weights/reader.safetensors)
-
-$(RUNS)/teacher-$(STEPS).json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, $(STEPS) steps" --steps $(STEPS) --guidance 3 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE) --save_images $(RUNS)/teacher-images
-
-$(RUNS)/teacher-1.json: $(TEACHER)
-	$(RUN) evaluate glyphs $@ --name "teacher, 1 step" --steps 1 --guidance 1 --protocol $(PROTOCOL) --cache runs/evaluation --device $(DEVICE) --batch_size $(AT_ONCE)
-
-$(RUNS)/distill/metrics.json: $(RUNS)/teacher-$(STEPS).json
-	$(RUN) test $(DISTILL) $$(test ! -f $(RUNS)/teacher-images/images.json || echo --trainer.callbacks.evaluation.init_args.teacher_images $(RUNS)/teacher-images)
-endif
 
 # ---- tables and figures of the paper; SCALE=glyphs|sd15|sdxl ----
 
@@ -165,6 +142,12 @@ gpu-check: $(INSTALLED) ## one CUDA GPU: whether everything runs, speed, memory;
 
 lint: $(INSTALLED) ## ruff
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+RESOLVE = $(VENV)/bin/uv pip compile --quiet --upgrade --no-annotate --custom-compile-command "make constraints"
+constraints: $(INSTALLED) ## resolve the versions of .github/constraints.txt and constraints-oldest.txt anew
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check uv
+	$(RESOLVE) --universal --python-version 3.11 --all-extras pyproject.toml -o .github/constraints.txt
+	$(RESOLVE) --resolution lowest-direct --python-version 3.11 --extra dev pyproject.toml -o .github/constraints-oldest.txt
 
 clean: ## remove the outputs of all targets except the virtual environment
 	rm -rf runs pairs

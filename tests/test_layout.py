@@ -12,7 +12,7 @@ MAX_FUNCTION_LINES = 45
 
 # From bottom to top. A module may import modules of its own package and of lower layers.
 LAYERS = (
-    ("diffgan.errors",),
+    ("diffgan.errors", "diffgan.packaged", "diffgan.wheel"),
     ("diffgan.numbers", "diffgan.noise", "diffgan.conditioning", "diffgan.images", "diffgan.plots"),
     ("diffgan.storage", "diffgan.prompts", "diffgan.training", "diffgan.latent_space"),
     ("diffgan.teachers",),

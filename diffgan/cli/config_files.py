@@ -4,7 +4,8 @@ jsonargparse parses and merges the files; what it reads of each is prepared here
 
 * `${model.init_args.teacher}` or `${recipe.teacher}` becomes the value which that key has after all files and options
   of the command line, `${oc.env:NAME,default}` that of an environment variable (OmegaConf's syntax).
-* The section `recipe` holds values to refer to. It may name a file, relative to the file it is in.
+* The section `recipe` holds values to refer to. It may name a file, relative to the file it is in; one that is not
+  there, and begins with `configs/`, is the package's.
 * `trainer.callbacks` may map names to callbacks. Files and options then change single values; null removes one.
 """
 
@@ -24,7 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from diffgan.cli.config_errors import entries, explain
 from diffgan.cli.references import RECIPE, SPECIFICATION, Resolver, Source, at, check_recipe, get, is_named, overlay
 from diffgan.cli.renamed import translate_config
+from diffgan.cli.verbs import nearest
 from diffgan.errors import UserError, first_line, print_error
+from diffgan.packaged import config_files, find_config, find_file, packaged_configs
 
 VERBS = ("fit", "validate", "test", "predict")
 CALLBACKS = ("trainer", "callbacks")
@@ -84,6 +87,30 @@ class ConfigParser(LightningArgumentParser):
         config["trainer"]["callbacks"] = dict(zip(names, callbacks, strict=True))
         header = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
         return "".join(header) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def with_configs_found(words: Sequence[str]) -> list[str]:
+    """The command line, with the file that each `-c NAME` stands for (`find_config`).
+
+    Raises:
+        UserError: there is none, but one of a similar name in the package.
+    """
+    found = list(words)
+    for i, word in enumerate(words):
+        if i and words[i - 1] in ("-c", "--config"):
+            found[i] = _found(word)
+        elif word.startswith("--config="):
+            found[i] = f"--config={_found(word.removeprefix('--config='))}"
+    return found
+
+
+def _found(name: str) -> str:
+    file = find_config(name)
+    if not Path(file).exists():
+        known = [str(each.with_suffix("")) for each in config_files(packaged_configs())]
+        if (similar := nearest(name.removeprefix("configs/").removesuffix(".yaml"), known)) is not None:
+            raise UserError(f"-c {name}: no such file; did you mean {similar}? See diffgan configs list")
+    return file
 
 
 def prepare(words: Sequence[str]) -> Prepared:
@@ -213,8 +240,8 @@ def _file(path: Path) -> Source | None:
     config, text = _read(path)
     if isinstance(config.get(RECIPE), str):
         recipe = path.parent / config[RECIPE]
-        if not recipe.is_file():
-            raise UserError(f"{path}: recipe: {recipe}: no such file")
+        if not recipe.is_file() and not (recipe := Path(find_file(config[RECIPE]))).is_file():
+            raise UserError(f"{path}: recipe: {path.parent / config[RECIPE]}: no such file")
         config[RECIPE], _ = _read(recipe)
     return Source(str(path), config, text)
 

@@ -15,7 +15,7 @@ from callbacks.compare_pairs import ComparePairs
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
 from diffgan.cli.class_names import import_named
-from diffgan.cli.config_files import ConfigParser, Prepared, prepare
+from diffgan.cli.config_files import ConfigParser, Prepared, prepare, with_configs_found
 from diffgan.cli.config_values import check_values
 from diffgan.cli.renamed import translate_words
 from diffgan.cli.report import report
@@ -48,7 +48,7 @@ class UserSettingsCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
-        words = translate_words(args)
+        words = with_configs_found(translate_words(args))
         import_named(words)
         super().__init__(args=words, parser_class=ConfigParser, **kwargs)
 

@@ -43,6 +43,9 @@ VERBS = {
     "coco-captions": Verb(
         "diffgan.cli.coco_captions:write_captions", "evaluate", "draw the captions of a COCO protocol"
     ),
+    "demo": Verb("diffgan.cli.demo:demo", "use", "the whole method on the miniature, in minutes; resumes"),
+    "configs list": Verb("diffgan.cli.configs:list_configs", "configs", "the configurations of the package"),
+    "configs copy": Verb("diffgan.cli.configs:copy", "configs", "copy a folder of them, to be edited"),
     "pairs plan": Verb("diffgan.cli.pairs.plan:plan", "pairs", "what a pair set requires: disk, network calls, hours"),
     "pairs status": Verb(
         "diffgan.cli.pairs.status:status", "pairs", "progress of a pair set: done, claimed, rate, time left, disk"
@@ -50,8 +53,8 @@ VERBS = {
     "pairs verify": Verb("diffgan.cli.pairs.verify:verify", "pairs", "check every shard and regenerate some pairs"),
     "pairs embed": Verb("diffgan.cli.pairs.embed:embed", "pairs", "encode every prompt of a set once, for training"),
 }
-GROUPS = ("train", "use", "evaluate", "pairs")
-NESTED = ("pairs",)  # groups whose name is the first word of their verbs
+GROUPS = ("train", "use", "evaluate", "pairs", "configs")
+NESTED = ("pairs", "configs")  # groups whose name is the first word of their verbs
 
 USAGE = "usage: diffgan VERB ...\n       diffgan --help | --version\n"
 

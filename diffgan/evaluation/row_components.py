@@ -186,7 +186,7 @@ def planned_calls(row: Row, scheduler: SchedulerMixin) -> int:
 def merge_lora(pipeline: DiffusionPipeline, lora: Lora, file: Path) -> None:
     """Add a LoRA to the weights of the networks; raises UserError unless every layer of it fits one of theirs."""
     if not diffusers.utils.is_peft_available():
-        raise UserError("lora: needs the package peft; pip install 'peft>=0.17'")
+        raise UserError("lora: needs the package peft; pip install 'peft>=0.18'")
     try:
         layers = sum(name.endswith(("lora_B.weight", "up.weight")) for name in load_file(file))
         pipeline.load_lora_weights(str(file), use_safetensors=True)

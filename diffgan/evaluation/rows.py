@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from diffgan.errors import UserError, first_line
+from diffgan.packaged import find_config
 
 SAFE = ".safetensors"
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # opening such a file can run code
@@ -65,13 +66,13 @@ def is_row(pipeline: str) -> bool:
 
 
 def read_row(path: Path) -> Row:
-    """The row of a YAML file with the keys of `Row`.
+    """The row of a YAML file, or the package's, with the keys of `Row`.
 
     Raises:
         UserError: the file cannot be read, or a key or value is not possible.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(Path(find_config(path)).read_text())
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"row {path}: cannot be read as YAML ({first_line(error)})") from error
     try:

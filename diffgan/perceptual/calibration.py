@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.perceptual.heads import head_distance, normalize_channels
 from diffgan.perceptual.lpips import LatentLPIPS
+from diffgan.perceptual.statistics import RunningStatistics
 from diffgan.perceptual.two_afc import RankingLoss, TwoAFCBatch, two_afc_score
 from diffgan.perceptual.weights import save_weights
 from diffgan.training.lr_schedules import warmup_cooldown
@@ -22,7 +23,8 @@ class Calibration(pl.LightningModule):
 
     Args:
         weights: file written by `diffgan.perceptual.classification`; it names the latent space.
-        target: file that network and heads are written to (safetensors), at each validation.
+        target: file that network, heads and the statistics of the references are written to (safetensors), at each
+            validation.
         optimizer: called with the parameters of the heads and of the ranking loss.
         steps: length of the training.
         cooldown: length of the linear decay of the learning rate at its end, in steps.
@@ -44,7 +46,7 @@ class Calibration(pl.LightningModule):
         self.distance = LatentLPIPS(weights)
         self.distance.heads.requires_grad_(True)
         self.ranking = RankingLoss()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.statistics = nn.Dropout(dropout), RunningStatistics()
         self.target, self.optimizer, self.steps, self.cooldown = target, optimizer, steps, cooldown
 
     def configure_optimizers(self):
@@ -53,6 +55,7 @@ class Calibration(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: TwoAFCBatch, _) -> Tensor:
+        self.statistics.update(batch.reference)
         loss = self.ranking(*self.distances(batch), batch.preference)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -97,4 +100,5 @@ class Calibration(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
+            self.distance.statistics = self.statistics.value()
             save_weights(self.target, self.distance.as_weights())

@@ -1,6 +1,8 @@
 """LPIPS on latents: LatentLPIPS, and E-LatentLPIPS with its ensemble of transforms (paper, section 3.2)."""
 
+import warnings
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from diffgan.perceptual.distance import PerceptualDistance
 from diffgan.perceptual.ensemble import Ensemble
 from diffgan.perceptual.heads import taps_distance
 from diffgan.perceptual.lower_precision import LowerPrecision
+from diffgan.perceptual.pretrained import pretrained_weights
+from diffgan.perceptual.statistics import LatentStatistics
 from diffgan.perceptual.weights import PerceptualWeights, load_weights
 from diffgan.training.precision import autocast_dtype, without_autocast
 
@@ -34,12 +38,26 @@ class LatentLPIPS(PerceptualDistance):
     def __init__(self, weights: Path, checkpointing: bool = False):
         super().__init__()
         self.weights = weights
-        self.network, self.space, heads, self.eps = load_weights(weights)
+        self.network, self.space, heads, self.eps, self.statistics = load_weights(weights)
         self.network.to(memory_format=torch.channels_last)
         self.network.recompute = checkpointing
         heads = heads or [torch.ones(channels) for channels in self.network.tap_channels]
-        self._lower = LowerPrecision()
+        self._lower, self._compared = LowerPrecision(), False
         self.heads = nn.ParameterList(nn.Parameter(head.clamp_min(0), requires_grad=False) for head in heads)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **arguments: Any) -> Self:
+        """The distance with the weights of a file, a folder that holds one, or a repository on the hub.
+
+        Args:
+            name: as of `diffgan.perceptual.pretrained.pretrained_weights`.
+            revision: branch, tag or commit of a repository.
+            arguments: of the class, other than `weights`.
+
+        Raises:
+            UserError: as the class; there is no such file, or the hub cannot be reached.
+        """
+        return cls(pretrained_weights(name, revision), **arguments)
 
     def check_space(self, space: LatentSpace) -> None:
         """Raises UserError if the weights were trained on another latent space than `space`."""
@@ -56,21 +74,50 @@ class LatentLPIPS(PerceptualDistance):
         Returns:
             (N,) distances >= 0, 0 for equal inputs.
         """
+        self._check(generated, target)
+        return self._distance(generated, target)
+
+    def _check(self, generated: Tensor, target: Tensor) -> None:
+        """Raises UserError for latents of another shape; warns once if they resemble no latents of these weights."""
+        for latent in (generated, target):
+            if latent.ndim != 4 or latent.shape[1] != self.space.channels:
+                raise UserError(
+                    f"{self.weights}: weights of latents (N, {self.space.channels}, H, W), but these latents are "
+                    f"{tuple(latent.shape)}; use the weights of their autoencoder"
+                )
+        if not self._compared and not torch.compiler.is_compiling():
+            self._compared = True
+            self._compare(target)
+
+    def _compare(self, latents: Tensor) -> None:
+        """Warn if the statistics of latents are not those that the weights were calibrated on."""
+        if self.statistics is None or type(latents) is not Tensor or latents.is_meta:  # without values, or sharded
+            return
+        found = LatentStatistics.of(latents)
+        if not self.statistics.resembles(found, len(latents)):
+            warnings.warn(
+                f"{type(self).__name__}: these latents have {found}, those of {self.weights} have {self.statistics}: "
+                f"give latents of the diffusion model, (latent - {self.space.shift:g}) * {self.space.scale:g}, or use "
+                "the weights of their autoencoder",
+                stacklevel=6,  # the line that calls the module
+            )
+
+    def _distance(self, generated: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             target_taps = self.taps(target.detach())
         return taps_distance(self.taps(generated), target_taps, list(self.heads), self.eps)
 
     def taps(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> the five feature maps, under autocast in its precision."""
+        """latent: (N, C, H, W) -> the five feature maps, under autocast in its precision, else in the weights'."""
         dtype = autocast_dtype(latent.device)
         if dtype is None or self.network.norm != "none" or torch.compiler.is_compiling():
-            return self.network(latent.contiguous(memory_format=torch.channels_last))
+            return self.network(latent.to(self.heads[0].dtype, memory_format=torch.channels_last))
         with without_autocast(latent.device):
             return self._lower.of(self.network, dtype)(latent.to(dtype, memory_format=torch.channels_last))
 
     def as_weights(self) -> PerceptualWeights:
         """This network and these heads, as `save_weights` writes them."""
-        return PerceptualWeights(self.network, self.space, list(self.heads), self.eps)
+        return PerceptualWeights(self.network, self.space, list(self.heads), self.eps, self.statistics)
 
 
 class ELatentLPIPS(LatentLPIPS):
@@ -103,9 +150,11 @@ class ELatentLPIPS(LatentLPIPS):
 
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """As `LatentLPIPS.forward`; a `generator` (on the CPU) makes the transforms of a call repeatable."""
+        self._check(generated, target)
         target = target.detach()
         transformed = [self.ensemble(generated, target, generator) for _ in range(self.transforms)]
-        distance = sum(super(ELatentLPIPS, self).forward(*pair) for pair in transformed) / self.transforms
+        distance = sum(self._distance(*pair) for pair in transformed) / self.transforms
         if self.l1_weight:
-            distance = distance + self.l1_weight * (generated - target).abs().flatten(1).mean(1)
+            difference = generated.to(distance.dtype) - target
+            distance = distance + self.l1_weight * difference.abs().flatten(1).mean(1)
         return distance

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffgan.errors import UserError, first_line
 from diffgan.latent_space import LatentSpace
 from diffgan.perceptual.latent_vgg import NORMS, STAGES, TAPS, LatentVGG16, fold_batch_norm
+from diffgan.perceptual.statistics import LatentStatistics
 from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.storage.json_files import parse_object
 from diffgan.storage.tensor_files import expected_tensors, first_not_finite, write_tensors
@@ -31,12 +32,14 @@ class PerceptualWeights(NamedTuple):
     space: latent space it was trained on.
     heads: five tensors (C_k,), or None.
     eps: what is added to the squared norm of the features.
+    statistics: of the latents that the heads were calibrated on, or None.
     """
 
     network: LatentVGG16
     space: LatentSpace
     heads: list[Tensor] | None = None
     eps: float = LPIPS_EPS
+    statistics: LatentStatistics | None = None
 
 
 def save_weights(path: Path, weights: PerceptualWeights) -> None:
@@ -55,6 +58,8 @@ def save_weights(path: Path, weights: PerceptualWeights) -> None:
         "eps": str(weights.eps),
         "latent_space": json.dumps(weights.space.as_dict()),
     }
+    if weights.statistics is not None:
+        header["statistics"] = weights.statistics.text()
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     tensors |= {f"{HEAD}{k}": head.detach() for k, head in enumerate(weights.heads or [])}
     write_tensors(path, tensors, header)
@@ -88,7 +93,18 @@ def load_weights(path: Path | str) -> PerceptualWeights:
     heads = [tensors.pop(name) for name in head_names]
     network = settings.network()
     network.load_state_dict(tensors)
-    return PerceptualWeights(network.requires_grad_(False).eval(), settings.space, heads or None, settings.eps)
+    statistics = _statistics(path, header.metadata, settings.space.channels)
+    return PerceptualWeights(
+        network.requires_grad_(False).eval(), settings.space, heads or None, settings.eps, statistics
+    )
+
+
+def _statistics(path: Path, metadata: dict[str, str], channels: int) -> LatentStatistics | None:
+    """Those of the header, or of the JSON file beside weights whose digest records name; older files have none."""
+    beside = path.with_suffix(".statistics.json")
+    if "statistics" in metadata:
+        return LatentStatistics.read(metadata["statistics"], channels, str(path))
+    return LatentStatistics.read(beside.read_text(), channels, str(beside)) if beside.is_file() else None
 
 
 class _Settings(NamedTuple):

@@ -9,6 +9,7 @@ from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
 
 from diffgan.errors import UserError, reason
+from diffgan.packaged import find_file
 
 CHUNK_BYTES = 2**21  # fetched at a time when the whole file is read
 PIECE_BYTES = 2**16  # parsed at a time: what has to be read to reach one prompt
@@ -22,7 +23,7 @@ class Source:
     decompressed on the fly; seeking backwards in them decompresses again from the start.
 
     Args:
-        place: path or URL.
+        place: path or URL; a path that begins with `configs/` and is not there names a file of the package.
 
     Attributes:
         compressed: whether the file is compressed.
@@ -40,7 +41,7 @@ class Source:
         self.suffix = _suffix(name, self.compressed)
         cache = "readahead" if self.compressed else "none"  # decompressors read a few kilobytes at a time
         with self.user_errors():
-            file_system, path = url_to_fs(place)
+            file_system, path = url_to_fs(find_file(place))
             self.file = file_system.open(path, "rb", block_size=CHUNK_BYTES, cache_type=cache, compression=compression)
 
     def read(self, begin: int, size: int) -> bytes:

@@ -1,7 +1,6 @@
 """Every combination of configuration files that the Makefile runs, parsed and merged as the command does it."""
 
 import copy
-import re
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from diffgan.__main__ import main
+from diffgan.cli import demo
 from diffgan.cli.sweeps.table_file import SCALES, at_scale, read_table
 from diffgan.evaluation.protocols.coco import read_protocol
 
@@ -42,16 +42,13 @@ def test_stages_meet(capsys, pairs, distill):
 
 
 def test_demo_and_its_teacher_are_evaluated_by_one_protocol(capsys):
-    makefile = Path("Makefile").read_text()
-    for folder, files in (("runs/demo", DEMO), ("runs/glyphs", DISTILL)):
-        protocol = re.search(rf"RUNS={folder} PROTOCOL=(\S+)", makefile)[1]
-        assert arguments(merged(capsys, "test", files), "evaluation")["protocol"] == protocol
+    for size, files in ((demo.DEMO, DEMO), (demo.FULL, DISTILL)):
+        assert arguments(merged(capsys, "test", files), "evaluation")["protocol"] == size.protocol
 
 
 def test_the_demo_shows_and_evaluates_the_teacher_of_its_pairs(capsys):
-    evaluated = int(re.search(r"RUNS=runs/demo .*STEPS=(\d+)", Path("Makefile").read_text())[1])
     made, used = merged(capsys, "predict", DEMO_PAIRS), merged(capsys, "test", DEMO)
-    assert made["model"]["init_args"]["steps"] == arguments(used, "samples")["steps"] == evaluated
+    assert made["model"]["init_args"]["steps"] == arguments(used, "samples")["steps"] == demo.DEMO.steps
 
 
 # Every command takes seconds: the other scales are for `make test-all`.

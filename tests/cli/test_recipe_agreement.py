@@ -3,13 +3,13 @@
 A number of the student belongs beside one of its teacher only if both come from the same guidance, steps and protocol.
 """
 
-import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from diffgan.cli.demo import FULL, commands
 from diffgan.evaluation.protocols.coco import read_protocol
 from tests.cli.test_configs import arguments, merged
 from tests.runs import write
@@ -84,16 +84,20 @@ def test_teacher_is_called_in_one_way(capsys, recipe):
     assert arguments(test, "evaluation")["cache"] == command["cache"]
 
 
-def test_glyph_teacher_is_called_in_one_way(capsys):
+def test_glyph_teacher_is_called_in_one_way(capsys, tmp_path, monkeypatch):
     """Its pairs are of 20 steps; samples show it, and `make glyphs` evaluates it, at 50."""
+    monkeypatch.chdir(tmp_path)  # where nothing is evaluated yet
     places = uses(capsys, GLYPHS)
-    makefile = Path("Makefile").read_text().replace("$(RUN)", "diffgan").replace("\t", "").replace("$@", "OUT")
-    steps = re.search(r"RUNS=runs/glyphs .*STEPS=(\d+)", makefile)[1]
-    fifty, one = evaluations(makefile.replace("$(STEPS)", steps))
+    fifty, one = evaluations("\n".join(_line(words) for words in commands(FULL, gpu=False)))
     assert (one["steps"], one["guidance"]) == ("1", "1")
     assert places.pop("samples") == Agreed(fifty["pipeline"], float(fifty["guidance"]), int(fifty["steps"]))
     assert differing(places) == [] and places["pairs"].guidance == float(fifty["guidance"])
     assert places["pairs"].steps == 20
+
+
+def _line(words: list[str]) -> str:
+    """A command as the documentation writes it, `--option value` in place of `--option=value`."""
+    return shlex.join(part for word in ["diffgan", *words] for part in word.split("=", 1))
 
 
 BROKEN = {

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from diffgan.errors import UserError, first_line
+from diffgan.packaged import find_config
 
 SCALES = ("glyphs", "sd15", "sdxl")
 COMMANDS = ("fit", "test")
@@ -110,9 +111,9 @@ def at_scale(path: str, scale: str) -> str:
 
 
 def read_table(path: Path) -> Table:
-    """A table file; raises UserError naming the file and the field that is wrong."""
+    """A table file, or the package's; raises UserError naming the file and the field that is wrong."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(Path(find_config(path)).read_text())
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: is no table file ({first_line(error)})") from error
     content = _mapping(content, str(path), Table, without=("name",))

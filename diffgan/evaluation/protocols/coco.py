@@ -16,6 +16,7 @@ from diffgan.evaluation.metrics.base import ImageMetric
 from diffgan.evaluation.protocols.coco_files import IMAGE_SUFFIXES, check_year, read_captions, reference_files
 from diffgan.evaluation.protocols.coco_metrics import COCO_METRICS, MetricSettings
 from diffgan.noise import SEEDS
+from diffgan.packaged import find_config
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,9 @@ def _name_below(folder: Path, file: Path) -> str:
 
 
 def read_protocol(path: Path) -> CocoProtocol:
-    """A protocol of a YAML file with the fields of `CocoProtocol`; raises UserError if it is none."""
+    """A protocol of a YAML file, or the package's, with the fields of `CocoProtocol`; raises UserError for others."""
     try:
-        given = dict(yaml.safe_load(path.read_text()))
+        given = dict(yaml.safe_load(Path(find_config(path)).read_text()))
         names = given.pop("metrics", None)
         protocol = CocoProtocol(**given, metric_names=None if names is None else tuple(names))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, TypeError, ValueError) as error:
