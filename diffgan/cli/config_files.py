@@ -4,9 +4,8 @@ jsonargparse parses and merges the files; what it reads of each is prepared here
 
 * `${model.init_args.teacher}` or `${recipe.teacher}` becomes the value which that key has after all files and options
   of the command line, `${oc.env:NAME,default}` that of an environment variable (OmegaConf's syntax).
-* The section `recipe` holds values to refer to. It may name a file, relative to the file it is in; one that is not
-  there, and begins with `configs/`, is the package's.
-* `trainer.callbacks` may map names to callbacks. Files and options then change single values; null removes one.
+* The section `recipe` holds values to refer to. It may name a file, relative to the file it is in.
+* `trainer.callbacks` may map names to callbacks. Options then change single values; null removes one.
 """
 
 import contextlib
@@ -57,7 +56,7 @@ class Prepared(NamedTuple):
 class ConfigParser(LightningArgumentParser):
     """Parser that reads the prepared text of configuration files, and writes callbacks by name if they were named.
 
-    To jsonargparse callbacks are a list all the while: a mapping of classes would not be merged by it.
+    To jsonargparse they are a list: it would not merge a mapping of classes.
     """
 
     prepared = Prepared([], {}, ())
@@ -123,8 +122,7 @@ def prepare(words: Sequence[str]) -> Prepared:
     options = list(_options(words[start:]))
     sources, merged = [], {}
     for option in options:
-        source = _source(option, merged)
-        if source is not None:
+        if (source := _source(option, merged)) is not None:
             merged = _with_source(merged, source, sources)
             sources.append(source)
     check_recipe(sources)
