@@ -26,7 +26,7 @@ ON_GPU := $(if $(filter-out 0,$(GPU)),--gpu)
 .DEFAULT_GOAL := help
 .PHONY: help install demo glyphs glyphs-regression test test-all bench gpu-check lint constraints clean tables \
   glyph-teacher glyph-denoiser glyph-reader glyph-perceptual glyph-pixels figure-reconstruction \
-  table-regression-losses table-discriminator table-coco2014 table-coco2017 table-bapps table-speed
+  table-regression-losses table-discriminator table-lora table-coco2014 table-coco2017 table-bapps table-speed
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ table-regression-losses: $(INSTALLED) ## regression losses after equal training 
 
 table-discriminator: $(INSTALLED) ## the discriminator's parts, added one by one after equal regression
 	$(call sweep,discriminator)
+
+table-lora: $(INSTALLED) ## full training and LoRA after equally many images on the same pairs
+	$(call sweep,lora)
 
 table-coco2014: $(INSTALLED) $(DEMO_STUDENT) ## teacher, student and released one-step models on COCO2014 (glyphs: glyphs-2k)
 	$(call sweep,coco2014)
