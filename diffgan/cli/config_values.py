@@ -14,11 +14,10 @@ from diffgan.errors import UserError, first_line
 from diffgan.noise import require_seeds
 from diffgan.numbers import require
 
-BATCHES_OF = {  # verb -> the trainer's limit of its batches
+BATCHES_OF = {  # verb -> the trainer's limit of its batches; `predict` may only open a set
     "fit": "limit_train_batches",
     "validate": "limit_val_batches",
     "test": "limit_test_batches",
-    "predict": "limit_predict_batches",
 }
 
 
@@ -67,7 +66,7 @@ def _check_optimizer(key: str, class_path: str, settings: Mapping[str, Any]) -> 
 
 
 def _check_trainer(verb: str, trainer: Mapping[str, Any]) -> None:
-    limit = BATCHES_OF[verb]
+    limit = BATCHES_OF.get(verb)
     if trainer.get(limit) == 0:
         raise UserError(
             f"trainer.{limit}: {trainer[limit]} leaves {verb} nothing to do; leave it out, or give 1 or more"

@@ -169,14 +169,14 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         """Check the trainer and the batch size."""
         check_strategy(self.trainer.strategy, len(self.settings))
         check_precision(self.trainer.precision)
-        check_datamodule(self.trainer.datamodule)
         if stage == "fit":
             stream_checkpoints(self.trainer.strategy)
             check_monitors(self.trainer.callbacks, self.settings)
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
     def check_data(self) -> None:
-        """Raises UserError if the pairs were made with another teacher, or in another size."""
+        """Raises UserError if there are no pairs, or they were made with another teacher, or in another size."""
+        check_datamodule(self.trainer.datamodule)
         check_pairs(self.trainer.datamodule, self.teacher_path, self.teacher_digest)
         check_latents(self.trainer.datamodule, self.teacher)
 

@@ -96,7 +96,6 @@ PREDICT = [
     ((*WRITER, "shard_size"), 0),
     *(((*WRITER, "lease_seconds"), value) for value in (0, NAN, INF)),
     ((*WRITER, "folder"), ""),
-    ((*TRAINER, "limit_predict_batches"), 0),
     (("data",), None),
     (("model", "class_path"), "diffgan.nothing.PairGeneration"),
 ]

@@ -176,7 +176,7 @@ def test_a_folder_of_another_run_is_refused(command, tmp_path, capsys):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert "full holds other files and no images.json" in refusal(capsys, [*command[:-1], "full"])
     (tmp_path / "file").write_text("mine")
-    assert "file is a file; name a folder" in refusal(capsys, [*command[:-1], "file"])
+    assert "file: cannot be written (Not a directory)" in refusal(capsys, [*command[:-1], "file"])
 
 
 def test_images_of_a_benchmark(lcm, tmp_path):

@@ -203,5 +203,5 @@ def test_saved_images_are_measured_as_they_are(tmp_path):
     assert evaluator.evaluate(lambda *_: torch.ones(3, 3, 8, 8), LATENT, saved=saved())["brightest"] == 0
     file = tmp_path / "images" / "00003.png"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"00003\.png: is damaged"):
+    with pytest.raises(UserError, match=r"00003\.png: cannot be read as an image"):
         evaluator.evaluate(flat, LATENT, saved=saved())

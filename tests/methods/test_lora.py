@@ -109,7 +109,7 @@ def test_the_average_on_the_cpu_is_saved_without_the_base(lora_config, tmp_path)
     [
         ({"rank": 0}, "rank is 0 and must be at least 1"),
         ({"rank": 2, "alpha": -1.0}, "alpha is -1.0 and must be above 0"),
-        ({"rank": 2, "alpha": float("nan")}, "alpha is nan and must be above 0"),
+        ({"rank": 2, "alpha": float("nan")}, "lora.alpha: nan is no number"),
         ({"rank": 2, "targets": []}, "targets is empty"),
         ({"rank": 2, "targets": ["to_q", "to_x"]}, "to_x matches no layer of the UNet2DConditionModel"),
     ],

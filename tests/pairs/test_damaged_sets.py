@@ -79,8 +79,8 @@ def test_a_folder_without_a_name_is_refused(command, tmp_path, capsys):
     config = yaml.safe_load(Path(words[-1]).read_text())
     writer_settings(config)["folder"] = ""
     Path(words[-1]).write_text(yaml.safe_dump(config))
-    assert "folder: '' names no folder" in refusal(capsys, words)
-    assert "folder: '' names no folder" in refusal(capsys, ["pairs", "status", ""])
+    assert "folder: is empty; name a folder" in refusal(capsys, words)
+    assert "names no folder" in refusal(capsys, ["pairs", "status", ""])
 
 
 def test_files_named_after_pairs_outside_the_set_are_not_counted(complete_set, capsys):

@@ -31,9 +31,9 @@ from tests.processes import run_on_two_processes
 def test_numbers_out_of_range_are_refused(tmp_path):
     prompts = tmp_path / "none.txt"
     for pairs, seed_base, batch_size, message in (
-        (0, 0, 1, "pairs 0"),
-        (1, 0, 0, "batch_size 0"),
-        (1, 2**32, 1, "seed_base 4294967296"),
+        (0, 0, 1, "pairs: 0"),
+        (1, 0, 0, "batch_size: 0"),
+        (1, 2**32, 1, "seed_base"),
         (1, 0, 1, "none.txt: No such file"),
     ):
         with pytest.raises(UserError, match=message):

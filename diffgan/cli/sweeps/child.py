@@ -9,6 +9,8 @@ from typing import Any
 from diffgan.cli.main import main
 from diffgan.errors import UserError, print_error
 
+PASSED_ON = {signal.SIGTERM}
+
 
 def run_in_child(words: Sequence[str]) -> bool:
     """Run `diffgan WORDS` in a forked process; False if it failed, and a line says why.
@@ -20,7 +22,9 @@ def run_in_child(words: Sequence[str]) -> bool:
     """
     child = multiprocessing.get_context("fork").Process(target=_run, args=(list(words),))
     with _PassedOn(child) as signals:
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # in the child until it has handlers of its own
         child.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         if signals.terminated:  # just before the child was there
             child.terminate()
         child.join()
@@ -37,6 +41,7 @@ def _run(words: list[str]) -> None:
     """What the forked process does."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     sys.argv[1:] = words  # what Lightning starts further processes with
     main(words)
 
