@@ -14,7 +14,7 @@ from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.storage.json_files import read_object
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.flux import Flux
-from diffgan.teachers.pipeline_checks import check_components, component_classes
+from diffgan.teachers.pipeline_checks import check_components, component_classes, is_absent
 from diffgan.teachers.pipeline_files import RECORD
 from diffgan.teachers.pixart_sigma import PixArtSigma
 from diffgan.teachers.stable_diffusion import StableDiffusion
@@ -62,8 +62,10 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32, size: Sequence[i
 
 def checked_size(size: Sequence[int] | None) -> list[int] | None:
     """A `size` as a configuration has it: None, or two positive integers; raises UserError."""
-    if size is None or (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        return None if size is None else list(size)
+    if size is None:
+        return None
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
+        return list(size)
     raise UserError(f"size: {size} must be two positive integers, [height, width] in pixels")
 
 
@@ -79,7 +81,7 @@ def _exported_size(path: str) -> list[int] | None:
 def _absent_components(family: type[Teacher], path: str) -> list[str]:
     """The optional components that a pipeline lacks; diffusers loads it if they are given as None."""
     index = DiffusionPipeline.load_config(path)
-    return [name for name in family.optional if index.get(name, [None])[0] is None]
+    return [name for name in family.optional if is_absent(index, name)]
 
 
 def resolve_path(path: str) -> str:
