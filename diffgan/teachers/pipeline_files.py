@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 RECORD = "diffgan.json"  # marks a folder as an exported student: its run, its checkpoint, its size
+ADAPTERS = "pytorch_lora_weights.safetensors"  # what `export --lora` writes in place of a pipeline
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREFIX = "text_model."  # in the names of a CLIPTextModel's weights on the hub; transformers 5.6 and later omit it
 
