@@ -81,7 +81,11 @@ def check_text_widths(network: nn.Module, text: int, pooled: int | None = None) 
 
 
 def wider(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """The layer with twice the input channels; the weights of the new ones are zero."""
+    """The layer with twice the input channels; the weights of the new ones are zero.
+
+    Of a layer with LoRA adapters it is the layer without: the wider one is trained as a whole.
+    """
+    layer = getattr(layer, "base_layer", layer)  # peft's
     if isinstance(layer, nn.Linear):
         wide = nn.Linear(2 * layer.in_features, layer.out_features, layer.bias is not None)
     else:
