@@ -37,7 +37,7 @@ class FlowSchedule(NoiseSchedule):
 
     @classmethod
     def load(cls, path: str) -> "FlowSchedule":
-        return cls(FlowMatchEulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler"))
+        return cls.from_pipeline(FlowMatchEulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler"))
 
     def check(self) -> None:
         """Raise a UserError if the scheduler does not state a deterministic flow from noise to images."""

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from diffgan.errors import UserError
+from diffgan.teachers.cost import NetworkCost
 from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, saved, t5, t5_tokenizer
 
@@ -68,3 +69,14 @@ def test_a_text_encoder_of_another_width_is_refused(copy_of, name, encoder, toke
     shutil.rmtree(folder / encoder)
     t5(t5_tokenizer(tokens), 24).save_pretrained(folder / encoder)
     assert "but those of the text encoders have 24" in refusal(folder)
+
+
+def test_costs_are_not_estimated_of_what_no_pairs_are_made_of(tmp_path):
+    folder = saved(FAMILIES["flux-schnell"], tmp_path / "schnell")
+    assert NetworkCost(str(folder)).rows(1.0) == 1
+    with pytest.raises(UserError, match="distilled without guidance; set it to 1"):
+        NetworkCost(str(folder)).rows(3.0)
+    values = json.loads((folder / SCHEDULER).read_text())
+    (folder / SCHEDULER).write_text(json.dumps(values | {"shift": 0}))
+    with pytest.raises(UserError, match="shift: 0 must be above 0"):
+        NetworkCost(str(folder))
