@@ -64,7 +64,6 @@ def sample(
     pipeline.solver(steps)
     repeated = [prompt for prompt in prompts for _ in range(count)]
     images = _images(pipeline, repeated, seed, steps, guidance)
-    images = _images(pipeline, repeated, seed, steps, guidance)
     paths = [output / f"{i:03d}-{_slug(prompt)}.png" for i, prompt in enumerate(repeated)]
     for path, image in zip(paths, images, strict=True):
         write_atomic(path, png_bytes(Image.fromarray(image.permute(1, 2, 0).numpy())))

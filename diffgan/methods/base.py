@@ -109,7 +109,13 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         """
 
     def build_generator(self) -> OneStepGenerator:
-        """A one-step generator that begins as the teacher's network, at the student's timestep."""
+        """A one-step generator that begins as the teacher's network, at the student's timestep.
+
+        Raises:
+            UserError: a pipeline cannot call a student at that timestep, so none could be exported.
+        """
+        if self.timestep is not None:
+            self.teacher.schedule.ending_at(self.timestep)
         if self.lora is None:
             network = copy.deepcopy(self.teacher.denoiser).requires_grad_(True)
         else:

@@ -21,7 +21,7 @@ def compute_in_float32(module: nn.Module) -> None:
 
 def _float32_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward pass of the module's class in float32."""
-    device = next(module.parameters()).device
+    device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     with torch.autocast(device.type, enabled=False):
         return type(module).forward(module, *_float32(args), **_float32(kwargs))
 

@@ -19,6 +19,7 @@ from diffgan.teachers.denoiser import adapter_for
 from diffgan.training.sharing import copy_sharing
 
 NAME = "default"  # of the adapter in peft
+MAX_RANK = 4096  # layers are hardly wider
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LoRA:
     """Adapters instead of a full training.
 
     Attributes:
-        rank: of the matrices A and B, at least 1.
+        rank: of the matrices A and B, from 1 to 4096.
         alpha: the adapters' output is scaled by alpha / rank; None: alpha is the rank.
         targets: ends of the names of the layers that get adapters; None: those of `DenoiserAdapter.lora_targets`.
 
@@ -39,10 +40,10 @@ class LoRA:
     targets: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if not self.rank >= 1:
-            raise UserError(f"lora: rank is {self.rank} and must be at least 1")
+        if not 1 <= self.rank <= MAX_RANK:
+            raise UserError(f"lora: rank is {self.rank} and must be at least 1 and at most {MAX_RANK}")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise UserError(f"lora: alpha is {self.alpha} and must be above 0")
+            raise UserError(f"lora: alpha is {self.alpha} and must be above 0 and finite")
         if self.targets is not None and not self.targets:
             raise UserError("lora: targets is empty; name layers, such as to_q, or leave it out")
 

@@ -13,7 +13,7 @@ from diffgan.noise import draw_noise
 from diffgan.reports.images import data_uri
 from diffgan.serving.request import DrawRequest
 from diffgan.teachers.base import Teacher
-from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.registry import exported_size, load_teacher
 
 IMAGE_BYTES = 200_000  # of a WebP
 
@@ -40,8 +40,7 @@ class Model:
         """Raise a UserError if the text encoder takes fewer tokens than a prompt has."""
         for prompt, truncated in zip(prompts, self.pipeline.truncated(prompts), strict=True):
             if truncated:
-                most = self.pipeline.tokenizers[0].model_max_length
-                raise UserError(f"prompt: {prompt[:40]!r} ... has more than {most} tokens; shorten it")
+                raise UserError(f"prompt: {prompt[:40]!r} ... has more tokens than the {self.role} takes; shorten it")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def load_models(student: str, teacher: str | None, steps: int, guidance: float, 
     """
     models = [_load("student", student, 1, 1.0, device)]
     if teacher is not None:
-        models.append(_load("teacher", teacher, steps, guidance, device))
+        models.append(_load("teacher", teacher, steps, guidance, device, exported_size(student)))
     shapes = [model.pipeline.latent_shape for model in models]
     if shapes[0] != shapes[-1]:
         raise UserError(f"--teacher: its latents are {shapes[-1]} and the student's {shapes[0]}; name its own teacher")
@@ -86,9 +85,9 @@ def draw_row(model: Model, request: DrawRequest) -> DrawnRow:
     return DrawnRow(model.role, model.network_calls, seconds, images)
 
 
-def _load(role: str, path: str, steps: int, guidance: float, device: str) -> Model:
+def _load(role: str, path: str, steps: int, guidance: float, device: str, size: Sequence[int] | None = None) -> Model:
     try:
-        pipeline = load_teacher(path).to(device)
+        pipeline = load_teacher(path, size=size).to(device)
     except (RuntimeError, AssertionError) as error:  # torch's, for a device that is not there
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
     pipeline.schedule.check_steps(steps)

@@ -74,9 +74,10 @@ def _use(record: dict[str, Any], repository: str) -> str:
     options = "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
     if options:
         lines.insert(0, "import torch")
+    sides = ", height={}, width={}".format(*record["size"]) if record.get("size") else ""
     lines += [
         f'pipe = DiffusionPipeline.from_pretrained("{repository}"{options})',
-        'image = pipe("a prompt", num_inference_steps=1, guidance_scale=1).images[0]',
+        f'image = pipe("a prompt", num_inference_steps=1, guidance_scale=1{sides}).images[0]',
     ]
     return "\n".join(lines)
 

@@ -8,14 +8,23 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from diffgan.errors import UserError, reason
+from diffgan.evaluation.rows import DTYPES
 from diffgan.pairs.manifest import MANIFEST, Manifest
-from diffgan.perceptual.weights import HEAD, KIND
+from diffgan.perceptual.weights import HEAD, KIND, load_weights
 from diffgan.storage.open import open_store
-from diffgan.teachers.pipeline_files import without_path
-from diffgan.teachers.registry import public_name
+from diffgan.teachers.pipeline_files import ADAPTERS, without_path
+from diffgan.teachers.registry import checked_size, public_name
 
 EXPORT, INDEX, SAMPLES = "diffgan.json", "model_index.json", "samples.png"
 COMPONENT_FILES = ("*.json", "*.safetensors", "*.txt")
+# Parts of an export's record, and what the card needs of them.
+PARTS: dict[str, dict[str, Any]] = {
+    "teacher": {"name": str},
+    "method": {"name": str},
+    "pairs": {"pairs": int, "steps": int, "guidance": (int, float)},
+    "evaluation": {"protocol": str, "protocol_digest": str, "metrics": dict},
+    "difference_to_float32": {"largest": float},
+}
 STUDENT, WEIGHTS, PAIRS = "student", "weights", "pairs"
 
 
@@ -64,12 +73,16 @@ def read_content(path: Path) -> Content:
         found = f"{len(weights)} files of" if weights else "no export (diffgan.json), pair set (manifest.json) or"
         raise UserError(f"{path}: holds {found} perceptual weights; name one of them")
     ((file, header),) = weights.items()
+    load_weights(file)  # which checks all of it
     return Content(WEIGHTS, {file.name: file}, header | {"file": file.name})
 
 
 def _student(folder: Path) -> Content:
     """An export: the components that its index names."""
+    if (folder / ADAPTERS).is_file() and not (folder / INDEX).is_file():
+        raise UserError(f"{folder}: holds adapters alone, push takes whole pipelines; export again without --lora")
     record, index = (_read_json(folder / name) for name in (EXPORT, INDEX))
+    _check_record(folder / EXPORT, record)
     files: dict[str, Path | bytes] = {name: folder / name for name in (EXPORT, INDEX)}
     components = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
     for component in components:
@@ -92,6 +105,26 @@ def _pairs(folder: Path) -> Content:
     public = replace(manifest, teacher=public_name(manifest.teacher))
     shards = {manifest.name(shard): manifest.file(folder, shard) for shard in range(manifest.shards)}
     return Content(PAIRS, {MANIFEST: public.content(), **shards}, json.loads(public.content()))
+
+
+def _check_record(file: Path, record: dict[str, Any]) -> None:
+    """Raises: UserError if a part of an export's record is not what `export` writes."""
+    for name, entries in PARTS.items():
+        part = record.get(name)
+        if part is not None and not (
+            isinstance(part, dict) and all(_is_a(kind, part, e) for e, kind in entries.items())
+        ):
+            raise UserError(f"{file}: {name} is damaged; export again")
+    if (dtype := record.get("dtype", "float32")) not in DTYPES:
+        raise UserError(f"{file}: dtype is {dtype!r} and must be one of {', '.join(DTYPES)}; export again")
+    try:
+        checked_size(record.get("size"))
+    except UserError as error:
+        raise UserError(f"{file}: {error}; export again") from error
+
+
+def _is_a(kind: Any, part: dict[str, Any], entry: str) -> bool:
+    return isinstance(part.get(entry), kind)
 
 
 def _config(file: Path) -> bytes:

@@ -10,7 +10,7 @@ from diffgan.errors import UserError, first_line
 from diffgan.latent_space import LatentSpace
 from diffgan.teachers import solvers
 from diffgan.teachers.denoiser import ADAPTERS
-from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE
+from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE, check_guidance
 from diffgan.teachers.registry import family_of, resolve_path
 
 BYTES_FLOAT16 = 2
@@ -34,6 +34,7 @@ class NetworkCost:
     def __init__(self, teacher: str, size: list[int] | None = None):
         path = resolve_path(teacher)
         family = family_of(path)
+        self.pipeline = family.pipeline_class.__name__
         self.network_class, self.adapter = family.network_class, ADAPTERS[family.network_class]
         try:
             self.config = self.network_class.load_config(path, subfolder=self.adapter.component)
@@ -66,8 +67,14 @@ class NetworkCost:
         return len(scheduler.timesteps)
 
     def rows(self, guidance: float) -> int:
-        """Latents that the network computes in one call for one pair: two with classifier-free guidance, else one."""
-        return 2 if guidance != 1 and self.adapter.guidance_kind(self.config) == CLASSIFIER_FREE_GUIDANCE else 1
+        """Latents that the network computes in one call for one pair: two with classifier-free guidance, else one.
+
+        Raises:
+            UserError: the network cannot be guided, and `guidance` is not 1.
+        """
+        kind = self.adapter.guidance_kind(self.config)
+        check_guidance(kind, guidance, self.pipeline)
+        return 2 if guidance != 1 and kind == CLASSIFIER_FREE_GUIDANCE else 1
 
     def flops(self) -> int:
         """Floating-point operations of one call with one latent; a multiplication with an addition counts as two."""

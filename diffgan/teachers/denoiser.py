@@ -59,6 +59,8 @@ class DenoiserAdapter(ABC):
         """
         if min(height, width) < 1 or height % factor or width % factor:
             raise UserError(f"size: {height}x{width} must be multiples of {factor}, the autoencoder's factor")
+        if max(height, width) > MAX_SIDE * factor:
+            raise UserError(f"size: {height}x{width} must be at most {MAX_SIDE * factor} on each side")
         try:
             self.check_size(config, height // factor, width // factor)
         except UserError as error:

@@ -8,8 +8,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from diffgan.errors import UserError
+from diffgan.numbers import require
 from diffgan.teachers.schedule import NoiseSchedule, public_config, register
 
+MAX_SHIFT, MAX_DYNAMIC_SHIFT = 1000, 10  # of the second one e is a factor's exponent
 SOLVERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
@@ -35,7 +37,7 @@ class FlowSchedule(NoiseSchedule):
 
     @classmethod
     def load(cls, path: str) -> "FlowSchedule":
-        return cls(FlowMatchEulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler"))
+        return cls.from_pipeline(FlowMatchEulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler"))
 
     def check(self) -> None:
         """Raise a UserError if the scheduler does not state a deterministic flow from noise to images."""
@@ -45,6 +47,13 @@ class FlowSchedule(NoiseSchedule):
                     f"scheduler: {setting} is not supported: a pair needs a deterministic path from its noise; set it "
                     "to false in scheduler_config.json if the model was not trained for it"
                 )
+
+        config = self.scheduler.config
+        require("scheduler: shift", config.shift, above=0, most=MAX_SHIFT)
+        if config.use_dynamic_shifting:
+            for setting in ("base_shift", "max_shift"):
+                require(f"scheduler: {setting}", config[setting], least=0, most=MAX_DYNAMIC_SHIFT)
+            require("scheduler: max_image_seq_len", config.max_image_seq_len, above=config.base_image_seq_len)
 
     @property
     def num_timesteps(self) -> int:

@@ -15,7 +15,7 @@ from diffgan.teachers.denoiser import register
 from diffgan.teachers.flow_schedule import EvenFlowSchedule
 from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, NO_GUIDANCE
 from diffgan.teachers.prompt_tokens import truncated
-from diffgan.teachers.transformer import TransformerAdapter, rows_of, wider
+from diffgan.teachers.transformer import TransformerAdapter, check_text_widths, rows_of, wider
 
 PATCH = 2  # side of the latent's patches
 MAX_TOKENS = 512  # `max_sequence_length` of the stock pipeline
@@ -51,6 +51,9 @@ class FluxAdapter(TransformerAdapter):
         config = network.config
         if config.patch_size != 1 or config.in_channels % PATCH**2 or network.out_channels != config.in_channels:
             raise UserError("transformer: supported are patch_size 1 and equal in_channels and out_channels, 4 x C")
+        if sum(config.axes_dims_rope) != config.attention_head_dim:
+            head = f"attention_head_dim, {config.attention_head_dim}"
+            raise UserError(f"transformer: axes_dims_rope is {list(config.axes_dims_rope)} and must add up to {head}")
 
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         return config["in_channels"] // PATCH**2, LATENT_SIDE, LATENT_SIDE
@@ -111,6 +114,7 @@ class Flux(Teacher):
         transformer: FluxTransformer2DModel,
     ):
         super().__init__(vae, transformer, scheduler)
+        check_text_widths(transformer, text_encoder_2.config.d_model, text_encoder.config.hidden_size)
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
         self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.requires_grad_(False).eval()

@@ -45,7 +45,7 @@ def check_components(folder: Path, classes: Mapping[str, type], optional: Collec
     """
     index = _json(folder, INDEX)
     for name, wanted in classes.items():
-        if name in optional and index.get(name, [None])[:1] == [None]:
+        if name in optional and is_absent(index, name):
             continue
         component = _class_of(index, name, wanted)
         if not (folder / name).is_dir():
@@ -56,6 +56,12 @@ def check_components(folder: Path, classes: Mapping[str, type], optional: Collec
             _check_timesteps(_json(folder, f"{name}/scheduler_config.json"))
         if issubclass(component, ModelMixin | PreTrainedModel):
             check_network(folder / name, component)
+
+
+def is_absent(index: Mapping[str, Any], name: str) -> bool:
+    """Whether `model_index.json` says that a pipeline does not have a component: no entry, or [null, null]."""
+    entry = index.get(name)
+    return entry is None or entry == [None, None]
 
 
 def check_networks(folder: Path, without: Collection[str] = ()) -> None:

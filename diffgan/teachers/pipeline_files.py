@@ -5,9 +5,10 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 RECORD = "diffgan.json"  # marks a folder as an exported student: its run, its checkpoint, its size
+ADAPTERS = "pytorch_lora_weights.safetensors"  # what `export --lora` writes in place of a pipeline
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREFIX = "text_model."  # in the names of a CLIPTextModel's weights on the hub; transformers 5.6 and later omit it
 
@@ -27,7 +28,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """
     pipeline.save_pretrained(folder)
     for name, component in pipeline.components.items():
-        if isinstance(component, (CLIPTextModel, CLIPTextModelWithProjection)):
+        if isinstance(component, PreTrainedModel):
             _state_float32(folder / name / CONFIG)
         if isinstance(component, CLIPTextModel):
             _restore_names(folder / name / WEIGHTS)

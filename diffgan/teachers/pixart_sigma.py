@@ -13,7 +13,7 @@ from diffgan.errors import UserError
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.denoiser import register
 from diffgan.teachers.prompt_tokens import padded_tokens, truncated
-from diffgan.teachers.transformer import TransformerAdapter, rows_of
+from diffgan.teachers.transformer import TransformerAdapter, check_text_widths, rows_of
 from diffgan.training.transfer import to_device
 
 MAX_TOKENS = 300  # `max_sequence_length` of the stock pipeline
@@ -76,6 +76,7 @@ class PixArtSigma(Teacher):
         scheduler: SchedulerMixin,
     ):
         super().__init__(vae, transformer, scheduler)
+        check_text_widths(transformer, text_encoder.config.d_model)
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.requires_grad_(False).eval()
 

@@ -14,8 +14,8 @@ from diffgan.storage.embedded import EMBEDDED, embedded
 from diffgan.storage.json_files import read_object
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.flux import Flux
-from diffgan.teachers.pipeline_checks import check_components, component_classes
-from diffgan.teachers.pipeline_files import RECORD
+from diffgan.teachers.pipeline_checks import check_components, component_classes, is_absent
+from diffgan.teachers.pipeline_files import ADAPTERS, RECORD
 from diffgan.teachers.pixart_sigma import PixArtSigma
 from diffgan.teachers.stable_diffusion import StableDiffusion
 from diffgan.teachers.stable_diffusion_3 import StableDiffusion3
@@ -42,7 +42,7 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32, size: Sequence[i
         UserError: there is no such pipeline, its class is not supported, it cannot be loaded, or not in that size.
     """
     path = resolve_path(path)
-    family, size = family_of(path), size or _exported_size(path)
+    family, size = family_of(path), size or exported_size(path)
     options = {"use_safetensors": True, **family.load_options} | dict.fromkeys(_absent_components(family, path))
     try:
         folder = path if Path(path).is_dir() else family.pipeline_class.download(path, **options)
@@ -62,12 +62,14 @@ def load_teacher(path: str, dtype: torch.dtype = torch.float32, size: Sequence[i
 
 def checked_size(size: Sequence[int] | None) -> list[int] | None:
     """A `size` as a configuration has it: None, or two positive integers; raises UserError."""
-    if size is None or (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        return None if size is None else list(size)
+    if size is None:
+        return None
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
+        return list(size)
     raise UserError(f"size: {size} must be two positive integers, [height, width] in pixels")
 
 
-def _exported_size(path: str) -> list[int] | None:
+def exported_size(path: str) -> list[int] | None:
     """The size that `diffgan export` has written for a student of another one than its teacher's usual; else None."""
     file = Path(path) / RECORD
     try:
@@ -79,7 +81,7 @@ def _exported_size(path: str) -> list[int] | None:
 def _absent_components(family: type[Teacher], path: str) -> list[str]:
     """The optional components that a pipeline lacks; diffusers loads it if they are given as None."""
     index = DiffusionPipeline.load_config(path)
-    return [name for name in family.optional if index.get(name, [None])[0] is None]
+    return [name for name in family.optional if is_absent(index, name)]
 
 
 def resolve_path(path: str) -> str:
@@ -114,6 +116,8 @@ def pipeline_class_name(path: str, role: str = "teacher") -> str | None:
     Raises:
         UserError: there is no such pipeline.
     """
+    if (Path(path) / ADAPTERS).is_file() and not (Path(path) / "model_index.json").is_file():
+        raise UserError(f"{role} {path}: holds the adapters of a student alone; export it without --lora")
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise UserError(f"{role} {path}: no pipeline directory (model_index.json is missing)")
     try:

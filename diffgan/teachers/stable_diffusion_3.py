@@ -21,7 +21,7 @@ from diffgan.teachers.base import Teacher
 from diffgan.teachers.denoiser import register
 from diffgan.teachers.flow_schedule import FlowSchedule
 from diffgan.teachers.prompt_tokens import truncated
-from diffgan.teachers.transformer import TransformerAdapter, rows_of
+from diffgan.teachers.transformer import TransformerAdapter, check_text_widths, rows_of
 
 MAX_T5_TOKENS = 256  # `max_sequence_length` of the stock pipeline
 
@@ -58,7 +58,7 @@ class StableDiffusion3(Teacher):
     """The components of a `StableDiffusion3Pipeline`; without T5 (`text_encoder_3`) its rows of the text are zeros.
 
     Raises:
-        UserError: the text embeddings are wider than the network's input.
+        UserError: the text embeddings do not fit the network's input.
     """
 
     pipeline_class = StableDiffusion3Pipeline
@@ -89,6 +89,9 @@ class StableDiffusion3(Teacher):
                 f"transformer: joint_attention_dim is {transformer.config.joint_attention_dim}, and the two CLIP "
                 f"encoders' embeddings have {width} values"
             )
+        t5_width = transformer.config.joint_attention_dim if text_encoder_3 is None else text_encoder_3.config.d_model
+        pooled = text_encoder.config.projection_dim + text_encoder_2.config.projection_dim
+        check_text_widths(transformer, t5_width, pooled)
         self.text_encoder, self.text_encoder_2, self.text_encoder_3 = text_encoder, text_encoder_2, text_encoder_3
         self.tokenizer, self.tokenizer_2, self.tokenizer_3 = tokenizer, tokenizer_2, tokenizer_3
         self.requires_grad_(False).eval()

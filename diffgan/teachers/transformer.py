@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgan.errors import UserError
-from diffgan.teachers.denoiser import ATTENTION, DenoiserAdapter, check_multiple
+from diffgan.teachers.denoiser import ATTENTION, MAX_SIDE, DenoiserAdapter, adapter_for, check_multiple
 
 
 class TransformerAdapter(DenoiserAdapter):
@@ -17,8 +17,9 @@ class TransformerAdapter(DenoiserAdapter):
 
     def check(self, network: nn.Module) -> None:
         side, patch = network.config.sample_size, network.config.patch_size
-        if not isinstance(side, int) or side < 1 or side % patch:
-            raise UserError(f"transformer: sample_size is {side!r} and must be a multiple of patch_size, {patch}")
+        if type(side) is not int or not 1 <= side <= MAX_SIDE or side % patch:
+            bounds = f"a multiple of patch_size, {patch}, and at most {MAX_SIDE}"
+            raise UserError(f"transformer: sample_size is {side!r} and must be {bounds}")
 
     def latent_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         return config["in_channels"], config["sample_size"], config["sample_size"]
@@ -63,8 +64,28 @@ class TransformerAdapter(DenoiserAdapter):
         network.norm_out, network.proj_out = _FirstInput(), _Zeros(network.proj_out.out_features)
 
 
+def check_text_widths(network: nn.Module, text: int, pooled: int | None = None) -> None:
+    """Raise a UserError if a network takes embeddings of other widths than its text encoders return.
+
+    Args:
+        text: width of the text embeddings.
+        pooled: that of the pooled embedding; None if there is none.
+    """
+    taken = adapter_for(network).empty_conditioning(network.config, 1)
+    for name, tensor, width in (("text", taken.text, text), ("pooled text", taken.pooled, pooled)):
+        if width is not None and tensor.shape[-1] != width:
+            raise UserError(
+                f"transformer: takes {name} embeddings of {tensor.shape[-1]} values, but those of the text encoders "
+                f"have {width}"
+            )
+
+
 def wider(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """The layer with twice the input channels; the weights of the new ones are zero."""
+    """The layer with twice the input channels; the weights of the new ones are zero.
+
+    Of a layer with LoRA adapters it is the layer without: the wider one is trained as a whole.
+    """
+    layer = getattr(layer, "base_layer", layer)  # peft's
     if isinstance(layer, nn.Linear):
         wide = nn.Linear(2 * layer.in_features, layer.out_features, layer.bias is not None)
     else:

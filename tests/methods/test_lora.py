@@ -108,8 +108,10 @@ def test_the_average_on_the_cpu_is_saved_without_the_base(lora_config, tmp_path)
     "changes, reason",
     [
         ({"rank": 0}, "rank is 0 and must be at least 1"),
+        ({"rank": 10**9}, "rank is 1000000000 and must be at least 1 and at most 4096"),
         ({"rank": 2, "alpha": -1.0}, "alpha is -1.0 and must be above 0"),
         ({"rank": 2, "alpha": float("nan")}, "lora.alpha: nan is no number"),
+        ({"rank": 2, "alpha": float("inf")}, "alpha is inf and must be above 0 and finite"),
         ({"rank": 2, "targets": []}, "targets is empty"),
         ({"rank": 2, "targets": ["to_q", "to_x"]}, "to_x matches no layer of the UNet2DConditionModel"),
     ],
@@ -154,6 +156,8 @@ def test_exports_merged_or_as_a_file_for_stock_diffusers(lora_config, tmp_path, 
     beside.load_lora_weights(tmp_path / "adapters")
     for pipe in (merged, beside):
         torch.testing.assert_close(stock_latents(pipe, prompts, noise, 1, 1.0), trained, atol=1e-5, rtol=1e-5)
+    for words in (["sample", "digit 7", "--student", tmp_path / "adapters"], ["push", tmp_path / "adapters", "me/x"]):
+        assert "without --lora" in refused(capsys, *words)
     assert "--dtype and --single_file are for whole pipelines" in refused(
         capsys, "export", str(tmp_path / "run"), str(tmp_path / "x"), "--lora", "--dtype", "float16"
     )

@@ -154,6 +154,14 @@ def test_values_that_cannot_be_used_are_refused_in_one_line(config, tmp_path, ca
         assert reason in error and not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_student_of_a_flow_is_called_at_its_last_timestep(tmp_path):
+    """At others no stock pipeline could call it, so it is refused before the training, not by `export`."""
+    folder = str(saved(FAMILIES["sd3-without-t5"], tmp_path / "sd3"))
+    Diffusion2GAN(folder, MSE(), torch.optim.SGD, images=8, timesteps=[1000]).configure_model()
+    with pytest.raises(UserError, match="supports a student at its last timestep only, 1000"):
+        Diffusion2GAN(folder, MSE(), torch.optim.SGD, images=8, timesteps=[999]).configure_model()
+
+
 def test_another_timestep_is_another_experiment(config, tmp_path, capsys):
     """Also where the record is of a version that had no such argument; such a run can be exported."""
     config["model"]["init_args"]["images"] = 8

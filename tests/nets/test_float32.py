@@ -139,3 +139,17 @@ def test_inputs_of_any_shape_are_converted_and_integers_kept():
 def test_a_network_whose_head_is_not_known_is_refused(teacher):
     with pytest.raises(UserError, match="float32_output: is not supported for a UNet2DConditionModel"):
         DenoiserAdapter.output_modules(teacher.unet, teacher.unet)
+
+
+@pytest.mark.parametrize("family", ["pixart", "sd3-without-t5", "flux-schnell"])
+def test_transformers_have_their_last_block_in_float32(family, tmp_path):
+    """Of PixArt's last normalisation, which has no weights, too."""
+    teacher = load_teacher(str(saved(FAMILIES[family], tmp_path / family)), size=(32, 32))
+    arguments, differences = inputs(teacher, 2), {}
+    for float32_output in (False, True):
+        network = copy.deepcopy(teacher.denoiser)
+        one_step = OneStepGenerator(network, teacher.scheduler, float32_output=float32_output)
+        with torch.no_grad():
+            exact, rounded = one_step(*arguments), in_bfloat16(one_step, *arguments)
+        differences[float32_output] = (rounded - exact).square().mean().item()
+    assert 0 < differences[True] < differences[False]

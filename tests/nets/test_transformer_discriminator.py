@@ -9,6 +9,7 @@ from diffgan.errors import UserError
 from diffgan.losses.gradient_penalty import METHODS, exact_squared_norm, full_precision
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from diffgan.nets.generator import OneStepGenerator
+from diffgan.nets.lora import LoRA
 from diffgan.nets.transformer_discriminator import TransformerDiscriminator
 from diffgan.noise import draw_noise
 from diffgan.teachers.registry import load_teacher
@@ -147,3 +148,14 @@ def test_the_wrong_network_is_refused(teacher, tmp_path_factory):
         MultiScaleDiscriminator(teacher.denoiser)
     with pytest.raises(UserError, match="depths is 9 and must be from 1 to 3"):
         built(teacher, depths=9)
+
+
+def test_adapters_on_the_layer_that_is_widened(teacher, inputs):
+    """It has weights of its own, which are trained as a whole."""
+    layer = "x_embedder" if hasattr(teacher.denoiser, "x_embedder") else "pos_embed.proj"
+    lora = LoRA(2, targets=[layer, "to_q", "proj_out"])
+    with_lora, plain = built(teacher, lora=lora), built(teacher)
+    assert with_lora.transformer.get_submodule(layer).weight.requires_grad
+    assert any("to_q.lora_A" in name for name, _ in with_lora.named_parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(with_lora.features(*inputs), plain.features(*inputs), atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -67,7 +68,7 @@ MANY_TOKENS = " ".join("abcdefghijklmnopq")
     ("body", "line"),
     [
         (ask([LONG]), "has 501 characters and may have 500"),
-        (ask([MANY_TOKENS]), "has more than 16 tokens; shorten it"),
+        (ask([MANY_TOKENS]), "has more tokens than the student takes; shorten it"),
         (ask(PROMPTS, noises=5), "images: must be 1 to 8"),
         (ask(PROMPTS, noises=0), "images: must be 1 to 8"),
         (ask(PROMPTS, noises=10**30), "images: must be 1 to 8"),
@@ -210,6 +211,13 @@ def test_teacher_with_other_latents_is_refused(tiny_pipeline, tmp_path, capsys):
     assert "--teacher: its latents are (3, 16, 16)" in refused(
         capsys, "serve", "--student", tiny_pipeline, "--teacher", "glyphs", "--port", 0
     )
+
+
+def test_a_student_of_another_size_is_beside_its_teacher_in_that_size(tiny_pipeline, tmp_path):
+    student = shutil.copytree(tiny_pipeline, tmp_path / "student")
+    (student / "diffgan.json").write_text('{"size": [16, 48]}')
+    models = load(student, tiny_pipeline)
+    assert [model.pipeline.latent_shape for model in models] == [(4, 4, 12)] * 2
 
 
 def test_missing_extra_is_one_line(tiny_pipeline, monkeypatch, capsys):

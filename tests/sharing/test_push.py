@@ -15,6 +15,7 @@ from diffgan import ELatentLPIPS
 from diffgan.__main__ import main
 from diffgan.noise import draw_noise
 from diffgan.pairs.pair_set import PairSet
+from diffgan.perceptual.weights import KIND
 from diffgan.storage.embedded import embedded
 from tests.pair_sets import contents
 from tests.runs import distillation, refused, write
@@ -125,6 +126,39 @@ def test_card_has_metrics_with_their_protocol_and_the_dtype(student, tmp_path, c
     assert head_of(card)["base_model"] == "someone/model"
     assert "Protocol coco2017-5k (digest ab12)." in card and "| fid | 9.25 |" in card and "| images | 5000 |" in card
     assert "torch_dtype=torch.float16" in card and "| largest difference of x^ to float32 | 0.00123 |" in card
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        ({"teacher": 5}, "teacher is damaged"),
+        ({"method": "x"}, "method is damaged"),
+        ({"pairs": {"pairs": 3}}, "pairs is damaged"),
+        ({"evaluation": {"metrics": {}}}, "evaluation is damaged"),
+        ({"difference_to_float32": 3}, "difference_to_float32 is damaged"),
+        ({"dtype": "int8"}, "dtype is 'int8' and must be one of float32"),
+        ({"size": 5}, "size: 5 must be two positive integers"),
+    ],
+)
+def test_an_edited_record_is_one_line(student, tmp_path, capsys, change, line):
+    copy = shutil.copytree(student, tmp_path / "student")
+    record = json.loads((copy / "diffgan.json").read_text())
+    (copy / "diffgan.json").write_text(json.dumps(record | change))
+    assert line in line_of(capsys, str(copy), "me/letters", "--dry_run")
+
+
+def test_card_states_the_size_of_images(student, tmp_path, capsys):
+    copy = shutil.copytree(student, tmp_path / "student")
+    record = json.loads((copy / "diffgan.json").read_text())
+    (copy / "diffgan.json").write_text(json.dumps(record | {"size": [32, 48]}))
+    main(["push", str(copy), "me/letters", "--dry_run"])
+    assert "guidance_scale=1, height=32, width=48).images" in capsys.readouterr().out
+
+
+def test_perceptual_weights_that_cannot_be_used_are_refused(weights, tmp_path, capsys):
+    file = tmp_path / "weights.safetensors"
+    save_file(load_file(weights), file, {"kind": KIND})
+    assert "its header is none of LatentVGG16" in line_of(capsys, str(file), "me/weights", "--dry_run")
 
 
 def test_no_path_of_this_machine_arrives(student, pairs, hub, tmp_path):

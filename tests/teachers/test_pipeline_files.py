@@ -12,7 +12,7 @@ from diffgan.storage.embedded import embedded
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.pipeline_files import save_pipeline
 from diffgan.teachers.registry import load_teacher
-from tests.pipelines import FAMILIES
+from tests.pipelines import FAMILIES, saved
 
 EMBEDDED = embedded("teacher")
 CAPTION = "a bold serif capital A in dark red on cream"
@@ -76,3 +76,13 @@ def test_loading_a_teacher_does_not_change_the_random_state(tiny_pipeline):
     before = torch.random.get_rng_state()
     load_teacher(str(tiny_pipeline))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_pipeline_stored_in_16_bits_opens_in_one_dtype(family, tmp_path):
+    """The library would load T5 in the dtype that its configuration states, and the other networks in float32."""
+    teacher = load_teacher(str(saved(FAMILIES[family], tmp_path / "teacher")))
+    save_pipeline(teacher.to(torch.bfloat16).as_pipeline(), tmp_path / "half")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "half")
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    assert {network.dtype for network in networks} == {torch.float32}
