@@ -197,9 +197,12 @@ def _key(value: Any, place: str) -> str:
 
 
 def _scales(value: Any, place: str) -> tuple[str, ...]:
-    if unknown := [scale for scale in _texts(value, place) if scale not in SCALES]:
+    scales = _texts(value, place)
+    if unknown := [scale for scale in scales if scale not in SCALES]:
         raise UserError(f"{place}: {unknown[0]} is none of {', '.join(SCALES)}")
-    return tuple(value)
+    if not scales:
+        raise UserError(f"{place}: is empty; name one of {', '.join(SCALES)}, or leave it out")
+    return scales
 
 
 def _texts(value: Any, place: str) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ def test_a_table_has_what_its_file_says(tmp_path):
         ({"rows": {"a": {"title": "A", "pipeline": ["p.yaml"]}}}, "rows.a.pipeline: .* must be a text"),
         ({"rows": {"a": {"title": "A", "cited": "no"}}}, "rows.a.cited: must be true or false"),
         ({"rows": {"a": {"title": "A", "scales": ["glyph"]}}}, "rows.a.scales: glyph is none of"),
+        ({"rows": {"a": {"title": "A", "scales": None}}}, "rows.a.scales: is empty; name one of"),
         ({"rows": {"a": {"title": "A", "paper": {"fid": True}}}}, "rows.a.paper: must map metrics to numbers"),
         ({"rows": {"../a": {"title": "A"}}}, "rows.../a: no row can have this key"),
         ({"rows": {"records": {"title": "A"}}}, "rows.records: no row can have this key"),
