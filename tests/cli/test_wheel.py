@@ -90,7 +90,7 @@ def test_it_runs_from_a_folder_with_packages_of_the_same_names(how, installed, f
         return run([*diffgan, *words], folder, **site)
 
     assert "glyphs/distill" in command("configs", "list")
-    command("sample", "digit 7", "--output", "samples")
+    command("sample", "digit 7", "--student", "glyphs", "--output", "samples")
     assert len(list((folder / "samples").glob("*.png"))) == 1
     command("predict", "-c", "glyphs/pairs", "-c", "configs/glyphs/demo-pairs.yaml", *FEW_PAIRS)
     assert (folder / "pairs" / "demo" / "manifest.json").is_file()
