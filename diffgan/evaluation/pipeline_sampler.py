@@ -22,7 +22,7 @@ from diffgan.evaluation.samplers import Sampler, pipeline_digest
 from diffgan.latent_space import LatentSpace
 from diffgan.storage.digests import digest
 from diffgan.teachers.denoiser import UNetAdapter
-from diffgan.teachers.registry import resolve_path
+from diffgan.teachers.registry import exported_size, resolve_path
 
 
 class PipelineSampler(Sampler):
@@ -52,12 +52,15 @@ class PipelineSampler(Sampler):
         for network in (self._unet, self._pipeline.vae):
             network.to(memory_format=torch.channels_last)
         self._space = LatentSpace.of(self._pipeline.vae)
+        self._size = exported_size(resolve_path(row.pipeline))
         self.network_calls, self._calls = planned_calls(row, self._pipeline.scheduler), 0
         self._unet.register_forward_hook(self._count)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        return UNetAdapter().latent_shape(self._unet.config)
+        if self._size is None:
+            return UNetAdapter().latent_shape(self._unet.config)
+        return UNetAdapter().latent_of_size(self._unet.config, self._space.factor, *self._size)
 
     @property
     def device(self) -> torch.device:
@@ -71,12 +74,15 @@ class PipelineSampler(Sampler):
     def latents(self, noise: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
         row, self._calls = self.row, 0
         steps = {"timesteps": row.timesteps} if row.timesteps else {"num_inference_steps": row.steps}
+        height, width = (side * self._space.factor for side in noise.shape[2:])
         result = self._pipeline(
             prompt=prompts,
             latents=noise.to(self.device, self._unet.dtype),
             generator=[_after_noise(seed, noise.shape[1:]) for seed in seeds],
             guidance_scale=row.guidance,
             output_type="latent",
+            height=height,
+            width=width,
             **steps,
             **row.call,
         )

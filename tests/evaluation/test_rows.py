@@ -1,5 +1,6 @@
 """Row files and the pipelines that they call: compared with the stock pipeline of diffusers, called as its users do."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from diffgan.evaluation.pipeline_sampler import PipelineSampler
 from diffgan.evaluation.rows import Lora, Row, read_row
 from diffgan.evaluation.samplers import TeacherSampler
 from diffgan.noise import draw_noise
+from diffgan.teachers.registry import load_teacher
+from diffgan.teachers.schedule import SCHEDULER_SETTINGS
 from tests.pipelines import WITHOUT_CHECKER, saved, sd1, sdxl, unet
 
 PROMPTS, SEEDS = ["digit 7", "a bold capital A in red on cream", "digit 7"], [3_000_000_000, 5, 6]
@@ -112,6 +115,20 @@ def test_guidance_as_an_input_of_the_network(folders, tmp_path):
     weaker = PipelineSampler(row(folders["sd15"], scheduler={"class": "LCMScheduler"}, steps=4, guidance=2,
                                  unet=str(tmp_path / "lcm" / "unet")))  # fmt: skip
     assert not torch.allclose(images(replaced), images(weaker), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_student_of_another_size_is_called_in_it(family, folders, tmp_path):
+    """As `diffgan export` notes it; SDXL is also told the size."""
+    folder = tmp_path / "student"
+    shutil.copytree(folders[family], folder)
+    (folder / "diffgan.json").write_text(json.dumps({"size": [32, 64]}))
+    sampler = PipelineSampler(row(folder, steps=1, scheduler={"class": "DDIMScheduler", **SCHEDULER_SETTINGS}))
+    teacher = load_teacher(str(folder))
+    assert sampler.latent_shape == teacher.latent_shape == (4, 8, 16)
+    noise, prompts = draw_noise([5, 6], (4, 8, 16)), ["digit 7", ""]
+    ours = teacher.solve(noise, teacher.encode(prompts), 1, 1.0)
+    torch.testing.assert_close(sampler.latents(noise, prompts, [5, 6]), ours, atol=1e-4, rtol=1e-4)
 
 
 def test_a_unet_file_replaces_the_weights(folders, tmp_path):

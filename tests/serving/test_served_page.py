@@ -81,7 +81,10 @@ def test_page_draws_and_fits_its_window(browser, address, width, dark):
 
 def test_too_long_prompt_is_refused_on_the_page_and_the_next_is_drawn(browser, address):
     browser.open(address, DESKTOP)
-    for prompt, line in (("a" * 501, "501 characters"), (" ".join("abcdefghijklmnopq"), "more tokens than the student takes")):
+    for prompt, line in (
+        ("a" * 501, "501 characters"),
+        (" ".join("abcdefghijklmnopq"), "more tokens than the student takes"),
+    ):
         fill(browser, prompt)
         wait_for_answer(browser)
         assert line in browser.value("document.getElementById('error').textContent")
