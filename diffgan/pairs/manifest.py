@@ -33,6 +33,7 @@ LATENT_VALUES = 2**24  # at most, of one latent: a shape of three sides
 DEFAULTS = {"compile": False, "device": "", "guidance_kind": "cfg"}  # of fields that older manifests lack
 OMITTED = ("device", "guidance_kind")  # fields that are not written where they have their default
 TYPE_NAMES = {str: "a string", dict[str, Any]: "an object", float: "a finite number", bool: "true or false"}
+GUIDANCE_KINDS = ("cfg", "embedded", "none")  # the constants of `diffgan.teachers.guidance`, which imports torch
 MAX_BYTES = 1 << 20  # of a manifest's file
 SHOWN = 60  # characters of a wrong value in a message
 
@@ -208,6 +209,10 @@ def _unmet_requirement(name: str, annotation: Any, value: Any) -> str | None:
         minimum, maximum = MINIMUM.get(name, 1), MAXIMUM[name]
         valid = type(value) is int and minimum <= value <= maximum
         return None if valid else f"an integer of at least {minimum} and at most {maximum}"
+    if name == "guidance_kind":
+        return None if value in GUIDANCE_KINDS else f"one of {', '.join(GUIDANCE_KINDS)}"
+    if name == "scheduler":
+        return None if isinstance(value, dict) and not _has_nan(value) else "an object without NaN"
     if name in ("latent_space", "versions"):
         kind, what = (float, "numbers") if name == "latent_space" else (str, "strings")
         valid = isinstance(value, dict) and all(_is_a(kind, entry) for entry in value.values())
@@ -220,6 +225,13 @@ def _is_a(kind: type, value: Any) -> bool:
     if kind is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is kind
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a number in nested values read from JSON is NaN; schedulers of diffusers have infinity as a setting."""
+    if isinstance(value, dict | list):
+        return any(map(_has_nan, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _is_shape(value: Any) -> bool:

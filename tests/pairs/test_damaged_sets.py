@@ -37,6 +37,8 @@ def change_manifest(folder, **changes):
         ({"pairs": 10**9, "shard_size": 1}, "1000000000 pairs in shards of 1 are more than 1000000 shards"),
         ({"shard_size": 0}, "shard_size is 0"),
         ({"latent_shape": [10**5] * 3}, "product is at most 16777216"),
+        ({"scheduler": {"betas": [0.1, float("nan")]}}, "must be an object without NaN"),
+        ({"guidance_kind": "zz"}, "guidance_kind is 'zz' there and must be one of cfg, embedded, none"),
         ({"guidance": float("nan")}, "guidance is nan there and must be a finite number"),
         ({"seed_base": 2**33}, "seed_base is 8589934592"),
         ({"steps": 10**9}, "steps is 1000000000"),
