@@ -18,6 +18,7 @@ from diffgan.nets.generator import OneStepGenerator
 from diffgan.nets.lora import LoRA, add_adapters, merge_adapters, save_adapters
 from diffgan.storage.digests import digest
 from diffgan.storage.folders import replace_folder
+from diffgan.storage.tensor_files import first_not_finite
 from diffgan.teachers.base import Teacher
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.earlier import remedy_for
@@ -91,7 +92,7 @@ def export(
 def _finite_teacher(student: Student) -> Teacher:
     """A student's teacher, at the student's size."""
     teacher = load_teacher(student.teacher, size=student.size)
-    if (name := _first_not_finite(teacher.state_dict())) is not None:
+    if (name := first_not_finite(teacher.state_dict())) is not None:
         raise UserError(f"teacher {student.teacher}: {name} is not finite; restore the files of this teacher")
     return teacher
 
@@ -224,15 +225,10 @@ def _average_of(path: Path, expected: dict[str, Tensor], teacher_digest: str) ->
     for name in sorted(expected.keys() | average.keys()):
         if name not in expected or name not in average or average[name].shape != expected[name].shape:
             raise UserError(f"{path}: the checkpoint is of another model ({name} does not fit)")
-    if (name := _first_not_finite(average)) is not None:
+    if (name := first_not_finite(average)) is not None:
         offer = _offer(path, GOOD, PREVIOUS)
         raise UserError(f"{path}: {prefix}{name} is not finite, the run has diverged{offer}")
     return average, checkpoint.get("images_seen")
-
-
-def _first_not_finite(weights: dict[str, Tensor]) -> str | None:
-    """Name of the first weight that holds NaN or infinity."""
-    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
 def _offer(path: Path, *names: str) -> str:
