@@ -155,8 +155,11 @@ def sdxl(force_zeros_for_empty_prompt: bool = True) -> StableDiffusionXLPipeline
 
 
 def sdxl_with_empty_prompt() -> StableDiffusionXLPipeline:
-    """SDXL whose guidance uses the empty prompt, not zeros."""
-    return sdxl(force_zeros_for_empty_prompt=False)
+    """SDXL whose guidance uses the empty prompt, not zeros, and whose latents are scaled channel by channel."""
+    pipeline = sdxl(force_zeros_for_empty_prompt=False)
+    statistics = {"latents_mean": [-1.6, 1.1, 0.4, -0.2], "latents_std": [8.4, 5.9, 5.0, 0.7]}
+    pipeline.vae.register_to_config(**statistics)
+    return pipeline
 
 
 def t5_tokenizer(length: int) -> T5Tokenizer:

@@ -1,5 +1,6 @@
 """Images as bytes, grids of images, and latent spaces."""
 
+import json
 from io import BytesIO
 
 import numpy as np
@@ -18,6 +19,38 @@ def test_scaling_to_the_model_is_inverted():
     space, x = LatentSpace(4, 8, scale=0.18215, shift=0.1), torch.randn(2, 4, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(space.to_autoencoder(space.to_model(x)), x)
     torch.testing.assert_close(space.to_model(torch.full((1,), 0.1)), torch.zeros(1))
+
+
+def test_each_channel_may_have_its_own_statistics():
+    """As in diffusers' StableDiffusionXLPipeline: decoded is latents * latents_std / scaling_factor + latents_mean."""
+    config = {"latent_channels": 2, "block_out_channels": [8, 8, 8], "scaling_factor": 0.5}
+    space = LatentSpace.of_config(config | {"latents_mean": [1.0, -2.0], "latents_std": [4.0, 8.0]})
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64)
+    expected = torch.stack([(x[:, 0] - 1) / 4 * 0.5, (x[:, 1] + 2) / 8 * 0.5], 1)
+    torch.testing.assert_close(space.to_model(x), expected)
+    torch.testing.assert_close(space.to_autoencoder(expected), x)
+    torch.testing.assert_close(space.to_model(x[0]), expected[0])
+    assert LatentSpace(**json.loads(json.dumps(space.as_dict()))).checked("a file") == space
+    assert LatentSpace(4, 8, 1.0).as_dict() == {"channels": 4, "factor": 8, "scale": 1.0, "shift": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents_mean": [0.0] * 4}, "latents_mean requires latents_std"),
+        ({"latents_std": [1.0] * 4}, "latents_mean requires latents_std"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "both without shift_factor"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, r"latents_mean is \[0.0, 0.0, 0.0\] and must be 4 fin"),
+        ({"latents_mean": [float("nan")] * 4, "latents_std": [1.0] * 4}, "latents_mean is .nan, .* must be 4 fin"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std is .* 4 .* above 0"),
+        ({"latents_mean": [0.0] * 4, "latents_std": "1111"}, "latents_std is '1111' and must be"),
+        ({"latents_mean": 0.0, "latents_std": [1.0] * 4}, "latents_mean is 0.0 and must be"),
+    ],
+)
+def test_statistics_of_channels_are_checked(change, message):
+    config = {"latent_channels": 4, "block_out_channels": [8, 8], "scaling_factor": 1.0}
+    with pytest.raises(UserError, match=message):
+        LatentSpace.of_config(config | change)
 
 
 def test_to_uint8_rounds_clips_and_inverts_from_uint8():

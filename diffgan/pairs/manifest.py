@@ -57,7 +57,7 @@ class Manifest:
     guidance: float
     timestep_spacing: str
     precision: str
-    latent_space: dict[str, float]
+    latent_space: dict[str, Any]
     latent_shape: list[int]
     prompts_digest: str
     seed_base: int
@@ -213,10 +213,12 @@ def _unmet_requirement(name: str, annotation: Any, value: Any) -> str | None:
         return None if value in GUIDANCE_KINDS else f"one of {', '.join(GUIDANCE_KINDS)}"
     if name == "scheduler":
         return None if isinstance(value, dict) and not _has_nan(value) else "an object without NaN"
-    if name in ("latent_space", "versions"):
-        kind, what = (float, "numbers") if name == "latent_space" else (str, "strings")
-        valid = isinstance(value, dict) and all(_is_a(kind, entry) for entry in value.values())
-        return None if valid else f"an object of {what}"
+    if name == "latent_space":
+        valid = isinstance(value, dict) and all(map(_is_number_or_list, value.values()))
+        return None if valid else "an object of numbers and lists of numbers"
+    if name == "versions":
+        valid = isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
+        return None if valid else "an object of strings"
     return None if _is_a(get_origin(annotation) or annotation, value) else TYPE_NAMES[annotation]
 
 
@@ -225,6 +227,10 @@ def _is_a(kind: type, value: Any) -> bool:
     if kind is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is kind
+
+
+def _is_number_or_list(value: Any) -> bool:
+    return all(_is_a(float, entry) for entry in value) if isinstance(value, list) else _is_a(float, value)
 
 
 def _has_nan(value: Any) -> bool:

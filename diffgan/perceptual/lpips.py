@@ -97,8 +97,8 @@ class LatentLPIPS(PerceptualDistance):
         if not self.statistics.resembles(found, len(latents)):
             warnings.warn(
                 f"{type(self).__name__}: these latents have {found}, those of {self.weights} have {self.statistics}: "
-                f"give latents of the diffusion model, (latent - {self.space.shift:g}) * {self.space.scale:g}, or use "
-                "the weights of their autoencoder",
+                f"give latents of the diffusion model, {self.space.equation()}, or use the weights of their "
+                "autoencoder",
                 stacklevel=6,  # the line that calls the module
             )
 

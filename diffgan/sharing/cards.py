@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from diffgan.latent_space import LatentSpace
 from diffgan.sharing.content import EXPORT, PAIRS, SAMPLES, STUDENT, WEIGHTS, Content
 
 PAPER = "[Distilling Diffusion Models into Conditional GANs](https://arxiv.org/abs/2405.05967) (Kang et al., ECCV 2024)"
@@ -91,11 +92,11 @@ def _metrics(evaluation: dict[str, Any] | None) -> str:
 
 
 def _weights(record: dict[str, Any], repository: str) -> tuple[dict[str, Any], str]:
-    space = json.loads(record["latent_space"])
+    space = LatentSpace(**json.loads(record["latent_space"])).checked(record["file"])
     rows = {
-        "channels of the latent": space["channels"],
-        "pixels to a latent": space["factor"],
-        "scale, shift of the latent": f"{space['scale']}, {space['shift']}",
+        "channels of the latent": space.channels,
+        "pixels to a latent": space.factor,
+        "latent of the model": space.equation(),
         "width": record["width"],
         "heads": "calibrated" if record["heads"] else "none: LatentVGG16 alone",
     }

@@ -37,6 +37,20 @@ def latent_space(name: str | Path | None) -> LatentSpace:
     return PIXELS if name is None else LatentSpace.of_config(autoencoder_config(name))
 
 
+def check_channels(space: LatentSpace, component: str, channels: int) -> None:
+    """Raise a UserError if a network, a component of a pipeline, has latents of another number of channels."""
+    if channels != space.channels:
+        raise UserError(
+            f"{component}: its latents have {channels} channels, but those of the vae have {space.channels}"
+        )
+
+
+def refuse_statistics(space: LatentSpace, pipeline: str) -> None:
+    """Raise a UserError for an autoencoder with `latents_mean`, which pipelines of this class ignore."""
+    if space.mean is not None:
+        raise UserError(f"vae: has latents_mean and latents_std, which a {pipeline} of diffusers does not use")
+
+
 def decode_with_gradient(vae: AutoencoderKL, latent: Tensor) -> Tensor:
     """Latents of the diffusion model (N, C, H, W) -> images (N, 3, H', W'), not clamped and differentiable."""
     return vae.decode(LatentSpace.of(vae).to_autoencoder(latent), return_dict=False)[0]

@@ -16,7 +16,7 @@ from diffgan.pairs.embeddings import Embeddings
 from diffgan.pairs.pair_set import PairSet
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
-from tests.pipelines import FAMILIES, TRANSFORMERS, saved
+from tests.pipelines import FAMILIES, TRANSFORMERS, saved, sd1
 from tests.runs import checkpoint, refused, write
 from tests.teachers.stock import load_stock, stock_latents
 
@@ -172,7 +172,7 @@ def test_a_directory_that_is_no_teacher_is_refused_in_one_line(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("component", "change", "reason"),
     [
-        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean"),
+        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean requires latents_std"),
         ("unet", {"sample_size": None}, "sample_size is None"),
         ("scheduler", {"prediction_type": "flow"}, "prediction_type"),
     ],
@@ -192,3 +192,12 @@ def test_damaged_weights_are_one_line(folder, tmp_path):
     with pytest.raises(UserError, match="cannot be read as safetensors") as error:
         load_teacher(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_statistics_of_channels_that_the_pipeline_ignores_are_refused(tmp_path):
+    """`StableDiffusionPipeline` decodes by `scaling_factor` alone; `StableDiffusionXLPipeline` uses both lists."""
+    pipe = sd1()
+    pipe.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="latents_std, which a StableDiffusionPipeline of diffusers does not use"):
+        load_teacher(str(tmp_path))

@@ -155,11 +155,17 @@ def test_a_size_that_is_not_square(teacher, stock):
         teacher.set_size(height, width)
 
 
+def per_channel(values):
+    return torch.tensor(values).view(1, -1, 1, 1)
+
+
 def test_latent_space_is_the_autoencoders(teacher, stock):
     channels, height, width = teacher.latent_shape
     factor = stock.vae_scale_factor
     assert (teacher.space.channels, teacher.space.factor) == (channels, factor)
     scale, shift = stock.vae.config.scaling_factor, stock.vae.config.shift_factor or 0.0
+    if stock.vae.config.latents_mean is not None:
+        scale, shift = scale / per_channel(stock.vae.config.latents_std), per_channel(stock.vae.config.latents_mean)
     images = torch.rand(2, 3, height * factor, width * factor) * 2 - 1
     latents = teacher.encode_images(images)
     with torch.no_grad():
