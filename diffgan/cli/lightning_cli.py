@@ -30,6 +30,7 @@ from diffgan.cli.resuming import (
     set_aside_if_broken,
 )
 from diffgan.errors import UserError
+from diffgan.methods.base import Distillation
 from diffgan.pairs.devices import require_precision
 from diffgan.storage.outputs import require_folder_place
 from diffgan.teachers.outside import use_adapter
@@ -146,6 +147,8 @@ class DiffganCLI(UserSettingsCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a fit that is refused leaves no folder."""
         with self._first.withdrawing():
+            if kwargs.get("ckpt_path") is None and isinstance(self.model, Distillation):
+                self.model.check_new_run()
             self.trainer.fit(**kwargs)
 
     def before_validate(self) -> None:

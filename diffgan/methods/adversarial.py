@@ -13,6 +13,8 @@ from diffgan.nets.read_outs import Discriminator
 from diffgan.numbers import require
 from diffgan.training.lr_schedules import warmup_cooldown
 
+DEFAULT_WARMUP = 1000  # images
+
 
 class AdversarialTraining:
     """The adversarial part of Diffusion2GAN.
@@ -49,7 +51,7 @@ class AdversarialTraining:
         balanced: bool = True,
         starts_at_images: int = 0,
         generator_rate: float = 1.0,
-        warmup_images: int = 1000,
+        warmup_images: int = DEFAULT_WARMUP,
         clip_norm: float = 10.0,
         r1: Literal["exact", "finite_difference"] = "exact",
         r1_gamma: float = 1.0,

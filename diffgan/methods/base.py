@@ -44,10 +44,9 @@ ROUNDED_PAIRS = 4  # pairs on which the rounding error of bfloat16 is measured
 class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
     """A training of a one-step generator from the noise-latent pairs of a teacher.
 
-    A method defines `build_networks` and `training_step`.
-
-    Callbacks may use `teacher_on_device`, `average_on_device`, `teacher`, `generator`, `generator_ema`, `images`,
-    `images_seen`, `observed`, `last_checkpoint`, `ema_half_life_images`, `ema_on_cpu`, `log_curves` and `stop`.
+    A method defines `build_networks` and `training_step`. Callbacks may use `teacher_on_device`, `average_on_device`,
+    `teacher`, `generator`, `generator_ema`, `images`, `images_seen`, `observed`, `last_checkpoint`,
+    `ema_half_life_images`, `ema_on_cpu`, `log_curves` and `stop`.
 
     Args:
         teacher: pipeline directory, hub id, or "glyphs" for the embedded one.
@@ -185,6 +184,9 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         check_datamodule(self.trainer.datamodule)
         check_pairs(self.trainer.datamodule, self.teacher_path, self.teacher_digest)
         check_latents(self.trainer.datamodule, self.teacher)
+
+    def check_new_run(self) -> None:
+        """Raises UserError if a training with these settings must not be begun, though an earlier one may go on."""
 
     def check_batch(self, pairs_per_process: int) -> None:
         """Raises UserError if the method cannot train on that many pairs per process."""

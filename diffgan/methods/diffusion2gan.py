@@ -10,7 +10,7 @@ from diffgan.losses import gan
 from diffgan.losses.gradient_penalty import Penalty, full_precision, r1_loss
 from diffgan.losses.regression import RegressionLoss
 from diffgan.methods import outputs
-from diffgan.methods.adversarial import AdversarialTraining
+from diffgan.methods.adversarial import DEFAULT_WARMUP, AdversarialTraining
 from diffgan.methods.base import Distillation
 from diffgan.methods.checks import warn_of_long_warmup
 from diffgan.methods.gradient_balance import GradientBalance
@@ -66,7 +66,7 @@ class Diffusion2GAN(Distillation):
         generator_optimizer: OptimizerCallable,
         images: int,
         adversarial: AdversarialTraining | None = None,
-        warmup_images: int = 1000,
+        warmup_images: int = DEFAULT_WARMUP,
         cooldown_images: int = 0,
         clip_norm: float = 1.0,
         accumulate: int = 1,
@@ -114,14 +114,27 @@ class Diffusion2GAN(Distillation):
         """Whether the next step is adversarial: there is a discriminator and `starts_at_images` has passed."""
         return self.adversarial is not None and self.images_seen >= self.adversarial.starts_at_images
 
+    def check_new_run(self) -> None:
+        """Check that each warm-up ends before the training; an earlier run may have a longer one."""
+        super().check_new_run()
+        for name, warmup, images in self._warmups():
+            if warmup != DEFAULT_WARMUP:  # a default that is too long is reported when the training starts
+                require(name, warmup, least=0, most=images)
+
     def on_train_start(self) -> None:
         """Prepare as every method does, and warn of a warm-up that does not end."""
         super().on_train_start()
         if self.trainer.is_global_zero:
-            warn_of_long_warmup("warmup_images", self.warmup_images, self.images)
-            if (settings := self.adversarial) is not None:
-                rest = self.images - settings.starts_at_images
-                warn_of_long_warmup("adversarial: warmup_images", settings.warmup_images, rest)
+            for name, warmup, images in self._warmups():
+                warn_of_long_warmup(name, warmup, images)
+
+    def _warmups(self) -> list[tuple[str, int, int]]:
+        """For each warm-up: the argument's name, its images, and the images of its training."""
+        warmups = [("warmup_images", self.warmup_images, self.images)]
+        if (settings := self.adversarial) is not None:
+            rest = self.images - settings.starts_at_images
+            warmups.append(("adversarial: warmup_images", settings.warmup_images, rest))
+        return warmups
 
     # ---- the algorithm ----
 

@@ -136,13 +136,14 @@ def complete(config):
 
 
 def assert_refused(verb, config, tmp_path, capsys):
-    """One line, and no new file or folder."""
+    """One line, which is returned, and no new file or folder."""
     file = write(tmp_path / f"{verb}.yaml", config)
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
     lines = refused(capsys, verb, "-c", file).splitlines()
     assert lines[-1].startswith("diffgan: error: ") and len(lines) <= 3
     assert sorted(tmp_path.rglob("*")) == before
+    return lines[-1]
 
 
 @pytest.mark.parametrize(("keys", "value"), FEW, ids=map(name_of, FEW))
@@ -173,13 +174,24 @@ def test_predict_refuses(keys, value, prediction, tmp_path, capsys):
     assert_refused("predict", changed(prediction, keys, value), tmp_path, capsys)
 
 
-def test_discriminator_whose_warm_up_does_not_end_is_reported(complete, tmp_path, capsys):
-    """It is no error: runs of version 0.1 have it."""
+@pytest.mark.parametrize(
+    ("keys", "most"), [((*MODEL, "warmup_images"), 32), ((*ADVERSARIAL, "warmup_images"), 8)], ids=["generator", "d"]
+)
+def test_warm_up_that_does_not_end_is_refused_but_not_in_a_resumed_run(keys, most, complete, tmp_path, capsys):
+    """Runs of version 0.1 have it."""
     complete["model"]["init_args"]["images"] = 32
-    file = write(tmp_path / "fit.yaml", changed(complete, (*ADVERSARIAL, "warmup_images"), 9))
-    main(["fit", "-c", file])
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "warning: adversarial" in line)
-    assert "warmup_images: 9 is more than the 8 images there are" in line
+    too_long = changed(complete, keys, most + 1)
+    assert f"warmup_images: {most + 1}" in assert_refused("fit", too_long, tmp_path, capsys)
+    main(["fit", "-c", write(tmp_path / "fit.yaml", changed(complete, keys, most))])
+    capsys.readouterr()
+    main(["fit", "-c", write(tmp_path / "longer.yaml", too_long), "--ckpt_path", "last"])
+    assert f"warmup_images: {most + 1} is more than the {most} images there are" in capsys.readouterr().err
+
+
+def test_default_warm_up_that_does_not_end_is_reported(complete, tmp_path, capsys):
+    del complete["model"]["init_args"]["adversarial"]["init_args"]["warmup_images"]
+    main(["fit", "-c", write(tmp_path / "fit.yaml", complete)])
+    assert "warning: adversarial: warmup_images: 1000 is more than the 24 images" in capsys.readouterr().err
 
 
 # ---- what a fit leaves ----

@@ -17,7 +17,16 @@ from diffgan.pairs.pair_set import PairSet
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
 from tests.pipelines import FAMILIES, TRANSFORMERS, saved, sd1
-from tests.runs import checkpoint, refused, write
+from tests.processes import run_on_two_processes
+from tests.runs import (
+    adversarial_settings,
+    assert_same_weights,
+    checkpoint,
+    named,
+    refused,
+    use_large_adam_eps,
+    write,
+)
 from tests.teachers.stock import load_stock, stock_latents
 
 PROMPTS = ["digit 7", "a bold capital A in red on cream"]
@@ -77,7 +86,7 @@ def with_discriminator(config, teacher, pairs, discriminator=MULTI_SCALE):
         "generator_optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}},
         "adversarial": {
             "class_path": "diffgan.methods.adversarial.AdversarialTraining",
-            "init_args": {"discriminator": discriminator, "optimizer": optimizer, "r1_every": 2},
+            "init_args": {"discriminator": discriminator, "optimizer": optimizer, "warmup_images": 8, "r1_every": 2},
         },
     }
     config["data"]["init_args"] |= {"folder": str(pairs), "validation_pairs": 8}
@@ -117,6 +126,29 @@ def test_from_pairs_to_images(family, config, tmp_path):
     main(["sample", *PROMPTS, "--student", str(tmp_path / "student"), "--output", str(tmp_path / "images")])
     files = list((tmp_path / "images").glob("*.png"))
     assert [Image.open(file).size for file in files] == [(32, 32)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["pixart", "sd3", "flux"], indirect=True)
+@pytest.mark.parametrize("r1", ["exact", "finite_difference"])
+def test_transformers_sharded_over_two_processes_train_as_one(family, config, tmp_path, r1):
+    """FSDP2 of generator and discriminator, block by block; then resumed on one process."""
+    folder, size, guidance, discriminator = family
+    main(["predict", "-c", write(tmp_path / "pairs.yaml", pair_config(folder, tmp_path, **size, **guidance))])
+    training = with_discriminator(config, folder, tmp_path / "pairs", discriminator)
+    training["model"]["init_args"] |= size
+    training["trainer"]["callbacks"][2]["init_args"] |= guidance
+    adversarial_settings(training).update(r1=r1, r1_samples=2)  # one for each process
+    training["model"]["init_args"]["generator_optimizer"]["init_args"]["lr"] = 3e-3
+    use_large_adam_eps(training)
+    main(["fit", "-c", write(tmp_path / "fit.yaml", training)])
+    together = write(tmp_path / "together.yaml", named(training, "together"))
+    words = ["fit", "-c", together, "-c", "configs/strategies/fsdp.yaml", "--trainer.devices", "2"]
+    assert run_on_two_processes(words) == [0, 0]
+    assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=2e-5, rtol=1e-4)
+    for path in (tmp_path / "fit.yaml", together):
+        main(["fit", "-c", str(path), "--model.init_args.images", "32"])
+    assert_same_weights(tmp_path / "run", tmp_path / "together", exactly=False, atol=4e-5, rtol=1e-4)
 
 
 def test_cached_embeddings_are_those_of_the_text_encoders(family, config, tmp_path):
