@@ -57,6 +57,11 @@ class LatentVGG16(nn.Module):
         """Channels of the five taps."""
         return [self._scaled(channels) for channels, _ in STAGES]
 
+    @property
+    def least_side(self) -> int:
+        """The smallest height and width of an input."""
+        return 2 ** sum(map(self._has_pool, range(len(STAGES))))
+
     def _scaled(self, channels: int) -> int:
         """`width` times the channels, rounded to a multiple that the norm can divide."""
         multiple = NORM_GROUPS if self.norm == "group" else 1

@@ -85,6 +85,9 @@ class LatentLPIPS(PerceptualDistance):
                     f"{self.weights}: weights of latents (N, {self.space.channels}, H, W), but these latents are "
                     f"{tuple(latent.shape)}; use the weights of their autoencoder"
                 )
+            if min(latent.shape[2:]) < self.network.least_side:
+                sides = f"{latent.shape[2]} x {latent.shape[3]}"
+                raise UserError(f"{self.weights}: needs sides of at least {self.network.least_side}, not {sides}")
         if not self._compared and not torch.compiler.is_compiling():
             self._compared = True
             self._compare(target)

@@ -48,8 +48,12 @@ def test_wrong_inputs_fail_with_one_line(pixels, tmp_path, capsys):
     sizes.mkdir()
     for name, side in (("a", 64), ("b", 32)):
         Image.new("RGB", (side, side)).save(sizes / f"{name}.png")
-    for folder, named in ((tmp_path / "empty", "no PNG"), (sizes, "different sizes")):
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    Image.new("RGB", (8, 8)).save(tiny / "a.png")
+    cases = {tmp_path / "empty": "no PNG", sizes: "different sizes", tiny: "needs sides of at least 16, not 8 x 8"}
+    for folder, named in cases.items():
         with pytest.raises(SystemExit):
-            main(["reconstruct", str(tmp_path / "out"), "--pixels", pixels, "--images", str(folder)])
+            main(["reconstruct", str(tmp_path / "out"), "--pixels", pixels, "--images", str(folder), "--steps", "1"])
         assert named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

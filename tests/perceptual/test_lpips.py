@@ -111,6 +111,17 @@ def test_other_latent_space_and_broken_files_are_refused(weights, tmp_path):
             LatentLPIPS(bad)
 
 
+@pytest.mark.parametrize(("taps", "omitted_pools", "least"), [("relu", 3, 2), ("relu", 0, 16), ("pool", 3, 4)])
+def test_inputs_that_the_pools_leave_nothing_of_are_refused(taps, omitted_pools, least, tmp_path):
+    network = LatentVGG16(3, width=0.1, norm="none", taps=taps, omitted_pools=omitted_pools)
+    save_weights(tmp_path / "weights.safetensors", PerceptualWeights(network, SPACE))
+    loss = LatentLPIPS(tmp_path / "weights.safetensors")
+    smallest = torch.randn(2, 1, 3, least, least)
+    assert loss(*smallest).isfinite().all()
+    with pytest.raises(UserError, match=f"needs sides of at least {least}, not {least} x {least - 1}"):
+        loss(*smallest[..., 1:])
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
