@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffgan.glyphs.networks import from_config
 from diffgan.training.lr_schedules import warmup_cosine
+from diffgan.training.results import writes_results
 
 
 def edge_error(image: Tensor, target: Tensor) -> Tensor:
@@ -224,7 +225,7 @@ class AutoencoderTraining(pl.LightningModule):
         self.log("validation/psnr", psnr(reconstruction, batch.image), prog_bar=True, batch_size=len(batch.image))
 
     def on_fit_end(self) -> None:
-        if not self.trainer.is_global_zero:
+        if not writes_results(self.trainer):
             return
         images = torch.cat([batch.image for batch in self.trainer.datamodule.val_dataloader()])[:512]
         whiten(self.autoencoder.eval(), images.to(self.device)).save_pretrained(self.pipeline / "vae")

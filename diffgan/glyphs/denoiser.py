@@ -21,6 +21,7 @@ from diffgan.teachers.stable_diffusion import StableDiffusion
 from diffgan.training import ema
 from diffgan.training.lr_schedules import warmup_cooldown
 from diffgan.training.offloading import attach_unregistered
+from diffgan.training.results import writes_results
 
 ENCODED_TEXTS = 4096  # captions of resident data encoded together
 
@@ -198,7 +199,7 @@ class DenoiserTraining(pl.LightningModule):
         self.log("validation/loss", loss, prog_bar=True, batch_size=len(batch.caption))
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        if writes_results(self.trainer):
             self.save_pipeline()
 
     def save_pipeline(self) -> None:

@@ -21,6 +21,7 @@ from diffgan.storage.embedded import embedded
 from diffgan.storage.tensor_files import expected_tensors, write_tensors
 from diffgan.storage.tensor_headers import read_tensors_header, tensors_fault
 from diffgan.training.lr_schedules import warmup_cosine
+from diffgan.training.results import writes_results
 
 HEADER = {"format": "diffgan glyph reader 1", "characters": CHARACTERS}
 
@@ -116,5 +117,5 @@ class ReaderTraining(pl.LightningModule):
         self.log("validation/accuracy", accuracy, prog_bar=True, batch_size=len(batch.image))
 
     def on_fit_end(self) -> None:
-        if self.trainer.is_global_zero:
+        if writes_results(self.trainer):
             self.reader.save(self.output)

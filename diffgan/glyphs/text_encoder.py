@@ -21,6 +21,7 @@ from diffgan.glyphs.recipe import COLOURS, describe
 from diffgan.glyphs.tokenizer import train_tokenizer
 from diffgan.glyphs.typefaces import CATEGORIES, CHARACTERS
 from diffgan.training.lr_schedules import warmup_cosine
+from diffgan.training.results import writes_results
 
 # Classes of each attribute; class 0, before them, stands for an attribute that the caption does not mention.
 CLASSES = {
@@ -102,6 +103,6 @@ class TextEncoderTraining(pl.LightningModule):
         self.log("validation/understood", accuracy, prog_bar=True, batch_size=len(captions))
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        if writes_results(self.trainer):
             self.text_encoder.save_pretrained(self.pipeline / "text_encoder")
             self.tokenizer.save_pretrained(self.pipeline / "tokenizer")

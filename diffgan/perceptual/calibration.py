@@ -14,6 +14,7 @@ from diffgan.perceptual.statistics import RunningStatistics
 from diffgan.perceptual.two_afc import RankingLoss, TwoAFCBatch, two_afc_score
 from diffgan.perceptual.weights import save_weights
 from diffgan.training.lr_schedules import warmup_cooldown
+from diffgan.training.results import writes_results
 
 
 class Calibration(pl.LightningModule):
@@ -99,6 +100,6 @@ class Calibration(pl.LightningModule):
             self.log(f"{stage}/2afc_{family}", family_scores.mean(), batch_size=len(family_scores), on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
+        if writes_results(self.trainer):
             self.distance.statistics = self.statistics.value()
             save_weights(self.target, self.distance.as_weights())

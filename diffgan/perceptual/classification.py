@@ -13,6 +13,7 @@ from diffgan.perceptual.latent_vgg import OMITTED_POOLS, LatentVGG16
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
 from diffgan.teachers.autoencoders import latent_space
 from diffgan.training.lr_schedules import warmup_cosine
+from diffgan.training.results import writes_results
 
 UNKNOWN = -1  # label of a sample whose class is not known
 
@@ -138,5 +139,5 @@ class LatentClassificationTraining(pl.LightningModule):
             self.log(f"validation/top{k}_{task}", accuracy, prog_bar=k == 1, batch_size=known, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        if writes_results(self.trainer):
             save_weights(self.target, PerceptualWeights(self.classifier.network, self.space))

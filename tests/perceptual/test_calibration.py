@@ -77,6 +77,9 @@ def test_calibration_writes_non_negative_heads(config, tmp_path):
         assert torch.equal(weight, after.network.state_dict()[name])
     x, y = torch.randn(2, 2, 3, 16, 16)
     assert not torch.allclose(LatentLPIPS("glyphs")(x, y), LatentLPIPS(tmp_path / "out.safetensors")(x, y))
+    written = (tmp_path / "out.safetensors").read_bytes()
+    main(["fit", "-c", write(tmp_path / "fit.yaml", config), "--trainer.fast_dev_run", "1"])
+    assert (tmp_path / "out.safetensors").read_bytes() == written
     config["model"]["init_args"]["weights"] = str(tmp_path / "out.safetensors")
     main(["test", "-c", write(tmp_path / "test.yaml", config)])
     metrics = json.loads((tmp_path / "calibration" / "metrics.json").read_text())["metrics"]
