@@ -13,8 +13,6 @@ from diffgan.teachers.denoiser import ADAPTERS
 from diffgan.teachers.guidance import CLASSIFIER_FREE_GUIDANCE, check_guidance
 from diffgan.teachers.registry import family_of, resolve_path
 
-BYTES_FLOAT16 = 2
-
 
 class NetworkCost:
     """Operations, network calls and bytes that a teacher's pairs take.
@@ -86,12 +84,8 @@ class NetworkCost:
         return counter.get_total_flops()
 
     def embedding_bytes(self) -> int:
-        """Bytes of one prompt's text embeddings, and of its pooled embedding if there is one, in float16."""
-        conditioning = self._empty_conditioning()
-        values = conditioning.text.numel()
-        if conditioning.pooled is not None:
-            values += conditioning.pooled.numel()
-        return BYTES_FLOAT16 * values
+        """Bytes of one prompt's conditioning as `pairs embed` stores it, where the text encoders are float32."""
+        return sum(tensor.nbytes for tensor in self._empty_conditioning() if tensor is not None)
 
     def _empty_conditioning(self) -> Conditioning:
         with torch.device("meta"):

@@ -352,7 +352,7 @@ def test_plan_counts_the_operations_of_stable_diffusion(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     cost = NetworkCost(str(tmp_path))
     assert cost.flops() == pytest.approx(0.803e12, rel=0.01)
-    assert cost.embedding_bytes() == 77 * 768 * 2 and cost.calls(50, "HeunDiscreteScheduler") == 99
+    assert cost.embedding_bytes() == 77 * 768 * 4 and cost.calls(50, "HeunDiscreteScheduler") == 99
 
 
 @pytest.mark.parametrize(

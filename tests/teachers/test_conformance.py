@@ -209,8 +209,8 @@ def test_digest_covers_every_component_that_decides_a_latent(folder):
 def test_cost_follows_from_the_configuration(teacher, folder, size):
     """What is estimated without weights is what the loaded teacher has."""
     cost, row = NetworkCost(str(folder), size), teacher.encode(["digit 7"])
-    values = row.text.numel() + (0 if row.pooled is None else row.pooled.numel())
-    assert cost.latent_shape == teacher.latent_shape and cost.embedding_bytes() == 2 * values
+    assert cost.latent_shape == teacher.latent_shape
+    assert cost.embedding_bytes() == sum(tensor.nbytes for tensor in row if tensor is not None)
     assert cost.calls(5, None) == teacher.network_calls(5) == 5
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no other on a CPU
         teacher.solve(draw_noise([0], teacher.latent_shape), row, 1, 1.0)

@@ -141,8 +141,12 @@ def _disk_lines(recipe: Recipe, cost: NetworkCost) -> Iterator[tuple[str, str]]:
         yield "", f"of which noise (store_noise): {format_size(noise * pairs)}"
     else:
         yield "", f"with the noise stored: {format_size(noise * pairs)} more"
-    embeddings = format_size(cost.embedding_bytes() * pairs)
-    yield "", f"with text embeddings in float16 stored (they are not): {embeddings} more"
+    embedding = cost.embedding_bytes()
+    in_all = format_size(embedding * pairs)
+    yield (
+        "",
+        f"`pairs embed` stores {format_size(embedding)} (float32) for each distinct prompt: {in_all} if all differ",
+    )
 
 
 def _work_lines(recipe: Recipe, cost: NetworkCost, calls: int) -> Iterator[tuple[str, str]]:
