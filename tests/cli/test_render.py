@@ -77,8 +77,8 @@ def test_tables_of_the_repository_hold_the_numbers_of_the_records():
     values = [metrics[f"evaluation/{key}"] for key in ("fd_efficientnet_grain", "kid_efficientnet_grain")]
     assert f"| 1 | {values[0]:.1f} | {1000 * values[1]:.1f} |" in row
     text = (ROOT / "configs/glyphs/README.md").read_text()
-    seeds = [Path(f"configs/tables/results/loss-mse-seed-{seed}.json").read_text() for seed in range(3)]
-    values = [json.loads(seed)["metrics"]["judge/fd_efficientnet"] for seed in seeds]
+    records = [Path(f"configs/tables/results/glyphs/regression-losses/mse-seed-{seed}.json") for seed in range(3)]
+    values = [json.loads(file.read_text())["metrics"]["evaluation/fd_efficientnet_grain"] for file in records]
     assert f"| MSE | {sum(values) / 3:.1f} ({min(values):.1f} to {max(values):.1f}) |" in text
 
 
