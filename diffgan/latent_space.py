@@ -33,6 +33,10 @@ class LatentSpace:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def __str__(self) -> str:
+        """Without what is not there."""
+        return f"LatentSpace({', '.join(f'{name}={value}' for name, value in self.as_dict().items())})"
+
     @classmethod
     def of(cls, vae) -> "LatentSpace":
         """The latent space of a diffusers autoencoder."""
@@ -80,12 +84,12 @@ class LatentSpace:
         if self.mean is None and self.std is None:
             return None, None
         if self.mean is None or self.std is None or self.shift != 0:
-            raise UserError(f"{place}: latents_mean requires latents_std and the reverse, both without shift_factor")
+            raise UserError(f"{place}: latents_mean and latents_std must both be given, without shift_factor")
         for name, values in (("latents_mean", self.mean), ("latents_std", self.std)):
             is_list = isinstance(values, list | tuple) and len(values) == self.channels
             if not is_list or not all(_is_finite(value) and (name == "latents_mean" or value > 0) for value in values):
                 what = "finite numbers" + " above 0" * (name == "latents_std")
-                raise UserError(f"{place}: {name} is {values!r} and must be {self.channels} {what}")
+                raise UserError(f"{place}: {name} is {values!r:.80} and must be {self.channels} {what}")
         return tuple(map(float, self.mean)), tuple(map(float, self.std))
 
     def to_model(self, latent: Tensor) -> Tensor:
@@ -103,8 +107,8 @@ class LatentSpace:
     def equation(self) -> str:
         """`to_model` as text, for messages."""
         if self.mean is None:
-            return f"(latent - {self.shift:g}) * {self.scale:g}"
-        return f"(latent - latents_mean) / latents_std * {self.scale:g}"
+            return f"(latent - {self.shift}) * {self.scale}"
+        return f"(latent - {list(self.mean)}) / {list(self.std)} * {self.scale}"
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes by name as JSON has them, without those that are None.

@@ -13,7 +13,7 @@ Curve = list[tuple[float, float]]  # points (x, y)
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: for colour-blind eyes too
 INK = "#333333"
-LETTER = 0.085  # inches that a letter of a label takes, at most
+LETTER = 0.085  # inches that a letter of a label takes, about
 
 
 class Interval(NamedTuple):
@@ -72,7 +72,7 @@ def bars_png(bars: Sequence[Interval], axis: str, texts: Mapping[str, str]) -> b
         axes.text(max(bar.most, 0) + 0.015 * farthest, place, bar.text, va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
     axes.set(xlabel=axis, ylim=(len(bars) - 0.5, -0.5))
-    plot = width - LETTER * max(len(bar.name) for bar in bars)  # inches
+    plot = max(width - LETTER * max(len(bar.name) for bar in bars), width / 3)  # inches
     bar_share = 1 - LETTER * max(len(bar.text) for bar in bars) / plot
     axes.set_xlim(right=farthest / max(bar_share, 0.2) or None)
     axes.tick_params(axis="y", length=0)

@@ -37,9 +37,9 @@ def test_each_channel_may_have_its_own_statistics():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latents_mean": [0.0] * 4}, "latents_mean requires latents_std"),
-        ({"latents_std": [1.0] * 4}, "latents_mean requires latents_std"),
-        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "both without shift_factor"),
+        ({"latents_mean": [0.0] * 4}, "latents_mean and latents_std must both be given"),
+        ({"latents_std": [1.0] * 4}, "latents_mean and latents_std must both be given"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "given, without shift_factor"),
         ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, r"latents_mean is \[0.0, 0.0, 0.0\] and must be 4 fin"),
         ({"latents_mean": [float("nan")] * 4, "latents_std": [1.0] * 4}, "latents_mean is .nan, .* must be 4 fin"),
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std is .* 4 .* above 0"),

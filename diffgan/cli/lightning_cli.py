@@ -154,6 +154,8 @@ class DiffganCLI(UserSettingsCLI):
     def before_validate(self) -> None:
         first = FirstProcess(self.trainer)
         if self._find_checkpoint(first) is None and not getattr(self.model, "complete_as_built", False):
+            if self.trainer.fast_dev_run:
+                raise UserError(f"{self.subcommand}: fast_dev_run reads no run folder; give --ckpt_path FILE")
             folder = run_folder(self.trainer)
             raise UserError(f"{self.subcommand}: no checkpoint in {folder}; run fit first, or give --ckpt_path")
         if self.trainer.loggers:
@@ -170,6 +172,11 @@ class DiffganCLI(UserSettingsCLI):
                 report(callback.folder)
 
     def before_predict(self) -> None:
+        if self.trainer.fast_dev_run:
+            raise UserError(
+                "predict: fast_dev_run would begin a pair set; for a trial give another folder and few pairs: "
+                "data.init_args.pairs"
+            )
         if (precision := self._get(self.config, "float32_matmul_precision")) != HIGHEST:
             raise UserError(
                 f"predict: float32_matmul_precision {precision} is not supported: the manifest states the precision of "

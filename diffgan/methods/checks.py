@@ -68,7 +68,7 @@ def check_latents(datamodule: pl.LightningDataModule, teacher: Teacher) -> None:
 
 
 def warn_of_long_warmup(name: str, warmup: int, images: int) -> None:
-    """Print a line if a training of `images` images ends before its warm-up; earlier runs, with the default, do.
+    """Print a line if a training of `images` images ends before its warm-up.
 
     name: of the argument that gives the warm-up.
     """

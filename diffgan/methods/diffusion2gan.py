@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from diffgan.errors import UserError
 from diffgan.losses import gan
 from diffgan.losses.gradient_penalty import Penalty, full_precision, r1_loss
 from diffgan.losses.regression import RegressionLoss
@@ -115,11 +116,11 @@ class Diffusion2GAN(Distillation):
         return self.adversarial is not None and self.images_seen >= self.adversarial.starts_at_images
 
     def check_new_run(self) -> None:
-        """Check that each warm-up ends before the training; an earlier run may have a longer one."""
+        """Check that each warm-up but the default ends before the training; an earlier run may have a longer one."""
         super().check_new_run()
         for name, warmup, images in self._warmups():
-            if warmup != DEFAULT_WARMUP:  # a default that is too long is reported when the training starts
-                require(name, warmup, least=0, most=images)
+            if warmup > images and warmup != DEFAULT_WARMUP:  # a default is reported when the training starts
+                raise UserError(f"{name}: {warmup} is more than the {images} images there are; set at most {images}")
 
     def on_train_start(self) -> None:
         """Prepare as every method does, and warn of a warm-up that does not end."""

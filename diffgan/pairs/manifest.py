@@ -214,8 +214,8 @@ def _unmet_requirement(name: str, annotation: Any, value: Any) -> str | None:
     if name == "scheduler":
         return None if isinstance(value, dict) and not _has_nan(value) else "an object without NaN"
     if name == "latent_space":
-        valid = isinstance(value, dict) and all(map(_is_number_or_list, value.values()))
-        return None if valid else "an object of numbers and lists of numbers"
+        valid = isinstance(value, dict) and all(_is_of_space(key, entry) for key, entry in value.items())
+        return None if valid else "an object of numbers (mean and std: lists of numbers)"
     if name == "versions":
         valid = isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
         return None if valid else "an object of strings"
@@ -229,8 +229,10 @@ def _is_a(kind: type, value: Any) -> bool:
     return type(value) is kind
 
 
-def _is_number_or_list(value: Any) -> bool:
-    return all(_is_a(float, entry) for entry in value) if isinstance(value, list) else _is_a(float, value)
+def _is_of_space(key: str, value: Any) -> bool:
+    if key in ("mean", "std"):
+        return isinstance(value, list) and all(_is_a(float, entry) for entry in value)
+    return _is_a(float, value)
 
 
 def _has_nan(value: Any) -> bool:

@@ -85,9 +85,6 @@ class LatentLPIPS(PerceptualDistance):
                     f"{self.weights}: weights of latents (N, {self.space.channels}, H, W), but these latents are "
                     f"{tuple(latent.shape)}; use the weights of their autoencoder"
                 )
-            if min(latent.shape[2:]) < self.network.least_side:
-                sides = f"{latent.shape[2]} x {latent.shape[3]}"
-                raise UserError(f"{self.weights}: needs sides of at least {self.network.least_side}, not {sides}")
         if not self._compared and not torch.compiler.is_compiling():
             self._compared = True
             self._compare(target)
@@ -111,7 +108,14 @@ class LatentLPIPS(PerceptualDistance):
         return taps_distance(self.taps(generated), target_taps, list(self.heads), self.eps)
 
     def taps(self, latent: Tensor) -> list[Tensor]:
-        """latent: (N, C, H, W) -> the five feature maps, under autocast in its precision, else in the weights'."""
+        """latent: (N, C, H, W) -> the five feature maps, under autocast in its precision, else in the weights'.
+
+        Raises:
+            UserError: the pools leave nothing of latents of this size.
+        """
+        if min(latent.shape[2:]) < self.network.least_side:
+            sides = f"{latent.shape[2]} x {latent.shape[3]}"
+            raise UserError(f"{self.weights}: needs sides of at least {self.network.least_side}, not {sides}")
         dtype = autocast_dtype(latent.device)
         if dtype is None or self.network.norm != "none" or torch.compiler.is_compiling():
             return self.network(latent.to(self.heads[0].dtype, memory_format=torch.channels_last))

@@ -1,6 +1,6 @@
 """Autoencoders by name, and the encoder that datamodules share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,17 @@ def check_channels(space: LatentSpace, component: str, channels: int) -> None:
         )
 
 
-def refuse_statistics(space: LatentSpace, pipeline: str) -> None:
-    """Raise a UserError for an autoencoder with `latents_mean`, which pipelines of this class ignore."""
-    if space.mean is not None:
-        raise UserError(f"vae: has latents_mean and latents_std, which a {pipeline} of diffusers does not use")
+def check_decoder_settings(space: LatentSpace, pipeline: str, used: Collection[str]) -> None:
+    """Raise a UserError if the autoencoder has a setting that pipelines of a class ignore when they decode.
+
+    Args:
+        pipeline: name of the class.
+        used: those of "shift_factor" and "latents_mean" (with "latents_std") that it uses.
+    """
+    present = {"shift_factor": space.shift != 0, "latents_mean": space.mean is not None}
+    for name, is_present in present.items():
+        if is_present and name not in used:
+            raise UserError(f"vae: has {name}, which a {pipeline} of diffusers does not use")
 
 
 def decode_with_gradient(vae: AutoencoderKL, latent: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from diffgan.conditioning import Conditioning
 from diffgan.errors import UserError
 from diffgan.teachers import solvers
-from diffgan.teachers.autoencoders import ImageLatents, check_channels, refuse_statistics
+from diffgan.teachers.autoencoders import ImageLatents, check_channels, check_decoder_settings
 from diffgan.teachers.denoiser import adapter_for
 from diffgan.teachers.guidance import EMBEDDED_GUIDANCE, check_guidance, classifier_free
 from diffgan.teachers.prompt_tokens import check_tokenizer, own_precision, padded_tokens, truncated
@@ -34,7 +34,7 @@ class Teacher(ImageLatents, ABC):
         optional: those of `components` that a pipeline may lack; the constructor then gets None.
         network_class: class of the denoising network; `diffgan.teachers.denoiser` has an adapter for it.
         schedule_class: the kind of noise schedule.
-        decodes_by_channel: whether the pipeline uses an autoencoder's `latents_mean` and `latents_std`.
+        decoder_settings: "shift_factor" or "latents_mean" if the pipeline uses that setting of its autoencoder.
         schedule: the noise schedule.
         vae, space: the autoencoder and its latent space.
 
@@ -53,7 +53,7 @@ class Teacher(ImageLatents, ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     network_class: ClassVar[type[nn.Module]] = UNet2DConditionModel
     schedule_class: ClassVar[type[NoiseSchedule]] = DDIMSchedule
-    decodes_by_channel: ClassVar[bool] = False
+    decoder_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, vae: AutoencoderKL, denoiser: nn.Module, scheduler: SchedulerMixin):
         super().__init__(vae)
@@ -64,8 +64,7 @@ class Teacher(ImageLatents, ABC):
         self._checked_solvers: dict[str, SchedulerMixin] = {}
         self._latent_shape = self._adapter.latent_shape(denoiser.config)
         check_channels(self.space, self._adapter.component, self.latent_shape[0])
-        if not self.decodes_by_channel:
-            refuse_statistics(self.space, self.pipeline_class.__name__)
+        check_decoder_settings(self.space, self.pipeline_class.__name__, self.decoder_settings)
         for network in (vae, denoiser):
             network.to(memory_format=torch.channels_last)
 

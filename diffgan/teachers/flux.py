@@ -102,6 +102,7 @@ class Flux(Teacher):
     components = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
     network_class = FluxTransformer2DModel
     schedule_class = EvenFlowSchedule
+    decoder_settings = ("shift_factor",)
 
     def __init__(
         self,

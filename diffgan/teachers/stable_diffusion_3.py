@@ -69,6 +69,7 @@ class StableDiffusion3(Teacher):
     optional = ("text_encoder_3", "tokenizer_3")
     network_class = SD3Transformer2DModel
     schedule_class = FlowSchedule
+    decoder_settings = ("shift_factor",)
 
     def __init__(
         self,

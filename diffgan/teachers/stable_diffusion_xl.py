@@ -30,7 +30,7 @@ class StableDiffusionXL(Teacher):
 
     pipeline_class = StableDiffusionXLPipeline
     components = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
-    decodes_by_channel = True
+    decoder_settings = ("latents_mean",)
 
     def __init__(
         self,

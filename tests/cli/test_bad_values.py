@@ -206,6 +206,11 @@ def test_fast_dev_run_leaves_nothing_and_resumes_from_nothing(complete, tmp_path
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "fit.yaml"]
 
 
+def test_predict_refuses_a_trial(prediction, tmp_path, capsys):
+    prediction["trainer"]["fast_dev_run"] = True
+    assert "predict: fast_dev_run would begin a pair set" in assert_refused("predict", prediction, tmp_path, capsys)
+
+
 def test_refused_fit_leaves_the_folders_that_were_there(complete, tmp_path, capsys):
     complete["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "deep" / "runs")
     (tmp_path / "deep").mkdir()

@@ -1,6 +1,7 @@
 """The whole chain of commands for a teacher of every family: pairs, adversarial training, export, images."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from PIL import Image
 from diffgan.__main__ import main
 from diffgan.cli.pairs.verify import verify
 from diffgan.errors import UserError
+from diffgan.evaluation.pipeline_sampler import PipelineSampler
+from diffgan.evaluation.rows import read_row
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
 from diffgan.pairs.embeddings import Embeddings
@@ -204,7 +207,7 @@ def test_a_directory_that_is_no_teacher_is_refused_in_one_line(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("component", "change", "reason"),
     [
-        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean requires latents_std"),
+        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean and latents_std must both"),
         ("unet", {"sample_size": None}, "sample_size is None"),
         ("scheduler", {"prediction_type": "flow"}, "prediction_type"),
     ],
@@ -226,10 +229,19 @@ def test_damaged_weights_are_one_line(folder, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_statistics_of_channels_that_the_pipeline_ignores_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [{"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, {"shift_factor": 0.1}],
+    ids=["by channel", "shift"],
+)
+def test_settings_of_the_autoencoder_that_the_pipeline_ignores_are_refused(settings, tmp_path):
     """`StableDiffusionPipeline` decodes by `scaling_factor` alone; `StableDiffusionXLPipeline` uses both lists."""
     pipe = sd1()
-    pipe.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    pipe.vae.register_to_config(**settings)
     pipe.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="latents_std, which a StableDiffusionPipeline of diffusers does not use"):
+    message = f"{next(iter(settings))}, which a StableDiffusionPipeline of diffusers does not use"
+    with pytest.raises(UserError, match=message):
         load_teacher(str(tmp_path))
+    row = {"name": "row", "pipeline": str(tmp_path), "steps": 1, "guidance": 1}
+    with pytest.raises(UserError, match=message):
+        PipelineSampler(read_row(Path(write(tmp_path / "row.yaml", row))))
