@@ -107,8 +107,8 @@ class LatentSpace:
     def equation(self) -> str:
         """`to_model` as text, for messages."""
         if self.mean is None:
-            return f"(latent - {self.shift}) * {self.scale}"
-        return f"(latent - {list(self.mean)}) / {list(self.std)} * {self.scale}"
+            return f"(latent - {self.shift:.9g}) * {self.scale:.9g}"
+        return f"(latent - {list(self.mean)}) / {list(self.std)} * {self.scale:.9g}"
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes by name as JSON has them, without those that are None.

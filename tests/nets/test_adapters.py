@@ -66,7 +66,8 @@ def test_merged_adapters_compute_the_same(teacher):
     network = adapted(teacher)
     before, merged = generate(teacher, network), copy.deepcopy(network)
     merge_adapters(merged)
-    assert relative(generate(teacher, merged) - before, before) < 1e-5
+    difference = relative(generate(teacher, merged) - before, before)
+    assert difference < 3e-5  # rounding: the small SDXL amplifies it to 1.3e-5 on some processors
     assert {name: weight.shape for name, weight in merged.state_dict().items()} == {
         name: weight.shape for name, weight in teacher.denoiser.state_dict().items()
     }
