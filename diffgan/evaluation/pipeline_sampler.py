@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from diffgan.storage.digests import digest
 from diffgan.teachers.autoencoders import check_decoder_settings
 from diffgan.teachers.denoiser import UNetAdapter
 from diffgan.teachers.registry import exported_size, resolve_path
+from diffgan.teachers.stable_diffusion_xl import StableDiffusionXL
 
 
 class PipelineSampler(Sampler):
@@ -54,7 +54,8 @@ class PipelineSampler(Sampler):
         for network in (self._unet, self._pipeline.vae):
             network.to(memory_format=torch.channels_last)
         self._space = LatentSpace.of(self._pipeline.vae)
-        used = ("latents_mean",) if isinstance(self._pipeline, StableDiffusionXLPipeline) else ()
+        is_xl = isinstance(self._pipeline, StableDiffusionXL.pipeline_class)
+        used = StableDiffusionXL.decoder_settings if is_xl else ()
         check_decoder_settings(self._space, type(self._pipeline).__name__, used)
         self._size = exported_size(resolve_path(row.pipeline))
         self.network_calls, self._calls = planned_calls(row, self._pipeline.scheduler), 0

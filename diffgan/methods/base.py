@@ -186,7 +186,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         check_latents(self.trainer.datamodule, self.teacher)
 
     def check_new_run(self) -> None:
-        """Raises UserError if a training with these settings must not be begun, though an earlier one may go on."""
+        """Raises UserError if a training with these settings must not begin, though an earlier one may resume."""
 
     def check_batch(self, pairs_per_process: int) -> None:
         """Raises UserError if the method cannot train on that many pairs per process."""

@@ -38,7 +38,7 @@ def adapted(teacher):
 
 
 def generate(teacher, network):
-    noise = draw_noise(range(2), teacher.latent_shape)
+    noise = draw_noise(range(2), teacher.latent_shape).to(network.dtype)
     with torch.no_grad():
         return OneStepGenerator(network, teacher.scheduler)(noise, teacher.encode(PROMPTS))
 
@@ -63,11 +63,11 @@ def test_weights_are_shared_and_frozen(teacher):
 
 
 def test_merged_adapters_compute_the_same(teacher):
-    network = adapted(teacher)
+    """In float64: the small SDXL amplifies the rounding of float32 to 1.3e-5 on some processors."""
+    network = adapted(teacher.double())
     before, merged = generate(teacher, network), copy.deepcopy(network)
     merge_adapters(merged)
-    difference = relative(generate(teacher, merged) - before, before)
-    assert difference < 3e-5  # rounding: the small SDXL amplifies it to 1.3e-5 on some processors
+    assert relative(generate(teacher, merged) - before, before) < 1e-5
     assert {name: weight.shape for name, weight in merged.state_dict().items()} == {
         name: weight.shape for name, weight in teacher.denoiser.state_dict().items()
     }
