@@ -113,6 +113,40 @@ def test_digest_covers_captions_reference_and_numbers(files):
     assert protocol(files).digest == digests[-1]
 
 
+def test_digest_of_a_folder_is_that_of_earlier_versions(files):
+    """Names and sizes of the real images, and open_clip's name of the weights: records depend on it."""
+    (files / "few" / "deep").mkdir(parents=True)
+    (files / "few" / "deep" / "0.png").write_bytes(bytes(10))
+    (files / "few" / "1.jpg").write_bytes(bytes(20))
+    (files / "captions.txt").write_text("a dog\na cat")
+    fixed = {"images": 2, "seed_base": 0, "reference": str(files / "few")}
+    assert protocol(files, **fixed).digest == "8de2c40a0e63fc09"
+    clip = {"clip_model": "ViT-g-14", "clip_weights": "laion2b_s12b_b42k"}
+    assert protocol(files, **fixed, **clip).digest == "f6cab26f83b1077d"
+
+
+def test_digest_covers_the_content_of_statistics(files):
+    """Two files of as many features have the same size."""
+
+    def digest(name, mean):
+        np.savez(files / name, mu=np.full(3, mean), sigma=np.eye(3))
+        return protocol(files, reference=str(files / name)).digest
+
+    first, other = digest("moments.npz", 0.0), digest("moments.npz", 1.0)
+    assert first != other and digest("renamed.npz", 0.0) == first
+
+
+def test_digest_covers_the_content_of_clip_weights(files):
+    """Their key is the same whatever the weights, so that protocols of other weights must differ."""
+
+    def digest(name, content):
+        (files / name).write_bytes(content)
+        return protocol(files, clip_model="ViT-g-14", clip_weights=str(files / name)).digest
+
+    first, other = digest("clip.pt", b"weights"), digest("clip.pt", b"WEIGHTS")
+    assert first != other and digest("renamed.pt", b"weights") == first
+
+
 def test_images_become_centred_squares(files):
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
@@ -131,6 +165,8 @@ def test_images_become_centred_squares(files):
         ({"seed_base": 2**32 - 3}, r"leave \[0, 2\^32\)"),
         ({"reference": "nowhere"}, "nowhere: protocol tiny finds no reference"),
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ({"reference": 5}, "protocol .*: reference is 5 and must be text"),
+        ({"clip_model": "ViT-g-14", "clip_weights": 5}, "clip_weights is 5 and must be text"),
         ({"clip_model": "ViT-g-14"}, "both clip_model and clip_weights"),
         ({"clip_model": "ViT-g-14", "clip_weights": "no such weights"}, "clip_model ViT-g-14, .*cannot be loaded"),
     ],

@@ -17,6 +17,7 @@ from diffgan.evaluation.protocols.coco_files import IMAGE_SUFFIXES, check_year, 
 from diffgan.evaluation.protocols.coco_metrics import COCO_METRICS, MetricSettings
 from diffgan.noise import SEEDS
 from diffgan.packaged import find_config
+from diffgan.storage import digests
 
 
 @dataclass(frozen=True)
@@ -116,24 +117,30 @@ class CocoProtocol:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits: captions, names and sizes of the reference's files, and what decides the images.
+        """Sixteen hexadecimal digits: captions, real images, and what decides the images and the CLIP score.
 
-        The list of metrics and the checks (`year`, `reference_images`) are not part of it.
+        Of real images the names and sizes count, of an .npz and of a file of `clip_weights` the content. The list of
+        metrics and the checks (`year`, `reference_images`) are not part of it.
         """
-        own: list[Any] = [self.name, self.images, self.seed_base, self.side, self.clip_model, self.clip_weights]
+        own: list[Any] = [self.name, self.images, self.seed_base, self.side, self.clip_model]
+        own.append(_content_or_name(self.clip_weights))
         if self.diversity_prompts:
             own += [self.diversity_prompts, self.images_per_prompt]
         prompts = self.prompts
-        files = [] if self.reference is None else self._reference_sizes()
+        files = [] if self.reference is None else _identities(Path(self.reference), self.reference_files)
         return hashlib.blake2b(json.dumps([own, prompts, files]).encode(), digest_size=8).hexdigest()
 
-    def _reference_sizes(self) -> list[tuple[str, int]]:
-        folder = Path(self.reference)
-        return [(_name_below(folder, file), file.stat().st_size) for file in self.reference_files]
+
+def _content_or_name(weights: str | None) -> str | None:
+    """The digest of a file of weights; of anything else the name itself."""
+    return weights if weights is None or not Path(weights).is_file() else digests.digest(Path(weights))
 
 
-def _name_below(folder: Path, file: Path) -> str:
-    return file.name if file == folder else str(file.relative_to(folder))
+def _identities(folder: Path, files: list[Path]) -> list[Any]:
+    """Names and sizes of real images; of statistics their content, as files of as many features have the same size."""
+    if files == [folder]:
+        return [digests.digest(folder)]
+    return [(str(file.relative_to(folder)), file.stat().st_size) for file in files]
 
 
 def read_protocol(path: Path) -> CocoProtocol:
@@ -151,6 +158,9 @@ def read_protocol(path: Path) -> CocoProtocol:
 
 def _check(protocol: CocoProtocol, path: Path) -> None:
     """Raises UserError naming the field whose value is not possible."""
+    for name in ("captions", "reference", "clip_model", "clip_weights"):
+        if not isinstance(value := getattr(protocol, name), str | None):
+            raise UserError(f"protocol {path}: {name} is {value!r} and must be text")
     least_and_most = {
         "images": (2, SEEDS),
         "side": (1, 8192),
