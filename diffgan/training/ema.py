@@ -28,9 +28,9 @@ def ramped(half_life: float, images_seen: int) -> float:
 
 
 class Following(NamedTuple):
-    """The tensors of an average and of the module that it follows; under FSDP this process's shards of them.
+    """The tensors of an average and of the module that it follows.
 
-    means, values: parameters of the average and of the module.
+    means, values: parameters of the average and of the module: themselves, as an optimizer may replace their storages.
     buffers: pairs of buffers of the average and of the module.
     """
 
@@ -45,7 +45,7 @@ def following(average: nn.Module, module: nn.Module) -> Following:
     Collect them once: collecting takes as long as an update.
     """
     parameters = own_pairs(average.parameters(), module.parameters())
-    means, values = ([_local(pair[side]) for pair in parameters] for side in (0, 1))
+    means, values = ([pair[side] for pair in parameters] for side in (0, 1))
     return Following(means, values, own_pairs(average.buffers(), module.buffers()))
 
 
@@ -60,14 +60,16 @@ def update(pair: Following, factor: float) -> None:
 
     The average may be on the CPU while the module is on a GPU: its tensors are then copied to the host one by one.
     """
-    if all(mean.device == value.device for mean, value in zip(pair.means, pair.values, strict=True)):
-        torch._foreach_lerp_(pair.means, pair.values, 1 - factor)
+    means, values = ([_local(parameter) for parameter in parameters] for parameters in (pair.means, pair.values))
+    if all(mean.device == value.device for mean, value in zip(means, values, strict=True)):
+        torch._foreach_lerp_(means, values, 1 - factor)
     else:
-        for mean, value in zip(pair.means, pair.values, strict=True):
+        for mean, value in zip(means, values, strict=True):
             mean.lerp_(value.to(mean.device), 1 - factor)
     for mean, value in pair.buffers:
         mean.copy_(value)
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+    """The tensor; under FSDP2 this process's shard of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
