@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
+from diffgan.cli.config_difference import first_difference
 from diffgan.cli.renamed import translate_config
 from diffgan.errors import UserError
 from diffgan.storage.folder_lock import FolderLock
@@ -29,18 +30,6 @@ MAY_CHANGE = (
     "workers",
     "cache_gb",
 )  # a run may be made longer
-# Arguments that older records lack, with what those runs did.
-ADDED = {
-    "timesteps": None,
-    "float32_output": False,
-    "r1": "exact",
-    "generator_rate": 1.0,
-    "input_noise": 0.0,
-    "interleave": 1,
-    "resident": False,
-    "seconds": None,
-    "cuda_graph": False,
-}
 
 
 class FirstProcess(pl.Callback):
@@ -168,30 +157,3 @@ def require_same_experiment(record: Path, config: dict[str, Any]) -> None:
             f"{record}: {changed}; choose another folder "
             "(trainer.logger), or continue with the change on purpose: --ckpt_path last"
         )
-
-
-def first_difference(
-    before: dict[str, Any], now: dict[str, Any], parts: Sequence[str], may_change: Sequence[str]
-) -> str | None:
-    """The first value that two configurations do not share, e.g. "data.seed was 0 and is 1 now"; None if there is none.
-
-    A key that the older one lacks has the value that it stood for then.
-
-    Args:
-        parts: beginnings of the keys that are compared.
-        may_change: last parts of keys that are not.
-    """
-    before, now = _flat(before), _flat(now)
-    for key in (key for key in now if key.startswith(tuple(parts))):
-        argument = key.split(".")[-1]
-        was = before.get(key, ADDED.get(argument, now[key]))
-        if was != now[key] and argument not in may_change:
-            return f"{key} was {was!r} and is {now[key]!r} now"
-    return None
-
-
-def _flat(config: Any, name: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    if not isinstance(config, dict):
-        return {name: config}
-    return {k: v for key, value in config.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}

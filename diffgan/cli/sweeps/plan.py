@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from diffgan.cli.sweeps.configuration import configuration
+from diffgan.cli.sweeps.inputs import protocols_of, weight_files
 from diffgan.cli.sweeps.table_file import at_scale, row_records
 from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, read_record, run_words, start_words
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.rows import read_row
-from diffgan.perceptual.pixels import LPIPS_PACKAGE
-from diffgan.perceptual.weights import weights_file
 
 LOCAL = ("runs/", "models/", "/", "./", "../")  # beginnings of paths that are no names on the hub
-WEIGHTS = ("LatentLPIPS", "ELatentLPIPS", "PixelLPIPS", "Calibration")  # whose argument `weights` is a file
 
 
 def plan_lines(sweep: Sweep, tasks: Sequence[Task], pending: Sequence[Task]) -> Iterator[tuple[str, str]]:
@@ -65,10 +63,10 @@ def _missing(sweep: Sweep, configs: Sequence[dict[str, Any]], alone: Sequence[Ta
                 missing[f"{folder}: made by diffgan predict {' '.join(pairs_words(sweep))}"] = None
             elif not Path(folder).is_dir():
                 missing[f"{folder}: the data of a run"] = None
-        for file in _weight_files(config["model"]):
+        for file in weight_files(config["model"]):
             if not file.is_file():
                 missing[f"{file}: weights of the perceptual distance"] = None
-        missing |= dict.fromkeys(_missing_of_protocols(_protocols(config)))
+        missing |= dict.fromkeys(_missing_of_protocols(protocols_of(config)))
     missing |= dict.fromkeys(_missing_of_rows(sweep, alone))
     if alone:
         missing |= dict.fromkeys(_missing_of_protocols([at_scale(sweep.table.protocol[sweep.scale], sweep.scale)]))
@@ -82,22 +80,6 @@ def _missing_of_rows(sweep: Sweep, alone: Sequence[Task]) -> Iterator[str]:
         for name in (row.pipeline, row.unet, row.lora and row.lora.file):
             if name and name.startswith(LOCAL) and not Path(name).exists():
                 yield f"{name}: which {file} names"
-
-
-def _weight_files(value: Any) -> Iterator[Path]:
-    """The weight files of every perceptual distance in a configuration."""
-    if isinstance(value, dict):
-        arguments = value.get("init_args")
-        if str(value.get("class_path")).rpartition(".")[2] in WEIGHTS and arguments.get("weights") != LPIPS_PACKAGE:
-            yield weights_file(arguments["weights"])
-        for below in value.values():
-            yield from _weight_files(below)
-
-
-def _protocols(config: dict[str, Any]) -> list[str]:
-    callbacks = config["trainer"].get("callbacks") or {}
-    values = callbacks.values() if isinstance(callbacks, dict) else callbacks
-    return [value["init_args"]["protocol"] for value in values if "protocol" in value.get("init_args", {})]
 
 
 def _missing_of_protocols(protocols: Sequence[str]) -> Iterator[str]:

@@ -10,9 +10,12 @@ import torch
 
 from diffgan.cli.planning import print_lines
 from diffgan.cli.sweeps.child import run_in_child
-from diffgan.cli.sweeps.configuration import configuration, require_same_configuration, require_same_row
+from diffgan.cli.sweeps.configuration import configuration
+from diffgan.cli.sweeps.done import is_done
+from diffgan.cli.sweeps.inputs import input_digests
 from diffgan.cli.sweeps.plan import plan_lines
-from diffgan.cli.sweeps.table_file import at_scale, read_table
+from diffgan.cli.sweeps.start import check_starts, note_start, noted_start, start_checkpoint
+from diffgan.cli.sweeps.table_file import SCALES, read_table
 from diffgan.cli.sweeps.tasks import (
     Sweep,
     Task,
@@ -21,7 +24,6 @@ from diffgan.cli.sweeps.tasks import (
     read_record,
     run_folder,
     run_words,
-    start_folder,
     start_words,
     tasks_of,
 )
@@ -29,10 +31,9 @@ from diffgan.cli.tables.markdown import markdown
 from diffgan.cli.tables.swept import swept_grid
 from diffgan.errors import UserError
 from diffgan.evaluation.provenance import write_json
-from diffgan.evaluation.rows import read_row
 from diffgan.storage.atomic import write_atomic
 from diffgan.training.checkpoints import LAST
-from diffgan.training.devices import require_device
+from diffgan.training.devices import require_unused_device
 
 
 def sweep(
@@ -62,11 +63,12 @@ def sweep(
         row: only this row; may be repeated.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    require_device("--device", device)
+        device = "cuda" if torch.cuda.device_count() else "cpu"
+    require_unused_device("--device", device)  # the rows are run in forked processes
     asked = Sweep(read_table(file), scale, tuple(config), tuple(fit), tuple(predict), {"device": device})
     tasks = _selected(tasks_of(asked, _part(part)), row, asked)
-    pending = [task for task in tasks if not _is_done(asked, task)]
+    check_starts(asked, tasks)
+    pending = [task for task in tasks if not is_done(asked, task)]
     if plan:
         print_lines(plan_lines(asked, tasks, pending))
         return
@@ -97,34 +99,14 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _selected(tasks: list[Task], rows: Sequence[str], asked: Sweep) -> list[Task]:
+    """The tasks of the asked rows; raises UserError if there is none."""
     known = asked.table.rows_of(asked.scale)
+    if not known:
+        scales = [scale for scale in SCALES if asked.table.rows_of(scale)]
+        raise UserError(f"--scale: table {asked.table.name} has no rows at {asked.scale}; it has {', '.join(scales)}")
     if unknown := [row for row in rows if row not in known]:
         raise UserError(f"--row: {unknown[0]} is none of {', '.join(known)}")
     return [task for task in tasks if not rows or task.key in rows]
-
-
-# ---- what is done ----
-
-
-def _is_done(asked: Sweep, task: Task) -> bool:
-    """Whether the task's record is there; raises UserError if it was made with another configuration.
-
-    The configuration is read in any case, so that a mistake in it is found before any row is run.
-    """
-    record = read_record(task.record)
-    if task.row.pipeline is not None:
-        evaluation_words(asked, task)
-        file, protocol = (
-            at_scale(path, asked.scale) for path in (task.row.pipeline, asked.table.protocol[asked.scale])
-        )
-        read_row(Path(file))
-        if record is not None:
-            require_same_row(record, task.record, file, protocol)
-        return record is not None
-    now = configuration("test", run_words(asked, task))
-    if record is not None:
-        require_same_configuration(record, task.record, now)
-    return record is not None
 
 
 # ---- one task ----
@@ -142,24 +124,35 @@ def _run(asked: Sweep, task: Task) -> bool:
     print(f"sweep: {task.name}: {task.row.title}", file=sys.stderr)
     if task.row.pipeline is not None:
         return run_in_child(["evaluate", *evaluation_words(asked, task)])
-    words, seconds = run_words(asked, task), {}
+    words = run_words(asked, task)
+    more = {"inputs": input_digests(configuration("test", words))}  # before they are read
     if "fit" in asked.table.commands:
-        resumes, started = _has_checkpoint(run_folder(asked, task)), time.monotonic()
-        if not _fit(asked, task, words):
+        seconds = _fit(asked, task, words)
+        if seconds is None:
             return False
-        seconds = {} if resumes else {"training_seconds": round(time.monotonic() - started, 1)}
+        more |= seconds | noted_start(asked, task)
     if not run_in_child(["test", *words]):
         return False
-    write_json(_test_record(run_folder(asked, task) / "metrics.json") | seconds, task.record)
+    write_json(_test_record(run_folder(asked, task) / "metrics.json") | more, task.record)
     return True
 
 
-def _fit(asked: Sweep, task: Task, words: list[str]) -> bool:
-    """Train a row, from the common checkpoint of its seed if there is one."""
-    if not asked.table.start or _has_checkpoint(run_folder(asked, task)):
-        return run_in_child(["fit", *words])
-    begin = ["--ckpt_path", str(start_folder(asked, task.seed) / "checkpoints" / LAST)]
-    return run_in_child(["fit", *start_words(asked, task.seed)]) and run_in_child(["fit", *words, *begin])
+def _fit(asked: Sweep, task: Task, words: list[str]) -> dict[str, float] | None:
+    """Train a row, from the common checkpoint of its seed if there is one; None if that failed.
+
+    Returns:
+        `training_seconds` without those of the common part; empty if the training resumed.
+    """
+    resumes, begin = _has_checkpoint(run_folder(asked, task)), []
+    if asked.table.start and not resumes:
+        if not run_in_child(["fit", *start_words(asked, task.seed)]):
+            return None
+        note_start(asked, task)
+        begin = ["--ckpt_path", str(start_checkpoint(asked, task.seed))]
+    started = time.monotonic()
+    if not run_in_child(["fit", *words, *begin]):
+        return None
+    return {} if resumes else {"training_seconds": round(time.monotonic() - started, 1)}
 
 
 def _has_checkpoint(folder: Path) -> bool:

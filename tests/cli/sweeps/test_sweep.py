@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,12 +17,14 @@ import yaml
 from diffgan.__main__ import main
 from diffgan.cli.sweeps import child
 from diffgan.cli.sweeps.configuration import configuration
+from diffgan.cli.sweeps.inputs import input_digests
 from diffgan.cli.sweeps.sweep import sweep
 from diffgan.cli.sweeps.table_file import read_table
 from diffgan.cli.sweeps.tasks import Sweep, run_words, tasks_of
 from diffgan.cli.tables.markdown import markdown
 from diffgan.cli.tables.swept import swept_grid
 from diffgan.errors import UserError
+from diffgan.storage.digests import digest
 from tests.processes import SERVER, start
 from tests.runs import shipped_config, write
 
@@ -104,26 +107,105 @@ def test_rows_of_a_seed_begin_with_one_checkpoint(table, tmp_path):
     ]
     curves = (folder / "alone" / "seed-0").glob("events.*")
     assert list(curves) and set(records()) == {"alone-seed-0", "adversarial-seed-0"}
-    config = records()["adversarial-seed-0"]["config"]["model"]["init_args"]
-    assert config["images"] == 24
+    made = records()
+    assert made["adversarial-seed-0"]["config"]["model"]["init_args"]["images"] == 24
+    starts = {record["start"]["digest"] for record in made.values()}
+    assert starts == {digest(folder / "start" / "seed-0" / "checkpoints" / "last.ckpt")}
+    _refuses_another_start(table, tmp_path, folder)
 
 
-def test_a_changed_configuration_is_refused_and_nothing_overwritten(table, tmp_path, capsys):
+def _refuses_another_start(table, tmp_path, folder):
+    begin = (tmp_path / "begin.yaml").read_text()
+    errors = tmp_path / "errors"
+    (tmp_path / "begin.yaml").write_text(begin.replace("16", "8"))
+    assert "images was 16 and is 8 now" in _error(errors, table)
+    shutil.rmtree(folder / "start")
+    assert "began with another one: model.init_args.images was 16 and is 8 now" in _error(errors, table)
+    (tmp_path / "begin.yaml").write_text(begin)
+    other = folder / "records" / "alone-seed-0.json"
+    record = json.loads(other.read_text())
+    record["start"]["digest"] = "0" * 32
+    other.write_text(json.dumps(record))
+    (folder / "records" / "adversarial-seed-0.json").unlink()
+    shutil.rmtree(folder / "adversarial")
+    assert f"{other}: its training began with another checkpoint (digest {'0' * 32})" in _error(errors, table)
+    assert set(records()) == {"alone-seed-0"} and not (folder / "adversarial").exists()
+
+
+def _error(errors, table):
+    """The last line that a sweep which fails prints."""
+    process = SERVER.Process(target=_with_errors, args=(errors, ["sweep", str(table)]))
+    process.start()
+    process.join(180)
+    assert process.exitcode == 1
+    return errors.read_text().splitlines()[-1]
+
+
+def refused(words, capsys):
+    """The one line of a command that is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    return error
+
+
+@pytest.fixture
+def task(table):
+    """The first row, as if it had been run."""
     asked = Sweep(read_table(table), "glyphs")
     task = tasks_of(asked)[0]
-    made = {"metrics": {"validation/mse": 0.1}, "config": configuration("test", run_words(asked, task))}
+    config = configuration("test", run_words(asked, task))
+    made = {"metrics": {"validation/mse": 0.1}, "config": config, "inputs": input_digests(config)}
     task.record.parent.mkdir(parents=True)
     task.record.write_text(json.dumps(made))
+    return task
+
+
+def test_a_changed_configuration_is_refused_and_nothing_overwritten(table, task, tmp_path, capsys):
     main(["sweep", str(table), "--plan"])
     assert "1 of 2" in capsys.readouterr().out
     before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
-    write(tmp_path / "more.yaml", {"model": {"init_args": {"images": 32}}})
-    with pytest.raises(SystemExit) as ended:
-        main(["sweep", str(table), "-c", "more.yaml"])
-    assert ended.value.code == 1
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and "images was 24 and is 32 now" in error[0] and task.record.name in error[0]
+    adversarial = yaml.safe_load((tmp_path / "base.yaml").read_text())["model"]["init_args"]["adversarial"]
+    for key, value, line in (
+        ("images", 32, "images was 24 and is 32 now"),
+        ("adversarial", adversarial, "adversarial was None and is AdversarialTraining now"),
+    ):
+        write(tmp_path / "more.yaml", {"model": {"init_args": {key: value}}})
+        error = refused(["sweep", str(table), "-c", "more.yaml"], capsys)
+        assert line in error and task.record.name in error
     assert before == {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+
+
+def test_a_record_of_other_files_is_refused(table, task, tmp_path, capsys):
+    """The same paths hold other pairs and another teacher than when the row was run."""
+    made = json.loads(task.record.read_text())
+    assert set(made["inputs"]) == {"teacher", "pairs"}
+    for name in made["inputs"]:
+        task.record.write_text(json.dumps(made | {"inputs": made["inputs"] | {name: "0" * 32}}))
+        error = refused(["sweep", str(table)], capsys)
+        assert f"{task.record}: was made with other files: {name}: digest {'0' * 32} there" in error
+    without = {key: value for key, value in made.items() if key != "inputs"}
+    task.record.write_text(json.dumps(without))  # of an earlier version
+    main(["sweep", str(table), "--plan"])
+    assert "1 of 2" in capsys.readouterr().out
+
+
+def test_a_scale_without_rows_is_refused(table, capsys):
+    content = yaml.safe_load(table.read_text())
+    rows = {key: row | {"scales": ["glyphs", "sd15"]} for key, row in content["rows"].items()}
+    write(table, content | {"rows": rows})
+    error = refused(["sweep", str(table), "--scale", "sdxl"], capsys)
+    assert "--scale: table losses has no rows at sdxl; it has glyphs, sd15" in error
+
+
+def test_a_gpu_is_not_used_before_processes_are_forked(table, monkeypatch, capsys):
+    """CUDA that was initialised here would fail in them. There is none, so using it would fail here too."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    main(["sweep", str(table), "--plan"])
+    assert "0 of 2" in capsys.readouterr().out
+    assert "there are 1 CUDA devices" in refused(["sweep", str(table), "--device", "cuda:1"], capsys)
 
 
 @pytest.mark.slow
@@ -140,25 +222,46 @@ def test_a_row_that_fails_does_not_stop_the_others(table, tmp_path):
 
 
 def _with_errors(file, words):
-    os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), sys.stderr.fileno())
     main(words)
 
 
-def test_an_interrupted_sweep_resumes(table, tmp_path):
+@pytest.mark.timeout(300)
+def test_an_interrupted_row_ends_as_an_uninterrupted_one(table, tmp_path):
+    write(tmp_path / "long.yaml", {"model": {"init_args": {"images": 96}}})
+    words = [str(table), "--row", "mse", "-c", "long.yaml"]
+    _interrupt(words, Path("runs/tables/glyphs/losses/mse/seed-0/checkpoints/last.ckpt"))
+    assert not records()
+    assert run(words) == 0
+    whole = table.with_name("whole.yaml")
+    whole.write_text(table.read_text())
+    assert run([whole, *words[1:]]) == 0
+    (resumed,), (once,) = records().values(), records("whole").values()
+    assert resumed["images_seen"] == once["images_seen"] == 96
+    assert resumed["metrics"] == once["metrics"]
+    assert "training_seconds" in once and "training_seconds" not in resumed  # of a part only
+
+
+def test_a_row_that_began_with_another_length_is_refused(table, tmp_path, capsys):
     write(tmp_path / "long.yaml", {"model": {"init_args": {"images": 4000}}})
-    checkpoint = Path("runs/tables/glyphs/losses/mse/seed-0/checkpoints/last.ckpt")
-    process = start(["sweep", str(table), "--row", "mse", "-c", "long.yaml"])
+    words = ["sweep", str(table), "--row", "mse", "-c", "long.yaml"]
+    _interrupt(words[1:], checkpoint := Path("runs/tables/glyphs/losses/mse/seed-0/checkpoints/last.ckpt"))
+    before = checkpoint.read_bytes()
+    write(tmp_path / "long.yaml", {"model": {"init_args": {"images": 4008}}})
+    error = refused(words, capsys)
+    assert "images was 4000 and is 4008 now" in error and "remove runs/tables/glyphs/losses/mse/seed-0" in error
+    assert checkpoint.read_bytes() == before
+
+
+def _interrupt(words, checkpoint):
+    """Begin a sweep, and end it after its first checkpoint."""
+    process = start(["sweep", *words])
     while not checkpoint.is_file():
         assert process.is_alive()
-        time.sleep(0.1)
+        time.sleep(0.05)
     process.terminate()
     process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM and not records()
-    reached = torch.load(checkpoint, weights_only=True)["images_seen"]
-    write(tmp_path / "long.yaml", {"model": {"init_args": {"images": reached + 8}}})
-    assert run([table, "--row", "mse", "-c", "long.yaml"]) == 0
-    record = records()["mse-seed-0"]
-    assert record["images_seen"] == reached + 8 and "training_seconds" not in record  # of a part only
+    assert process.exitcode == 128 + signal.SIGTERM
 
 
 def test_records_of_other_seeds_are_no_part_of_the_table(table):
