@@ -149,6 +149,8 @@ class Evaluator(ABC):
     ) -> dict[str, float]:
         """The values of metrics over images that are made in batches (collective).
 
+        What depends on the real images alone is computed after the first batch.
+
         Args:
             metrics: what is computed.
             images_of: rows of the protocol -> images (N, 3, H, W) uint8 on the CPU.
@@ -158,13 +160,19 @@ class Evaluator(ABC):
         self.load(metrics)
         for metric in metrics:
             metric.reset()
-        for batch_rows in split.progress(split.batches(count, self.batch_size), title):
-            batch = self._batch(batch_rows, images_of(batch_rows), device)
-            for metric in metrics:
-                metric.update(batch)
-        real = self.real_images(device, split)  # after the images, so that a generator that fails does so at once
+
+        def update(batches: list[range]) -> None:
+            for rows in split.progress(batches, title):
+                batch = self._batch(rows, images_of(rows), device)
+                for metric in metrics:
+                    metric.update(batch)
+
+        own = split.batches(count, self.batch_size)
+        update(own[:1])  # a generator that fails does so at once
+        real = self.real_images(device, split)  # a damaged real image is found before the other batches
         for metric in sorted(metrics, key=lambda metric: not metric.needs_features):  # of them statistics can be made
             metric.setup(real)
+        update(own[1:])
         return _computed(metrics, split)
 
     def real_images(self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS) -> RealImages:

@@ -184,6 +184,23 @@ def test_file_that_is_no_image_is_named(files):
         real.statistics("reference", PLAIN)
 
 
+def test_a_damaged_real_image_is_found_after_one_batch(files):
+    """Generating all images takes hours; a generator that fails does so before the features of real images."""
+    (files / "real" / "9.jpg").write_text("no image")
+    generated = []
+
+    def generate(noise, prompts, seeds):
+        generated.extend(prompts)
+        return paint(noise, prompts, seeds)
+
+    evaluator = CocoEvaluator(protocol(files), EfficientNetFeatures(), batch_size=2)
+    with pytest.raises(UserError, match=r"9\.jpg: cannot be read as an image"):
+        evaluator.evaluate(generate, LATENT, "cpu")
+    assert len(generated) == 2
+    with pytest.raises(UserError, match="not finite"):
+        evaluator.evaluate(lambda noise, *_: noise[:, :3] * torch.nan, LATENT, "cpu")
+
+
 def test_statistics_have_no_features(files):
     """A metric that needs the features of every image cannot be computed from mu and sigma."""
     np.savez(files / "moments.npz", mu=np.zeros(1280), sigma=np.eye(1280))
