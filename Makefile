@@ -17,6 +17,7 @@ RECONSTRUCT_sd15 := --images data/coco/val2014 --vae stable-diffusion-v1-5/stabl
   --weights runs/sd15/latent_lpips.safetensors --pixels lpips --device cuda
 RECONSTRUCT_sdxl := --images data/coco/val2017 --vae stabilityai/stable-diffusion-xl-base-1.0/vae \
   --weights runs/sdxl/latent_lpips.safetensors --pixels lpips --device cuda
+RECONSTRUCTION := runs/figures/$(SCALE)/reconstruction
 sweep = $(RUN) sweep configs/tables/$(1).yaml --scale $(SCALE) $(if $(PART),--part $(PART)) $(if $(filter-out 0,$(PLAN)),--plan) $(SWEEP)
 
 # GPU=1: on one GPU, with the differences in configs/glyphs/gpu; $(call gpu,STAGE) follows the file of a stage.
@@ -47,7 +48,7 @@ demo: $(INSTALLED) ## pairs, distillation, evaluation, export: the whole chain i
 runs/demo/student/model_index.json: | $(INSTALLED)
 	@$(MAKE) --no-print-directory demo
 
-glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: minutes)
+glyphs: $(INSTALLED) ## the full miniature experiment (hours; GPU=1: on one GPU, not measured)
 	$(RUN) demo --full $(ON_GPU)
 
 glyphs-regression: $(INSTALLED) ## a student of as many images without the discriminator, for comparison
@@ -83,7 +84,13 @@ else
 endif
 
 figure-reconstruction: $(INSTALLED) ## from noise to an image under each perceptual distance
-	$(RUN) reconstruct runs/figures/$(SCALE)/reconstruction $(RECONSTRUCT_$(SCALE))
+ifneq ($(filter-out 0,$(PLAN)),)
+	@echo "figure-reconstruction: minutes; sd15 and sdxl need a CUDA GPU and $(or $(RECONSTRUCT_$(SCALE)),nothing else)"
+else
+	@if [ -f $(RECONSTRUCTION)/metrics.json ]; then \
+	  echo "figure-reconstruction: is done: $(RECONSTRUCTION); remove the folder to make it again"; \
+	else $(RUN) reconstruct $(RECONSTRUCTION) $(RECONSTRUCT_$(SCALE)); fi
+endif
 
 tables: $(INSTALLED) ## render the tables and plots of every README from the committed records
 	$(RUN) render README.md configs diffgan tests
@@ -98,7 +105,7 @@ runs/glyphs/%.done: configs/glyphs/%.yaml | $(INSTALLED)
 runs/glyphs/text_encoder.done: | runs/glyphs/autoencoder.done
 runs/glyphs/denoiser.done: runs/glyphs/autoencoder.done runs/glyphs/text_encoder.done
 
-glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew (hours; GPU=1: minutes), into the package
+glyph-teacher: runs/glyphs/denoiser.done ## train the glyph teacher anew, into the package (hours; GPU=1: on one GPU, only the denoiser measured)
 	$(VENV)/bin/python -m diffgan.glyphs.build pipeline runs/glyphs/teacher diffgan/glyphs/weights/teacher
 
 glyph-denoiser: $(INSTALLED) ## the same, but for the autoencoder and the text encoder, which are the package's
@@ -152,5 +159,5 @@ constraints: $(INSTALLED) ## resolve the versions of .github/constraints.txt and
 	$(RESOLVE) --universal --python-version 3.11 --all-extras pyproject.toml -o .github/constraints.txt
 	$(RESOLVE) --resolution lowest-direct --python-version 3.11 --extra dev pyproject.toml -o .github/constraints-oldest.txt
 
-clean: ## remove the outputs of all targets except the virtual environment
+clean: ## delete the folders runs/ and pairs/ as a whole, your own runs and pair sets in them too
 	rm -rf runs pairs

@@ -1,8 +1,8 @@
 """The table of speeds: what each regression loss costs in a training step, and what an image costs.
 
 `python -m tests.bench.speed_table --scale glyphs --records FOLDER` writes one record for each row, in the form of
-metrics.json. At glyphs scale the networks are those of the package. At sd15 and sdxl they are of full size with random
-weights, on one CUDA GPU under bf16 autocast; speed does not depend on the weights.
+metrics.json; one that is there is kept. At glyphs scale the networks are those of the package. At sd15 and sdxl they
+are of full size with random weights, on one CUDA GPU under bf16 autocast; speed does not depend on the weights.
 """
 
 import argparse
@@ -47,12 +47,17 @@ def main(words: list[str] | None = None) -> int:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     setting, batch = Setting(False, device), BATCHES[options.scale]
     teacher = _teacher(setting, options.scale)
-    for name, distance in distances(setting, teacher, options.scale).items():
-        values = measure_loss(distance.to(device), teacher, batch, device)
-        _write(options.records, name, options.scale, batch, values)
+    rows: dict[str, Callable[[], dict[str, float]]] = {
+        name: partial(measure_loss, distance, teacher, batch, device)
+        for name, distance in distances(setting, teacher, options.scale).items()
+    }
     for name, steps, guidance in (("teacher", STEPS, GUIDANCE), ("student", 1, 1.0)):
-        values = measure_generation(teacher, steps, guidance, batch, device)
-        _write(options.records, name, options.scale, batch, values)
+        rows[name] = partial(measure_generation, teacher, steps, guidance, batch, device)
+    for name, measure in rows.items():
+        if (file := options.records / f"{name}.json").exists():
+            print(f"{name}: is measured: {file}; remove it to measure it again")
+        else:
+            _write(file, options.scale, batch, measure())
     return 0
 
 
@@ -77,6 +82,7 @@ def distances(setting: Setting, teacher: Teacher, scale: str) -> dict[str, nn.Mo
 
 def measure_loss(distance: nn.Module, teacher: Teacher, batch: int, device: torch.device) -> dict[str, float]:
     """Milliseconds and peak bytes of a forward and backward pass, for a batch of latents."""
+    distance.to(device)
     generated, target = torch.randn(2, batch, *teacher.latent_shape, device=device)
     generated.requires_grad_(True)
 
@@ -106,11 +112,11 @@ def _autocast(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def _write(folder: Path, name: str, scale: str, batch: int, values: dict[str, float]) -> None:
+def _write(file: Path, scale: str, batch: int, values: dict[str, float]) -> None:
     metrics = {f"speed/{key}": value for key, value in values.items()}
-    record = {"stage": "speed", "name": name, "metrics": metrics, "config": {"scale": scale, "batch": batch}}
-    write_json(record | environment(), folder / f"{name}.json")
-    print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()), flush=True)
+    record = {"stage": "speed", "name": file.stem, "metrics": metrics, "config": {"scale": scale, "batch": batch}}
+    write_json(record | environment(), file)
+    print(f"{file.stem}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()), flush=True)
 
 
 if __name__ == "__main__":

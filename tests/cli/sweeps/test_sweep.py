@@ -87,7 +87,7 @@ def test_every_row_is_run_once(table):
     assert all(file.stat().st_mtime_ns == before for file, before in files.items())  # what was done is skipped
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_rows_of_a_seed_begin_with_one_checkpoint(table, tmp_path):
     content = yaml.safe_load(table.read_text())
     write(tmp_path / "begin.yaml", {"model": {"init_args": {"images": 16, "cooldown_images": 0, "adversarial": None}}})

@@ -52,12 +52,12 @@ def nested(settings):
     return config
 
 
-def make(target, scale, *rows, **variables):
+def make(target, scale, *rows, cwd=None, **variables):
     """Run a target; returns what it prints."""
     options = " ".join(["-c mine.yaml --fit runs.yaml --predict pairs.yaml", *(f"--row {row}" for row in rows)])
     variables = {"SCALE": scale, "RUN": f"{sys.executable} -m diffgan", "INSTALLED": "", "SWEEP": options, **variables}
     words = ["make", target, *(f"{name}={value}" for name, value in variables.items())]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -74,6 +74,21 @@ def test_an_unknown_scale_runs_nothing(target):
     assert (
         done.returncode != 0 and "SCALE=sd14 is none of glyphs, sd15, sdxl" in done.stderr and "-m" not in done.stdout
     )
+
+
+@pytest.mark.parametrize("target", ["figure-reconstruction", "table-speed"])
+def test_a_plan_of_a_target_without_a_sweep_runs_nothing(target):
+    out = make(target, "sdxl", PLAN="1", RUN="false", VENV="absent", cwd=ROOT)
+    assert "GPU" in out and target in out
+
+
+def test_a_figure_that_is_there_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    record = Path("runs/figures/glyphs/reconstruction/metrics.json")
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    assert f"is done: {record.parent}" in make("figure-reconstruction", "glyphs", RUN="false")
 
 
 @pytest.mark.slow
@@ -125,12 +140,17 @@ def test_pipelines_on_coco(scale):
     if scale == "sdxl":
         protocol = Path("configs/protocols/coco2017-5k-teacher.yaml")
         few = {"images": 7, "reference_images": None, "diversity_prompts": 2, "images_per_prompt": 2}
-        metrics = {"metrics": ["fid", "kid", "fid_t", "fid_t_patch"], "clip_model": None, "clip_weights": None}
+        metrics = {"metrics": ["fid", "kid", "fid_t"], "clip_model": None, "clip_weights": None}
         write(protocol, yaml.safe_load(protocol.read_text()) | few | metrics)
     row = Path(f"configs/tables/rows/{scale}/teacher.yaml")
     write(row, yaml.safe_load(row.read_text()) | {"pipeline": "tiny", "steps": 2})
-    out = make(f"table-{name}", scale, "teacher")
-    (record,) = records(scale, name).values()
+    student = Path(f"configs/tables/rows/{scale}/student.yaml")
+    write(student, yaml.safe_load(student.read_text()) | {"pipeline": "tiny"})
+    out = make(f"table-{name}", scale, "teacher", "student")
+    made = records(scale, name)
     images = {"sd15": 7, "sdxl": 7 + 2 * 2}[scale]
-    assert record["network_calls"] == 2 and record["metrics"]["evaluation/images"] == images
-    assert "teacher, 50 steps" in out
+    assert {row: record["network_calls"] for row, record in made.items()} == {"teacher": 2, "student": 1}
+    assert all(record["metrics"]["evaluation/images"] == images for record in made.values())
+    assert "teacher, 50 steps" in out and "student, 1 step" in out
+    compared = {row for row, record in made.items() if any("fd_t_" in key for key in record["metrics"])}
+    assert compared == ({"student"} if scale == "sdxl" else set())  # with the teacher's images
