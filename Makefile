@@ -85,7 +85,7 @@ endif
 
 figure-reconstruction: $(INSTALLED) ## from noise to an image under each perceptual distance
 ifneq ($(filter-out 0,$(PLAN)),)
-	@echo "figure-reconstruction: minutes; sd15 and sdxl need a CUDA GPU and $(or $(RECONSTRUCT_$(SCALE)),nothing else)"
+	@echo "figure-reconstruction: minutes$(if $(RECONSTRUCT_$(SCALE)),; needs a CUDA GPU and what these options name: $(RECONSTRUCT_$(SCALE)))"
 else
 	@if [ -f $(RECONSTRUCTION)/metrics.json ]; then \
 	  echo "figure-reconstruction: is done: $(RECONSTRUCTION); remove the folder to make it again"; \
