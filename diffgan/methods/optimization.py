@@ -110,6 +110,8 @@ class AlternatingOptimization(pl.LightningModule):
         """
         micro_batches = list(zip(*columns, strict=True))
         for i, items in enumerate(micro_batches):
+            # Lightning 2.6 caches no casts of autocast, others do: a cast from a pass without gradient may have none.
+            torch.clear_autocast_cache()
             with gradient_sync(self, self.networks[name], i == len(micro_batches) - 1):
                 yield items
 

@@ -1,5 +1,6 @@
 """The base class of methods, with a method of three networks, and micro-batches."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from diffgan.errors import UserError
 from diffgan.losses.regression import MSE
 from diffgan.methods.adversarial import AdversarialTraining
 from diffgan.methods.micro_batches import MicroBatch, Samples, check_micro_batches, mismatch, split, take
+from diffgan.methods.optimization import AlternatingOptimization
 from diffgan.nets.discriminator import MultiScaleDiscriminator
 from tests.methods.three_networks import ThreeNetworks
 from tests.runs import assert_same_weights, checkpoint, curves, named, refused, write
@@ -110,3 +112,27 @@ def test_rows_of_the_gradient_penalty():
     assert [adversarial.warmed_up(images) for images in (16, 515, 1015, 9999)] == [0.001, 0.5, 1.0, 1.0]
     off = AdversarialTraining(MultiScaleDiscriminator, torch.optim.SGD, **settings, r1_gamma=0.0)
     assert off.penalised_rows(16, 8, 1) == []
+
+
+class OneNetwork(AlternatingOptimization):
+    """Accumulates gradients of a linear layer."""
+
+    def __init__(self):
+        super().__init__({})
+        self.networks = {"g": torch.nn.Linear(4, 4)}
+        self.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+
+
+def test_passes_with_gradient_use_no_cast_of_another_pass():
+    """Where autocast caches, as in Lightning before and after 2.6: each micro-batch casts the weights anew."""
+    module, inputs = OneNetwork(), torch.ones(2, 4)
+    network, casts = module.networks["g"], []
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        with torch.set_grad_enabled(False):
+            network(inputs)
+        for (rows,) in module.accumulate("g", inputs.split(1)):
+            output = network(rows)
+            casts.append(output.grad_fn.next_functions[0][0])  # of the bias
+            output.sum().backward()
+    assert "ToCopy" in casts[0].name() and casts[0] is not casts[1]
+    assert torch.equal(network.bias.grad, torch.full((4,), 2.0)) and network.weight.grad.abs().min() > 0
