@@ -10,7 +10,8 @@ from diffgan.cli.sweeps.table_file import at_scale, row_records
 from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, read_record, run_words, start_words
 from diffgan.errors import UserError
 from diffgan.evaluation.protocols.coco import read_protocol
-from diffgan.evaluation.rows import read_row
+from diffgan.evaluation.rows import Row, read_row
+from diffgan.storage.embedded import EMBEDDED
 
 LOCAL = ("runs/", "models/", "/", "./", "../")  # beginnings of paths that are no names on the hub
 
@@ -30,6 +31,8 @@ def plan_lines(sweep: Sweep, tasks: Sequence[Task], pending: Sequence[Task]) -> 
     yield from _start(sweep, trained)
     for task in alone:
         yield task.key, f"evaluates {at_scale(task.row.pipeline, sweep.scale)}"
+    if hub := list(dict.fromkeys(_on_the_hub(sweep, list(configs.values()), alone))):
+        yield from _labelled("hub", hub)
     missing = _missing(sweep, list(configs.values()), alone)
     yield from _labelled("missing", missing or ["nothing"])
     yield from _time(sweep, pending)
@@ -73,11 +76,25 @@ def _missing(sweep: Sweep, configs: Sequence[dict[str, Any]], alone: Sequence[Ta
     return list(missing)
 
 
+def _on_the_hub(sweep: Sweep, configs: Sequence[dict[str, Any]], alone: Sequence[Task]) -> Iterator[str]:
+    """Names of teachers, pipelines and their weights that are no path here: they are opened from the hub."""
+    names = [config["model"]["init_args"].get("teacher") for config in configs]
+    for task in alone:
+        names += _named(read_row(Path(at_scale(task.row.pipeline, sweep.scale))))
+    for name in names:
+        if name and name != EMBEDDED and not name.startswith(LOCAL) and not Path(name).exists():
+            yield name
+
+
+def _named(row: Row) -> list[str | None]:
+    """The pipeline and the files that a row names."""
+    return [row.pipeline, row.unet, row.lora and row.lora.file]
+
+
 def _missing_of_rows(sweep: Sweep, alone: Sequence[Task]) -> Iterator[str]:
     """The pipelines and files of rows that are below the current folder and not there; the others may be on the hub."""
     for file in (at_scale(task.row.pipeline, sweep.scale) for task in alone):
-        row = read_row(Path(file))
-        for name in (row.pipeline, row.unet, row.lora and row.lora.file):
+        for name in _named(read_row(Path(file))):
             if name and name.startswith(LOCAL) and not Path(name).exists():
                 yield f"{name}: which {file} names"
 

@@ -9,6 +9,7 @@ import pytest
 from diffgan.cli.sweeps.configuration import require_same_row
 from diffgan.cli.sweeps.sweep import sweep
 from diffgan.errors import UserError
+from diffgan.evaluation.protocols.glyphs import glyph_protocol
 from diffgan.evaluation.samplers import pipeline_digest
 from tests.runs import write
 
@@ -86,3 +87,27 @@ def test_the_plan_names_a_pipeline_that_is_missing(table, capsys):
     shutil.rmtree("runs/student")
     sweep(table, plan=True)
     assert "runs/student: which row.yaml names" in capsys.readouterr().out
+
+
+def test_the_plan_names_what_is_opened_from_the_hub(table, capsys):
+    RECORD.unlink()
+    lora = {"file": "owner/adapters/lora.safetensors"}
+    write(Path("row.yaml"), ROW | {"pipeline": "owner/model", "lora": lora})
+    sweep(table, plan=True)
+    hub = capsys.readouterr().out.partition("\nhub")[2].splitlines()
+    assert [line.strip() for line in hub[:2]] == ["owner/model", "owner/adapters/lora.safetensors"]
+
+
+def test_a_record_in_another_dtype_than_the_row_says_is_refused(table):
+    write(Path("row.yaml"), ROW | {"dtype": "float16"})
+    with pytest.raises(UserError, match=r"was made in bfloat16, row.yaml says float16"):
+        sweep(table)
+
+
+def test_a_record_of_another_content_of_the_protocol_is_refused(table):
+    record = json.loads(RECORD.read_text()) | {"protocol_digest": "0" * 16}
+    RECORD.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="another content of protocol glyphs-500"):
+        sweep(table)
+    RECORD.write_text(json.dumps(record | {"protocol_digest": glyph_protocol("glyphs-500").digest}))
+    sweep(table)
