@@ -137,8 +137,8 @@ def _save_average(module: FrozenNetworks, state_dict: dict[str, Tensor], prefix:
 
 
 def _load_average(module: FrozenNetworks, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Hook of `load_state_dict`: take the average's weights out of it."""
+    """Hook of `load_state_dict`: take the average's weights out of it; with LoRA those are its adapters alone."""
     own = f"{prefix}{AVERAGE}."
     weights = {name.removeprefix(own): state_dict.pop(name) for name in list(state_dict) if name.startswith(own)}
     if weights:
-        module.generator_ema.load_state_dict(weights)
+        module.generator_ema.load_state_dict(weights, strict=False)  # `check_checkpoint` checks their names

@@ -97,11 +97,16 @@ def test_two_processes_train_as_one(lora_config, tmp_path):
     assert "FSDP2 would shard the weights" in errors.read_text() and "Traceback" not in errors.read_text()
 
 
-def test_the_average_on_the_cpu_is_saved_without_the_base(lora_config, tmp_path):
+def test_the_average_on_the_cpu_is_saved_without_the_base_and_resumes(lora_config, tmp_path):
     lora_config["trainer"]["callbacks"][0]["init_args"]["on_cpu"] = True
-    main(["fit", "-c", write(tmp_path / "fit.yaml", lora_config)])
-    names = [name for name in checkpoint(tmp_path / "run")["state_dict"] if name.startswith("generator_ema.")]
+    lora_config["model"]["init_args"]["images"] = 24
+    main(["fit", "-c", write(tmp_path / "whole.yaml", named(lora_config, "whole"))])
+    names = [name for name in checkpoint(tmp_path / "whole")["state_dict"] if name.startswith("generator_ema.")]
     assert names and all("lora_" in name for name in names)
+    path = write(tmp_path / "fit.yaml", lora_config)
+    main(["fit", "-c", path, "--model.init_args.images", "16"])
+    main(["fit", "-c", path])
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
