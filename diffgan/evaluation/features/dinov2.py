@@ -55,6 +55,11 @@ class DINOv2Features(nn.Module):
         for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
+    @staticmethod
+    def missing_weights() -> list[str]:
+        """As `registry.missing_weights`."""
+        return WEIGHTS.missing()
+
     def train(self, mode: bool = True) -> "DINOv2Features":
         return super().train(False)
 

@@ -1,5 +1,6 @@
 """DreamSim: embeddings whose cosine distance follows human judgement of similarity. An extra of the package."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,6 +11,11 @@ from diffgan.evaluation.features.base import DREAMSIM_FEATURES as NAME
 from diffgan.evaluation.features.inception import resized_bytes
 
 SIDE = 224
+PACKAGE = "dreamsim"
+FILES = (  # that the package looks for in its folder
+    *("dino_vitb16_pretrain.pth", "open_clip_vitb16_pretrain.pth.tar", "clip_vitb16_pretrain.pth.tar"),
+    *("dino_vitb16_lora", "open_clip_vitb16_lora", "clip_vitb16_lora"),
+)
 
 
 class DreamSimFeatures(nn.Module):
@@ -31,7 +37,7 @@ class DreamSimFeatures(nn.Module):
 
     def __init__(self, weights: Path | None = None):
         super().__init__()
-        folder = Path(torch.hub.get_dir()) / "dreamsim" if weights is None else Path(weights)
+        folder = _usual_folder() if weights is None else Path(weights)
         try:
             from dreamsim import dreamsim
         except ImportError as error:
@@ -48,6 +54,16 @@ class DreamSimFeatures(nn.Module):
                 "put the unpacked archive of github.com/ssundaram21/dreamsim there, or list distance_n and diversity"
             ) from error
 
+    @staticmethod
+    def missing_weights() -> list[str]:
+        """As `registry.missing_weights`."""
+        missing, folder = [], _usual_folder()
+        if find_spec(PACKAGE) is None:
+            missing.append(f"{PACKAGE}: a package that is not installed; pip install 'diffgan[dreamsim]'")
+        if not all((folder / file).exists() for file in FILES):
+            missing.append(f"{folder}: the weights of DreamSim, published at github.com/ssundaram21/dreamsim")
+        return missing
+
     def to(self, device: torch.device | str) -> "DreamSimFeatures":
         """Move the network, also the parts that the package keeps in a plain list."""
         for part in self.network.extractor_list:
@@ -62,3 +78,7 @@ class DreamSimFeatures(nn.Module):
         """Images (N, 3, H, W) uint8 -> (N, D) float32."""
         pixels = resized_bytes(images, SIDE).float() / 255
         return self.network.embed(pixels).reshape(len(images), -1).float()
+
+
+def _usual_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "dreamsim"

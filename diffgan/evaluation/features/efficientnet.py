@@ -25,6 +25,11 @@ class EfficientNetFeatures(nn.Module):
         super().__init__()
         self.network = efficientnet_lite0()
 
+    @staticmethod
+    def missing_weights() -> list[str]:
+        """As `registry.missing_weights`: none, they are installed with this package."""
+        return []
+
     def train(self, mode: bool = True) -> "EfficientNetFeatures":
         return super().train(False)
 

@@ -42,6 +42,11 @@ class InceptionFeatures(nn.Module):
         self.identity = f"{NAME} {digest[:16]} bicubic {SIDE}"
         self.network = _network(file, data)
 
+    @staticmethod
+    def missing_weights() -> list[str]:
+        """As `registry.missing_weights`."""
+        return WEIGHTS.missing()
+
     def train(self, mode: bool = True) -> "InceptionFeatures":
         return super().train(False)
 

@@ -1,7 +1,7 @@
 """The feature extractors by name, and those that one evaluation uses."""
 
-from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -23,11 +23,25 @@ def load_extractor(name: str) -> FeatureExtractor:
     Raises:
         UserError: there is no such extractor, its package is not installed, or its weights are missing.
     """
+    return _extractor_class(name)()
+
+
+def missing_weights(name: str) -> list[str]:
+    """Files and packages that `load_extractor` needs and that are not on this machine, a line each.
+
+    Nothing is loaded or downloaded.
+
+    Raises:
+        UserError: there is no such extractor.
+    """
+    return _extractor_class(name).missing_weights()
+
+
+def _extractor_class(name: str) -> Any:
     if name not in EXTRACTORS:
         raise UserError(f"extractor {name!r} is none of {', '.join(EXTRACTORS)}")
     module, class_name = EXTRACTORS[name]
-    build: Callable[[], FeatureExtractor] = getattr(import_module(f"diffgan.evaluation.features.{module}"), class_name)
-    return build()
+    return getattr(import_module(f"diffgan.evaluation.features.{module}"), class_name)
 
 
 class Extractors:

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from diffgan.errors import UserError, first_line, reason
 
-OFFLINE = "or use the extractor EfficientNetFeatures, whose weights are installed with the package"
-
 
 class WeightsFile(NamedTuple):
     """A file of published weights.
@@ -28,6 +26,10 @@ class WeightsFile(NamedTuple):
     def path(self) -> Path:
         """Where torch hub keeps the file."""
         return Path(torch.hub.get_dir()) / "checkpoints" / self.name
+
+    def missing(self) -> list[str]:
+        """One line if torch hub's folder lacks the file, else none; nothing is downloaded."""
+        return [] if self.path.is_file() else [f"{self.path}: the weights of {self.title}, published at {self.url}"]
 
     def find(self, given: Path | None) -> Path:
         """The file that the user names, or the one in torch hub's folder, downloaded if it is missing.
@@ -49,7 +51,8 @@ class WeightsFile(NamedTuple):
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self.path}: the weights of {self.title} are missing and cannot be downloaded ({first_line(error)}); "
-                f"fetch {self.url} elsewhere and put it there, {OFFLINE}"
+                f"fetch {self.url} elsewhere and put it there, or leave the metrics that need them out of the "
+                "protocol's `metrics`"
             ) from error
 
     def read(self, file: Path) -> bytes:

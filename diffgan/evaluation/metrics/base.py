@@ -9,6 +9,7 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from diffgan.evaluation.features.registry import missing_weights
 from diffgan.evaluation.image_batch import ImageBatch
 from diffgan.evaluation.real_images import RealImages
 
@@ -65,6 +66,10 @@ class ImageMetric(torchmetrics.Metric):
 
     def load(self) -> None:
         """Load the networks; raises UserError if weights are missing."""
+
+    def missing_weights(self) -> list[str]:
+        """What `load` and the extractor need and this machine lacks, a line each; nothing is loaded or downloaded."""
+        return [] if self.extractor is None else missing_weights(self.extractor)
 
     def setup(self, real: RealImages) -> None:
         """Compute what depends on the real images alone (collective)."""

@@ -30,6 +30,11 @@ class CLIPScore(ImageMetric):
         if self.network is None:
             self.network = CLIPSimilarity(self.model, self.weights)
 
+    def missing_weights(self) -> list[str]:
+        from diffgan.evaluation.features.clip import missing_weights
+
+        return missing_weights(self.model, self.weights)
+
     def measure(self, batch: ImageBatch) -> Tensor:
         return self.network(batch.images.to(batch.device), batch.prompts).cpu()
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -98,13 +97,14 @@ class CocoProtocol:
 
     def metrics(self, extractor: str = FID_FEATURES) -> list[ImageMetric]:
         """The metrics that need no teacher, in the order of the tables' columns; extractor: name of the features."""
-        return self._build((name for name in self.listed if COCO_METRICS[name].needs != "teacher_images"), extractor)
+        return [self.metric(name, extractor) for name in self.listed if not _needs_teacher(name)]
 
     def teacher_metrics(self, extractor: str = FID_FEATURES) -> list[ImageMetric]:
         """The metrics that compare a student's images with its teacher's of the same captions and noises."""
-        return self._build((name for name in self.listed if COCO_METRICS[name].needs == "teacher_images"), extractor)
+        return [self.metric(name, extractor) for name in self.listed if _needs_teacher(name)]
 
-    def _build(self, names: Iterable[str], extractor: str) -> list[ImageMetric]:
+    def metric(self, name: str, extractor: str = FID_FEATURES) -> ImageMetric:
+        """The metric of a name in the list."""
         settings = MetricSettings(
             extractor,
             matched=slice(self.images),
@@ -113,7 +113,7 @@ class CocoProtocol:
             clip_model=self.clip_model,
             clip_weights=self.clip_weights,
         )
-        return [COCO_METRICS[name].build(settings) for name in names]
+        return COCO_METRICS[name].build(settings)
 
     @cached_property
     def digest(self) -> str:
@@ -129,6 +129,10 @@ class CocoProtocol:
         prompts = self.prompts
         files = [] if self.reference is None else _identities(Path(self.reference), self.reference_files)
         return hashlib.blake2b(json.dumps([own, prompts, files]).encode(), digest_size=8).hexdigest()
+
+
+def _needs_teacher(name: str) -> bool:
+    return COCO_METRICS[name].needs == "teacher_images"
 
 
 def _content_or_name(weights: str | None) -> str | None:
