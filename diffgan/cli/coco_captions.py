@@ -1,7 +1,6 @@
-"""Captions of a COCO protocol from COCO's annotations: `python -m diffgan.cli.coco_captions JSON COUNT JSONL`."""
+"""The verb `coco-captions`: captions of a COCO protocol from COCO's annotations."""
 
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +41,17 @@ def draw_captions(annotations: list[dict], count: int) -> list[Caption]:
 
 
 def write_captions(source: Path, count: int, target: Path) -> None:
-    """Draw captions and write them as JSON lines; raises UserError if `source` holds none.
+    """Draw captions of COCO and write them as JSON lines, one caption for each image drawn.
 
     Beside each caption stand its image and the year that the annotations say, by which protocols refuse other years.
+
+    Args:
+        source: COCO's annotations, such as captions_val2014.json.
+        count: number of images, at least 1.
+        target: file to write, as the protocol's `captions` names it.
+
+    Raises:
+        UserError: `source` holds no captions or fewer images, or `target` cannot be written.
     """
     require("coco-captions: count", count, least=1)
     require_file_place(target)
@@ -55,12 +62,3 @@ def write_captions(source: Path, count: int, target: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source}: is no captions_*.json of COCO ({type(error).__name__}: {error})") from error
     write_atomic(target, ("\n".join(lines) + "\n").encode())
-
-
-if __name__ == "__main__":
-    try:
-        write_captions(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-    except UserError as error:
-        sys.exit(f"diffgan: error: {error}")
-    except (IndexError, ValueError):
-        sys.exit("usage: python -m diffgan.cli.coco_captions captions_val2014.json 30000 coco2014-30k.jsonl")
