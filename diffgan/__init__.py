@@ -1,7 +1,7 @@
 """diffgan: distill a latent diffusion model into a one-step conditional GAN.
 
-The perceptual distances `ELatentLPIPS` and `LatentLPIPS` are useful on their own: of the dependencies, importing them
-loads only torch, safetensors and numpy.
+The perceptual distances `ELatentLPIPS` and `LatentLPIPS` are useful on their own. Importing them loads, of the
+dependencies, torch, safetensors and numpy alone, and downloads nothing.
 """
 
 from typing import Any

@@ -67,12 +67,19 @@ class LatentLPIPS(PerceptualDistance):
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Distances of pairs of latents.
 
+        The first call warns if the statistics of `target` are far from those of the latents that the weights are for.
+        Nothing is compared if the file of the weights holds no statistics, or under `torch.compile`.
+
         Args:
             generated, target: (N, C, H, W) latents of the diffusion model; no gradient goes to `target`.
             generator: ignored here; see `ELatentLPIPS`.
 
         Returns:
             (N,) distances >= 0, 0 for equal inputs.
+
+        Raises:
+            UserError: latents are not of rank 4, have another number of channels than those of the weights, or sides
+                too short for the pools of the network.
         """
         self._check(generated, target)
         return self._distance(generated, target)
@@ -156,7 +163,21 @@ class ELatentLPIPS(LatentLPIPS):
         self.ensemble, self.transforms, self.l1_weight = Ensemble(ensemble), transforms, l1_weight
 
     def forward(self, generated: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """As `LatentLPIPS.forward`; a `generator` (on the CPU) makes the transforms of a call repeatable."""
+        """Distances of pairs of latents under random transforms.
+
+        The first call warns about the statistics of `target` as that of `LatentLPIPS`.
+
+        Args:
+            generated, target: as `LatentLPIPS.forward`.
+            generator: on the CPU, source of the random transforms, which makes those of a call repeatable; None:
+                PyTorch's own generator.
+
+        Returns:
+            (N,) distances >= 0, 0 for equal inputs.
+
+        Raises:
+            UserError: as `LatentLPIPS.forward`.
+        """
         self._check(generated, target)
         target = target.detach()
         transformed = [self.ensemble(generated, target, generator) for _ in range(self.transforms)]
