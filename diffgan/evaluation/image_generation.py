@@ -1,4 +1,4 @@
-"""Images of prompts without a protocol, for the benchmarks that judge them by their own tools."""
+"""Images of prompts without a protocol, for the benchmarks that score them by their own tools."""
 
 import time
 

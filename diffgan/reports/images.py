@@ -19,11 +19,11 @@ def data_uri(image: Tensor, limit: int) -> str:
         image: (3, H, W) uint8.
         limit: largest number of bytes of a WebP file.
     """
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    if max(picture.size) <= SMALL:
-        return _uri("png", _file(picture, "PNG", optimize=True))
+    drawn = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    if max(drawn.size) <= SMALL:
+        return _uri("png", _file(drawn, "PNG", optimize=True))
     for side, quality in product((LARGEST, LARGEST // 2, LARGEST // 4), QUALITIES):
-        reduced = picture.copy()
+        reduced = drawn.copy()
         reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
         content = _file(reduced, "WEBP", quality=quality, method=4)
         if len(content) <= limit:
@@ -31,9 +31,9 @@ def data_uri(image: Tensor, limit: int) -> str:
     return _uri("webp", content)
 
 
-def _file(picture: Image.Image, kind: str, **options: int | bool) -> bytes:
+def _file(drawn: Image.Image, kind: str, **options: int | bool) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    drawn.save(stream, kind, **options)
     return stream.getvalue()
 
 

@@ -28,7 +28,7 @@ def check_repository(repository: str) -> None:
 def upload(content: Content, card: str, repository: str, private: bool) -> str:
     """Create the repository and commit the files; returns its address.
 
-    An interrupted upload leaves the repository empty. The same call goes on: the hub keeps large files that arrived.
+    An interrupted upload leaves the repository empty. The same call resumes: the hub keeps large files that arrived.
 
     Raises:
         UserError: there is no token, the hub refuses it or cannot be reached, the repository holds files already, or

@@ -9,7 +9,7 @@ function make(name, text, attributes = {}) {
   return made;
 }
 
-function picture(source, alt) {
+function imageElement(source, alt) {
   const image = make("img", undefined, { alt });
   image.addEventListener("load", () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= SMALL));
   image.src = source;
@@ -41,7 +41,7 @@ function showPair(answer) {
     const figure = make("figure");
     const caption = make("figcaption");
     caption.append(make("strong", row.role), make("span", `${calls(row.network_calls)}, ${seconds(row.seconds)} an image`, { className: "facts" }));
-    figure.append(picture(row.images[0], describe(row.role, answer.columns[0])), caption);
+    figure.append(imageElement(row.images[0], describe(row.role, answer.columns[0])), caption);
     return figure;
   });
   element("pair").replaceChildren(...figures);
@@ -53,7 +53,7 @@ function showStrip(id, answer, heading) {
   for (const row of answer.rows) {
     const line = table.insertRow();
     line.append(make("th", row.role, { scope: "row" }));
-    row.images.forEach((image, index) => line.insertCell().append(picture(image, describe(row.role, answer.columns[index]))));
+    row.images.forEach((image, index) => line.insertCell().append(imageElement(image, describe(row.role, answer.columns[index]))));
   }
   const foot = table.insertRow();
   foot.append(make("td", undefined, { className: "corner" }));
