@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from diffgan.__main__ import main
-from diffgan.storage.atomic import PARTIAL
+from diffgan.pairs.batch import PairBatch
+from diffgan.pairs.manifest import Manifest
+from diffgan.pairs.shard_format import pack, shard_content
+from diffgan.storage.atomic import PARTIAL, write_atomic
 
 PAIRS, SHARD, BATCH = 44, 8, 3  # of the command in tests: six shards of three batches, the last one of two
 
@@ -34,6 +37,13 @@ def writer_settings(config: dict[str, Any]) -> dict[str, Any]:
     callbacks = callbacks.values() if isinstance(callbacks, dict) else callbacks
     (settings,) = [c["init_args"] for c in callbacks if c["class_path"] == "callbacks.pair_writer.PairWriter"]
     return settings
+
+
+def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch) -> None:
+    """Write one shard of a set."""
+    file = manifest.file(folder, shard)
+    tensors = pack(pairs, manifest.store_noise, str(file))
+    write_atomic(file, shard_content(manifest, shard, tensors, truncated=0))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 import codecs
 import json
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.headers import HEADER, header_fault
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.shard_reader import DamagedShard, Shard, open_shard
-from diffgan.storage.atomic import write_atomic
 from diffgan.storage.store import Store
 from diffgan.storage.tensor_files import described, first_not_finite, tensors_digest
 from diffgan.storage.tensor_headers import Expected, tensors_fault
@@ -33,20 +31,6 @@ def batches_of(numbers: range, batch_size: int) -> list[range]:
     The batches of a shard are the same in every run: which pairs are solved together decides how latents are rounded.
     """
     return [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-
-
-def write_shard(folder: Path, manifest: Manifest, shard: int, pairs: PairBatch, truncated: int = 0) -> None:
-    """Write one shard.
-
-    Args:
-        truncated: how many of its prompts the tokenizer truncated.
-
-    Raises:
-        UserError: a latent is not finite in float16, or the file cannot be written.
-    """
-    file = manifest.file(folder, shard)
-    tensors = pack(pairs, manifest.store_noise, str(file))
-    write_atomic(file, shard_content(manifest, shard, tensors, truncated))
 
 
 def pack(pairs: PairBatch, store_noise: bool, file: str) -> dict[str, Tensor]:
@@ -86,6 +70,7 @@ def shard_content(
     """The bytes of a shard's file, which depend on the arguments alone.
 
     Args:
+        truncated: how many of its prompts the tokenizer truncated.
         made: how its batches were made, each way once; by default as the manifest says. It is written, with the batch
             size, unless it is unknown.
     """

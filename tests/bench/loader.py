@@ -28,8 +28,8 @@ from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.generation import PairGeneration
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.pair_set import PairSet
-from diffgan.pairs.shard_format import write_shard
 from tests.bench.overhead import QUIET, STEPS, distillation, write_pairs
+from tests.pair_sets import write_shard
 
 BATCH, ROUNDS, ROWS = 16, 5, 256
 GLYPHS, SD15 = (4, 16, 16), (4, 64, 64)

@@ -15,7 +15,7 @@ from diffgan.errors import UserError
 from diffgan.noise import draw_noise
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.manifest import Manifest
-from diffgan.pairs.shard_format import write_shard
+from tests.pair_sets import write_shard
 
 SHAPE, PAIRS, HELD_OUT, BATCH, SHARD = (4, 2, 2), 47, 7, 8, 9  # 40 training pairs: 5 batches of 8
 

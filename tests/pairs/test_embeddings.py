@@ -15,10 +15,10 @@ from diffgan.errors import UserError
 from diffgan.pairs.embeddings import Embeddings, index_tensors, prompt_keys, shard_header
 from diffgan.pairs.headers import HEADER
 from diffgan.pairs.pair_set import PairSet
-from diffgan.pairs.shard_format import write_shard
 from diffgan.storage.open import open_store
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
+from tests.pair_sets import write_shard
 from tests.pipelines import saved, sdxl
 from tests.runs import checkpoint, named, refused, write
 

@@ -19,12 +19,11 @@ from diffgan.__main__ import main
 from diffgan.errors import UserError
 from diffgan.pairs.manifest import Manifest
 from diffgan.pairs.pair_set import PairSet
-from diffgan.pairs.shard_format import write_shard
 from diffgan.storage.open import open_store
 from diffgan.storage.processes import machine
 from diffgan.teachers.registry import load_teacher
 from diffgan.training.refusals import stop_together
-from tests.pair_sets import PAIRS, contents, refusal, writer_settings
+from tests.pair_sets import PAIRS, contents, refusal, write_shard, writer_settings
 from tests.processes import run_on_two_processes
 
 

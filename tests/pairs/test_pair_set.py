@@ -14,10 +14,11 @@ from diffgan.pairs import pair_set as pairs_module
 from diffgan.pairs.batch import PairBatch
 from diffgan.pairs.manifest import Manifest, versions
 from diffgan.pairs.pair_set import PairSet
-from diffgan.pairs.shard_format import read_shard, write_shard
+from diffgan.pairs.shard_format import read_shard
 from diffgan.storage.open import open_store
 from diffgan.teachers.digest import weights_digest
 from diffgan.teachers.registry import load_teacher
+from tests.pair_sets import write_shard
 
 SHAPE = (4, 8, 8)
 PROMPTS = ["capital A", "grüße ☃", "digit 7"]
