@@ -9,6 +9,7 @@ from diffgan.cli.sweeps.inputs import protocols_of, weight_files
 from diffgan.cli.sweeps.table_file import at_scale, row_records
 from diffgan.cli.sweeps.tasks import Sweep, Task, pairs_words, read_record, run_words, start_words
 from diffgan.errors import UserError
+from diffgan.evaluation.missing_weights import missing_weights
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.evaluation.rows import Row, read_row
 from diffgan.storage.embedded import EMBEDDED
@@ -102,7 +103,9 @@ def _missing_of_rows(sweep: Sweep, alone: Sequence[Task]) -> Iterator[str]:
 def _missing_of_protocols(protocols: Sequence[str]) -> Iterator[str]:
     for file in (file for file in protocols if file.endswith((".yaml", ".yml"))):
         try:
-            read_protocol(Path(file)).digest  # noqa: B018 (reads captions and reference)
+            protocol = read_protocol(Path(file))
+            yield from missing_weights(protocol)
+            protocol.digest  # noqa: B018 (reads captions and reference)
         except UserError as error:
             yield str(error)
 

@@ -111,3 +111,14 @@ def test_a_record_of_another_content_of_the_protocol_is_refused(table):
         sweep(table)
     RECORD.write_text(json.dumps(record | {"protocol_digest": glyph_protocol("glyphs-500").digest}))
     sweep(table)
+
+
+def test_the_plan_names_the_weights_of_the_metrics(table, monkeypatch, tmp_path, capsys):
+    RECORD.unlink()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    content = {"name": "coco", "captions": "captions.txt", "images": 8, "seed_base": 0, "side": 32, "metrics": ["fid"]}
+    write(Path("coco.yaml"), content)
+    table.write_text(table.read_text().replace("glyphs-500", "coco.yaml"))
+    sweep(table, plan=True)
+    missing = capsys.readouterr().out.partition("missing")[2]
+    assert str(tmp_path / "torch") in missing and "; for fid" in missing and "captions.txt" in missing
