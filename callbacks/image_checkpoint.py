@@ -1,10 +1,8 @@
 """Atomic checkpoints at intervals of images, of the best validation, and on SIGTERM and Ctrl-C."""
 
-import contextlib
 import math
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +16,9 @@ from diffgan.numbers import require
 from diffgan.training.checkpoint_io import StreamingCheckpointIO, stream_checkpoints
 from diffgan.training.checkpoints import BEST, LAST, PARTIAL, PREVIOUS, keep_as, replace_last
 from diffgan.training.image_clock import ImageInterval
+from diffgan.training.refusals import stop_together
 
-SIGNAL_CHECK_BATCHES = 8  # interval at which several processes exchange whether one received a signal
+SIGNAL_CHECK_BATCHES = 8  # interval at which several processes exchange whether one received a signal or failed
 
 
 class _Unnamed(NamedTuple):
@@ -59,6 +58,7 @@ class ImageCheckpoint(Checkpoint):
         self._saved_at = -1  # images seen by the newest checkpoint, or by the one that was loaded
         self._written_at = -1  # images seen by the newest checkpoint that this process wrote
         self._unnamed: _Unnamed | None = None
+        self._failure: UserError | None = None  # why this process could not write a checkpoint
         self._io: StreamingCheckpointIO | None = None
         self._last = Path(LAST)
         self._signal = 0  # number of the signal that was received
@@ -81,6 +81,7 @@ class ImageCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.interval.start(pl_module.images_seen)
         self._saved_at, self._written_at, self._signal = pl_module.images_seen, -1, 0
+        self._failure = None
         self._last = run_folder(trainer) / "checkpoints" / LAST
         pl_module.last_checkpoint = self.newest(trainer)
         if self._monitored is not None and not self._last.with_name(BEST).is_file():
@@ -99,11 +100,12 @@ class ImageCheckpoint(Checkpoint):
         if self.interval.passed(pl_module.images_seen):
             self.save(trainer, pl_module, in_background=self.asynchronous)
         if trainer.world_size == 1 or batch_idx % SIGNAL_CHECK_BATCHES == 0:
-            self._exit_on_signal(trainer, pl_module)
+            self._exit_if_any_must(trainer, pl_module)
 
-    def _exit_on_signal(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save and exit if any process has received a signal (collective: every process must call it)."""
-        if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
+    def _exit_if_any_must(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End all processes if one could not write a checkpoint, or after a save if one got a signal (collective)."""
+        must = bool(self._signal) or self._failure is not None
+        if not trainer.strategy.reduce_boolean_decision(must, all=False):
             return
         self._save_last(trainer, pl_module)
         if trainer.is_global_zero:
@@ -118,8 +120,7 @@ class ImageCheckpoint(Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Name a checkpoint from before the error when it is written; a second Ctrl-C does not wait."""
         if self._unnamed is not None and not isinstance(exception, KeyboardInterrupt):
-            with contextlib.suppress(UserError):  # the first error is the one to report
-                self._finish(trainer, pl_module)
+            self._finish(trainer, pl_module)  # its failure is not reported: the first error is
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
@@ -129,7 +130,7 @@ class ImageCheckpoint(Checkpoint):
     # ---- the best validation ----
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, pl_module)  # a validation may be long
+        self._finish_together(trainer, pl_module)  # a validation may be long
         if self._monitored is not None:
             self._monitored.start(trainer)
 
@@ -161,48 +162,44 @@ class ImageCheckpoint(Checkpoint):
                 one before. An earlier one that is still being written is waited for.
 
         Raises:
-            UserError: this checkpoint or the earlier one cannot be written.
+            UserError, SystemExit: as `stop_together`, if this checkpoint or the earlier one cannot be written.
         """
-        self._finish(trainer, pl_module)
-        with self._user_error(), self._io.in_background(in_background):
+        self._finish_together(trainer, pl_module)
+        with self._io.in_background(in_background):
             trainer.save_checkpoint(self._partial)
         self._unnamed = _Unnamed(best, again=self._written_at == pl_module.images_seen)
         self._saved_at = self._written_at = pl_module.images_seen
         if not in_background:
-            self._finish(trainer, pl_module)
-            trainer.strategy.barrier()
+            self._finish_together(trainer, pl_module)
 
     def _save_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait for the checkpoint that is being written, and save once more if the training has gone on since."""
-        self._finish(trainer, pl_module)
+        self._finish_together(trainer, pl_module)
         if pl_module.images_seen != self._saved_at:
             self.save(trainer, pl_module)
-        trainer.strategy.barrier()
+
+    def _finish_together(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finish, and stop if a checkpoint could not be written (collective): the first process alone writes."""
+        self._finish(trainer, pl_module)
+        stop_together(trainer, self._failure)
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait until the checkpoint that was begun is written, if there is one, and give it its names."""
         unnamed, self._unnamed = self._unnamed, None
         if unnamed is None:
             return
-        with self._user_error():
+        try:
             self._io.wait()
-        for logger in trainer.loggers:
-            logger.save()  # so that the curves on disk reach as far as the weights
-        if trainer.is_global_zero:
-            with self._user_error():
+            for logger in trainer.loggers:
+                logger.save()  # so that the curves on disk reach as far as the weights
+            if trainer.is_global_zero:
                 if unnamed.best:
                     keep_as(self._partial, self._last.with_name(BEST))
                 replace_last(self._partial, keep_previous=not unnamed.again)
-        pl_module.last_checkpoint = self._last
+            pl_module.last_checkpoint = self._last
+        except OSError as error:
+            self._failure = UserError(f"{self._partial}: the checkpoint cannot be written ({error})")
 
     @property
     def _partial(self) -> Path:
         return self._last.with_name(LAST + PARTIAL)
-
-    @contextlib.contextmanager
-    def _user_error(self) -> Iterator[None]:
-        """Turns an error of the system into a UserError that names the file."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self._partial}: the checkpoint cannot be written ({error})") from error

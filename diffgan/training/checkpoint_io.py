@@ -42,12 +42,15 @@ class StreamingCheckpointIO(TorchCheckpointIO):
 
     def __init__(self):
         super().__init__()
-        self._in_background = False
+        self._in_background: bool | None = None  # None: outside of the context
         self._writing: _Call | None = None
 
     @contextlib.contextmanager
     def in_background(self, enabled: bool = True) -> Iterator[None]:
         """Context manager: a checkpoint saved inside is copied to host memory and written while the training continues.
+
+        Whether `enabled` or not, an error of a save inside is raised by `wait`, not by the save itself: of several
+        processes the first alone writes, and Lightning has the others wait for it at the end of a save.
 
         The copy takes the size of the file in host memory until the file is written: every tensor of the checkpoint
         once. (With FSDP2 the first process also holds the gathered checkpoint while the copy is made.)
@@ -56,7 +59,7 @@ class StreamingCheckpointIO(TorchCheckpointIO):
         try:
             yield
         finally:
-            self._in_background = False
+            self._in_background = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint, after the one in the background; raises OSError if either cannot be written."""
@@ -67,26 +70,34 @@ class StreamingCheckpointIO(TorchCheckpointIO):
         archive = CheckpointArchive(checkpoint)
         if self._in_background:
             archive.copy_to_host()
-            self._writing = _Call(partial(archive.write, Path(path)))
-        else:
+        if self._in_background is None:
             archive.write(Path(path))
+        else:
+            self._writing = _Call(partial(archive.write, Path(path)), in_thread=self._in_background)
 
     def is_writing(self) -> bool:
         """Whether a file is being written in the background."""
         return self._writing is not None and self._writing.is_running()
 
     def wait(self) -> None:
-        """Wait for the file that is written in the background; raises OSError if it cannot be written."""
+        """Wait for the file that is written in the background; raises OSError if it could not be written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.wait()
 
 
 class _Call:
-    """A call that runs in a thread which does not keep the process from ending."""
+    """A call whose error `wait` raises.
 
-    def __init__(self, call: Callable[[], None]):
+    in_thread: it runs in a thread, which does not keep the process from ending; otherwise at once.
+    """
+
+    def __init__(self, call: Callable[[], None], in_thread: bool):
         self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if not in_thread:
+            self._run(call)
+            return
         self._thread = threading.Thread(target=self._run, args=(call,), name="checkpoint-writer", daemon=True)
         self._thread.start()
 
@@ -97,11 +108,12 @@ class _Call:
             self._error = error
 
     def is_running(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait until the thread has ended and freed its tensors: Python aborts if it ends meanwhile."""
-        self._thread.join()
+        """Wait until a thread has ended and freed its tensors: Python aborts if it ends meanwhile."""
+        if self._thread is not None:
+            self._thread.join()
         if self._error is not None:
             raise self._error
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -97,6 +98,33 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(
     (line,) = refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", saving_config)).splitlines()
     assert "last.ckpt.partial: the checkpoint cannot be written" in line and "No space left" in line
     assert not os.listdir(tmp_path / "run" / "checkpoints")
+
+
+class FullDisk(pl.Callback):
+    """The disk of the first process has no space for checkpoints."""
+
+    def on_train_start(self, trainer, pl_module):
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        if trainer.is_global_zero:
+            os.fsync = full
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_checkpoint_that_the_first_process_cannot_write_ends_both(saving_config, tmp_path, asynchronous):
+    """At once, or when the processes next exchange whether one received a signal."""
+    saving_config["model"]["init_args"]["images"] = 200
+    saving_config["trainer"]["val_check_interval"] = 100
+    saving_config["trainer"]["callbacks"].append({"class_path": "tests.methods.test_saving.FullDisk"})
+    saver(saving_config).update(asynchronous=asynchronous, every_images=104)
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", saving_config), "-c", "configs/strategies/ddp.yaml"]
+    assert run_on_two_processes([*words, "--trainer.devices", "2"], errors=tmp_path / "errors") == [1, 1]
+    error = (tmp_path / "errors").read_text()
+    lines = [line for line in error.splitlines() if "error: " in line]
+    assert len(lines) == 1 and "last.ckpt.partial: the checkpoint cannot be written" in lines[0], error
+    assert "Traceback" not in error and not os.listdir(tmp_path / "run" / "checkpoints")
+    assert max(images for _, images in curves(tmp_path / "run")) < 200
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

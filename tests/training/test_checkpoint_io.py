@@ -140,6 +140,18 @@ def test_what_fails_in_the_background_is_raised_by_wait(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path) and not writer.is_writing()
 
 
+def test_in_its_context_a_save_at_once_fails_in_wait_too(tmp_path):
+    """So that the first process reaches the end of Lightning's save, where the others wait for it."""
+    writer = StreamingCheckpointIO()
+    (tmp_path / "file").touch()
+    with writer.in_background(enabled=False):
+        writer.save_checkpoint(content(), tmp_path / "file" / "last.ckpt")
+        assert not writer.is_writing()
+    with pytest.raises(OSError, match="exists"):
+        writer.wait()
+    writer.wait()
+
+
 def test_other_plugins_are_refused():
     strategy = SingleDeviceStrategy("cpu")
     assert stream_checkpoints(strategy) is stream_checkpoints(strategy) is strategy.checkpoint_io
