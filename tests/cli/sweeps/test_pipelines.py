@@ -117,6 +117,7 @@ def test_the_plan_names_the_weights_of_the_metrics(table, monkeypatch, tmp_path,
     RECORD.unlink()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     content = {"name": "coco", "captions": "captions.txt", "images": 8, "seed_base": 0, "side": 32, "metrics": ["fid"]}
+    content["reference"] = "real"
     write(Path("coco.yaml"), content)
     table.write_text(table.read_text().replace("glyphs-500", "coco.yaml"))
     sweep(table, plan=True)
