@@ -108,7 +108,7 @@ def _sampler(options: Options) -> Sampler:
 # ---- images and metrics ----
 
 
-def _generate_and_measure(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, float | str]:
+def _generate_and_measure(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, Any]:
     """The values of the protocol's metrics; with --prompts what was generated."""
     if options.prompts is not None:
         layout = read_layout(options.layout, options.prompts)
@@ -118,7 +118,7 @@ def _generate_and_measure(sampler: Sampler, options: Options, split: WorkSplit) 
     return on_protocol(sampler, options, split)
 
 
-def _on_glyphs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, float | str]:
+def _on_glyphs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, Any]:
     latents, batch_size = [], options.batch_size
 
     def generate(noise: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
@@ -137,7 +137,7 @@ def _on_glyphs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str
     return values | evaluator.noise_share(sampler, all_latents)
 
 
-def _on_photographs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, float | str]:
+def _on_photographs(sampler: Sampler, options: Options, split: WorkSplit) -> dict[str, Any]:
     protocol = read_protocol(Path(options.protocol))
     settings = {"cache": options.cache, "batch_size": options.batch_size, "teacher_images": options.teacher_images}
     evaluator = CocoEvaluator(protocol, **settings)
@@ -168,10 +168,11 @@ def _folder(
 # ---- the record ----
 
 
-def _metrics(values: dict[str, float | str]) -> dict[str, Any]:
-    """Numbers under `metrics`, as the callback logs them; the protocol and its digest beside them."""
-    numbers = {f"evaluation/{key}": value for key, value in values.items() if not isinstance(value, str)}
-    return {"metrics": numbers} | {key: value for key, value in values.items() if isinstance(value, str)}
+def _metrics(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers under `metrics`, as the callback logs them; beside them protocol, digest and teacher's images."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    beside = {key: value for key, value in values.items() if key not in numbers}
+    return {"metrics": {f"evaluation/{key}": value for key, value in numbers.items()}, **beside}
 
 
 def _config(sampler: Sampler, options: Options) -> dict[str, Any]:

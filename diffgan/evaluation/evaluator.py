@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class Evaluator(ABC):
         device: torch.device | str = "cpu",
         split: WorkSplit = SINGLE_PROCESS,
         saved: SavedImages | None = None,
-    ) -> dict[str, float | str]:
+    ) -> dict[str, Any]:
         """Evaluate a generator; every process generates and measures its own batches (collective).
 
         Args:
@@ -121,7 +121,7 @@ class Evaluator(ABC):
 
         Returns:
             The values of all metrics; images, their number; seconds_per_image of generation on one process, if it has
-            generated any; protocol and protocol_digest.
+            generated any; protocol and protocol_digest; teacher_images, what made them, if there are some.
         """
 
         def images_of(rows: list[int]) -> Tensor:
@@ -136,6 +136,8 @@ class Evaluator(ABC):
             saved.finish()
         speed = {"seconds_per_image": self.seconds / self.generated} if self.generated else {}
         own = {"protocol": self.protocol.name, "protocol_digest": self.digest, "images": float(count)}
+        if self.teacher is not None:
+            own |= {"teacher_images": self.teacher.made_by}
         return own | self.settings | speed | values
 
     def measure(

@@ -17,6 +17,7 @@ from diffgan.storage.json_files import read_object
 
 RECORD = "images.json"  # is there when all images are
 STARTED = "images.started.json"  # the same record, until then
+OTHERWISE = "name another folder, or remove this one to make its images again"
 
 
 class SavedImages:
@@ -96,12 +97,12 @@ class SavedImages:
             found = read_object(file)
             different = [key for key in self.record | found if found.get(key) != self.record.get(key)]
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({first_line(error)}); name another folder") from error
+            raise UserError(f"{file}: cannot be read ({first_line(error)}); {OTHERWISE}") from error
         if different:
             ours, theirs = self.record.get(different[0]), found.get(different[0])
             raise UserError(
                 f"--save_images: {self.folder} holds images of another run ({different[0]} is {_short(theirs)} there "
-                f"and {_short(ours)} here); name another folder"
+                f"and {_short(ours)} here); {OTHERWISE}"
             )
 
 

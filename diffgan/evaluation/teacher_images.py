@@ -20,11 +20,14 @@ from diffgan.storage.json_files import read_object
 
 TEACHER = "teacher"  # name of the set of the teacher's images
 INDEX = "images.json"
+MADE_BY = ("pipeline", "config")  # what it says of the pipeline: name and digests, and how it was called
 REMEDY = "write it with `diffgan evaluate ... --save_images FOLDER` of the teacher on this protocol"
 
 
 class TeacherImages:
     """A folder of the teacher's images: `00000.png`, `00001.png`, ..., one of each row, and `images.json`.
+
+    made_by: pipeline and config that made them, for records; without what the folder does not say.
 
     Args:
         folder: written by `diffgan evaluate --save_images`.
@@ -37,6 +40,7 @@ class TeacherImages:
     def __init__(self, folder: Path, protocol: str, digest: str, count: int):
         self.folder, self.protocol, self.count = folder, protocol, count
         record = _read_index(folder)
+        self.made_by = {key: record[key] for key in MADE_BY if key in record}
         if record.get("protocol_digest") != digest:
             theirs = f"{record.get('protocol')} ({record.get('protocol_digest')})"
             raise UserError(f"{folder}: holds images of protocol {theirs}, not of {protocol} ({digest}); {REMEDY}")

@@ -112,6 +112,10 @@ def test_a_student_is_compared_with_its_teachers_images(photographs, tmp_path, c
         assert key not in compared(tmp_path / "teacher.json")
         same, other = (compared(tmp_path / f"{which}.json")[key] for which in ("same", "other"))
         assert 0 <= same < 1e-6 * other  # features of a random Inception hardly differ
+    teacher, same = (json.loads((tmp_path / f"{which}.json").read_text()) for which in ("teacher", "same"))
+    assert same["teacher_images"] == {"pipeline": teacher["pipeline"], "config": teacher["config"]}
+    assert "teacher_images" not in teacher
+    main(["tables", "teacher.json", "same.json"])
     (tmp_path / "same.json").write_text("a record of before")
     protocol.write_text(yaml.safe_dump(yaml.safe_load(protocol.read_text()) | {"seed_base": 5}))
     with pytest.raises(SystemExit) as exit:

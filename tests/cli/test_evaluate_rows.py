@@ -169,6 +169,7 @@ def test_a_folder_of_another_run_is_refused(command, tmp_path, capsys):
     changed("lcm.yaml", steps=3)
     line = refusal(capsys, command)
     assert "images holds images of another run (config is " in line and '"steps": 2' in line and '"steps": 3' in line
+    assert line.endswith("; name another folder, or remove this one to make its images again")
     assert contents("images") == before
     interrupt("images", "00000.png")
     assert "holds images of another run" in refusal(capsys, command)

@@ -64,6 +64,17 @@ def test_equal_images_have_no_distance_to_the_teacher(teacher, tmp_path):
     assert without == {name: metrics[name] for name in without}  # the other metrics stay as they are
 
 
+def test_metrics_say_what_made_the_teachers_images(teacher):
+    """As far as the folder knows."""
+    pipeline, config = {"name": "glyphs", "digest": "f" * 32}, {"steps": 50, "guidance": 3.0}
+    for known in ({}, {"pipeline": pipeline, "config": config}):
+        record = json.loads((teacher / "images.json").read_text())
+        (teacher / "images.json").write_text(json.dumps(record | known))
+        metrics = GlyphEvaluator(GLYPHS, Averages(), teacher_images=teacher).evaluate(paint, LATENT)
+        assert metrics["teacher_images"] == known
+    assert "teacher_images" not in GlyphEvaluator(GLYPHS, Averages()).evaluate(paint, LATENT)
+
+
 def test_distances_to_the_teacher(teacher):
     """As many levels away as the student's images are, and the Fréchet distance of both sets' features."""
     evaluator = GlyphEvaluator(GLYPHS, Averages(), teacher_images=teacher, batch_size=5)
