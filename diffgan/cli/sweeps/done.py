@@ -47,6 +47,9 @@ def _check_pipeline(sweep: Sweep, task: Task, record: dict[str, Any] | None) -> 
     if record is not None:
         require_same_row(record, task.record, file)
         require_same_protocol(record, task.record, protocol)
+        if compared := record.get("teacher_images"):  # what made them, as a record says it
+            teacher = sweep.table.rows[sweep.table.teacher or task.key]
+            require_same_row(compared, task.record, at_scale(teacher.pipeline, sweep.scale))
 
 
 def _check_run(sweep: Sweep, task: Task, record: dict[str, Any] | None) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffgan.cli.sweeps.configuration import require_same_row
 from diffgan.cli.sweeps.sweep import sweep
@@ -111,6 +112,22 @@ def test_a_record_of_another_content_of_the_protocol_is_refused(table):
         sweep(table)
     RECORD.write_text(json.dumps(record | {"protocol_digest": glyph_protocol("glyphs-500").digest}))
     sweep(table)
+
+
+def test_a_record_of_other_teacher_images_is_refused(table):
+    content = yaml.safe_load(table.read_text())
+    write(Path("teacher.yaml"), {"name": "teacher", "pipeline": "glyphs", "steps": 50, "guidance": 3})
+    content["rows"]["teacher"] = {"title": "teacher", "pipeline": "teacher.yaml"}
+    write(table, content | {"teacher": "teacher"})
+    images = {
+        "pipeline": {"name": "glyphs", "digest": pipeline_digest("glyphs")},
+        "config": {"steps": 50, "guidance": 3},
+    }
+    RECORD.write_text(json.dumps(json.loads(RECORD.read_text()) | {"teacher_images": images}))
+    sweep(table, plan=True, row=["student"])
+    write(Path("teacher.yaml"), {"name": "teacher", "pipeline": "glyphs", "steps": 20, "guidance": 3})
+    with pytest.raises(UserError, match=r"student.json: was made with another content of teacher.yaml"):
+        sweep(table, row=["student"])
 
 
 def test_the_plan_names_the_weights_of_the_metrics(table, monkeypatch, tmp_path, capsys):
