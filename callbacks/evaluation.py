@@ -1,6 +1,7 @@
 """Evaluate the one-step generator at validation and test: when, and what becomes of the metrics."""
 
 from abc import abstractmethod
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -34,7 +35,7 @@ class Evaluation(pl.Callback):
             raise UserError(f"{type(self).__name__}: fit_only requires every_images, or it never evaluates")
         self.every_images, self.fit_only = every_images, fit_only
         self._interval = None if every_images is None else ImageInterval(every_images)
-        self.metrics: dict[str, float | str] = {}
+        self.metrics: dict[str, Any] = {}
         self._evaluator: Evaluator | None = None
 
     @abstractmethod
@@ -72,7 +73,7 @@ class Evaluation(pl.Callback):
         numbers = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
         pl_module.log_dict({f"evaluation/{name}": value for name, value in numbers.items()})
 
-    def evaluate(self, pl_module: pl.LightningModule) -> dict[str, float | str]:
+    def evaluate(self, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The metrics of the generator (collective)."""
         shape, device = pl_module.teacher.latent_shape, self.device(pl_module)
         with pl_module.teacher_on_device(denoiser=False), pl_module.average_on_device():

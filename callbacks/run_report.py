@@ -57,11 +57,11 @@ class RunReport(pl.Callback):
         write_json(report, self.path)
 
 
-def _protocol(trainer: pl.Trainer) -> dict[str, str]:
-    """Name and digest of the protocol that the metrics belong to; empty if nothing was evaluated now."""
+def _protocol(trainer: pl.Trainer) -> dict[str, Any]:
+    """Protocol, its digest, and what made the teacher's images, of the metrics; empty if nothing was evaluated now."""
     evaluations = [callback.metrics for callback in trainer.callbacks if isinstance(callback, Evaluation)]
     metrics = next(filter(None, evaluations), {})
-    return {name: metrics[name] for name in ("protocol", "protocol_digest") if name in metrics}
+    return {name: metrics[name] for name in ("protocol", "protocol_digest", "teacher_images") if name in metrics}
 
 
 def _current(metrics: dict[str, Any], evaluated: bool) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """When a run is evaluated, by which protocol, and what its record says of it."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from diffgan.__main__ import main
+from diffgan.evaluation.protocols.coco import read_protocol
 from tests.photographs import protocol_files
 from tests.runs import curves, refused, write
+from tests.teacher_images import write_teacher_images
 
 EXTRACTOR = {"class_path": "diffgan.evaluation.features.efficientnet.EfficientNetFeatures"}
 COCO = "callbacks.coco_fid.COCOFID"
@@ -86,3 +90,21 @@ def test_evaluation_that_never_happens_is_refused(followed, tmp_path, capsys):
     followed["trainer"]["callbacks"][1]["init_args"]["every_images"] = None
     error = refused(capsys, "fit", "-c", write(tmp_path / "fit.yaml", followed))
     assert "COCOFID: fit_only requires every_images" in error
+
+
+def test_a_test_records_what_made_the_teacher_s_images(followed, protocols, tmp_path):
+    protocol = read_protocol(Path(protocols["complete"]))
+    folder = write_teacher_images(
+        tmp_path / "teacher", protocol.name, protocol.digest, torch.zeros(3, 3, 24, 24).byte()
+    )
+    made = {"pipeline": {"name": "glyphs", "digest": "0" * 32}, "config": {"steps": 50, "guidance": 3.0}}
+    index = folder / "images.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | made))
+    followed["trainer"]["callbacks"][0]["init_args"]["teacher_images"] = str(folder)
+    followed["trainer"]["callbacks"].append(
+        {"class_path": "callbacks.image_checkpoint.ImageCheckpoint", "init_args": {"every_images": 8}}
+    )
+    path = write(tmp_path / "fit.yaml", followed)
+    main(["fit", "-c", path])
+    main(["test", "-c", path])
+    assert record(tmp_path / "run")["teacher_images"] == made
