@@ -2,10 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from datamodules.two_afc import SyntheticGlyphTwoAFCDataset
 from diffgan.__main__ import main
@@ -13,6 +11,7 @@ from diffgan.glyphs.distortions import FAMILIES, distort
 from diffgan.perceptual.lpips import LatentLPIPS
 from diffgan.perceptual.two_afc import RankingLoss, two_afc_score
 from diffgan.perceptual.weights import load_weights
+from tests.bapps import write_bapps
 from tests.runs import shipped_config, write
 
 
@@ -88,19 +87,7 @@ def test_calibration_writes_non_negative_heads(config, tmp_path):
 
 @pytest.fixture
 def bapps(tmp_path):
-    """Two families in the published layout: p1 equals the reference, p0 does not, 90% of the answers chose p1."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for family in ("cnn", "traditional"):
-            folder = tmp_path / "2afc" / split / family
-            for subfolder in ("ref", "p0", "p1", "judge"):
-                (folder / subfolder).mkdir(parents=True)
-            for i in range(4):
-                reference, other = rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
-                for subfolder, pixels in (("ref", reference), ("p0", other), ("p1", reference)):
-                    Image.fromarray(pixels).save(folder / subfolder / f"{i:06}.png")
-                np.save(folder / "judge" / f"{i:06}.npy", np.array([0.9], dtype=np.float32))
-    return tmp_path / "2afc"
+    return write_bapps(tmp_path / "2afc")
 
 
 def test_bapps_folders_are_evaluated(bapps, config, tmp_path):

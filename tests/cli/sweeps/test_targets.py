@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from diffgan.evaluation.features.inception import InceptionFeatures
+from tests.bapps import ANSWERS, write_bapps
 from tests.cli.test_recipes import SMALLER, lay_out
 from tests.runs import write
 
@@ -154,3 +155,17 @@ def test_pipelines_on_coco(scale):
     assert "teacher, 50 steps" in out and "student, 1 step" in out
     compared = {row for row, record in made.items() if any("fd_t_" in key for key in record["metrics"])}
     assert compared == ({"student"} if scale == "sdxl" else set())  # with the teacher's images
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_agreement_with_people_from_weights_to_table(scale, tmp_path):
+    write_bapps(tmp_path / "data" / "bapps" / "2afc")
+    few = {"data": {"init_args": {"resolution": 64, "batch_size": 3, "workers": 0}}}
+    cpu = {"recipe": {"teacher": "tiny"}, "trainer": {"accelerator": "cpu", "enable_model_summary": False}}
+    write(tmp_path / "choices.yaml", cpu | few)
+    out = make("table-bapps", scale, SWEEP="-c choices.yaml")
+    (record,) = records(scale, "bapps").values()
+    assert record["metrics"]["test/2afc"] == pytest.approx(ANSWERS)
+    shown = {"sd15": "| LatentLPIPS | 90.00 | 74.29 |", "sdxl": "| LatentLPIPS | 90.00 |"}
+    assert shown[scale] in out
