@@ -174,8 +174,8 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         """Check the trainer and the batch size."""
         check_strategy(self.trainer.strategy, len(self.settings))
         check_precision(self.trainer.precision)
+        stream_checkpoints(self.trainer.strategy)
         if stage == "fit":
-            stream_checkpoints(self.trainer.strategy)
             check_monitors(self.trainer.callbacks, self.settings)
             self.check_batch(self.trainer.datamodule.batch_size // self.trainer.world_size)
 
@@ -199,6 +199,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         self.clear_idle_optimizers()
         for optimizer in self.trainer.optimizers:
             checkpoints.lay_out_as_weights(optimizer)
+            checkpoints.own_memory(optimizer)
         self._averaged = ema.following(self.generator_ema, self.generator)
         if self.trainer.precision == "bf16-mixed":
             self._log_rounding()

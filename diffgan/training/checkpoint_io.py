@@ -1,4 +1,4 @@
-"""Checkpoint files written tensor by tensor: the format of `torch.save` without a second copy of the checkpoint.
+"""Checkpoint files written and read tensor by tensor: the format of `torch.save` without a copy of the checkpoint.
 
 The format is PyTorch's (notes on serialization): a ZIP archive, not compressed, of a pickle `data.pkl` and the bytes of
 each storage as `data/<number>`. Lightning's default builds the whole file in memory, and again in TMPDIR.
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.storage import TypedStorage, UntypedStorage
 
 from diffgan.errors import UserError
-from diffgan.training.checkpoints import PARTIAL, contiguous
+from diffgan.training.checkpoints import PARTIAL, contiguous, read_mapped, with_own_memory
 
 FOLDER = "archive"  # first part of the records' names, as in files that torch.save writes to a stream
 FORMAT_VERSION = b"3\n"
@@ -34,7 +34,7 @@ PADDING_FIELD = 0x4246  # "FB": PyTorch's mark of an extra field that only align
 
 
 class StreamingCheckpointIO(TorchCheckpointIO):
-    """Writes each tensor to the file as it is reached: beside the training, one tensor at a time is in memory.
+    """Writes and reads each tensor as it is reached: beside the training, one tensor at a time is in memory.
 
     Tensors are written contiguous, whatever their memory format is, and as tensors of the CPU. Nothing passes through
     TMPDIR or is copied on the device. A file gets its name when it is complete and on the disk.
@@ -74,6 +74,14 @@ class StreamingCheckpointIO(TorchCheckpointIO):
             archive.write(Path(path))
         else:
             self._writing = _Call(partial(archive.write, Path(path)), in_thread=self._in_background)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A checkpoint on the CPU whose weights and optimizer states are mapped from the file until they are copied."""
+        if "://" in str(path):  # a URL: Lightning's own way
+            return super().load_checkpoint(path, weights_only=weights_only)
+        return with_own_memory(read_mapped(path, weights_only))
 
     def is_writing(self) -> bool:
         """Whether a file is being written in the background."""
@@ -119,7 +127,7 @@ class _Call:
 
 
 def stream_checkpoints(strategy: Strategy) -> StreamingCheckpointIO:
-    """Have a strategy write its checkpoints with `StreamingCheckpointIO`, which is returned.
+    """Have a strategy write and read its checkpoints with `StreamingCheckpointIO`, which is returned.
 
     Raises:
         UserError: the trainer was given another CheckpointIO plugin.

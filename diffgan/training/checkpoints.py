@@ -1,6 +1,7 @@
 """The content of training checkpoints: which weights, how optimizer states are stored, and checks before loading."""
 
 import contextlib
+import copy
 import os
 import shutil
 import traceback
@@ -18,6 +19,8 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the newest checkpoint of a run,
 GOOD = "good.ckpt"  # beside last.ckpt: the newest checkpoint from before a run went wrong
 BEST = "best.ckpt"  # beside last.ckpt: that of the lowest value of a metric
 PARTIAL = ".partial"  # suffix of files that are not complete
+
+COPIED = ("state_dict", "optimizer_states")  # parts of a checkpoint that are copied to networks and optimizers
 
 # What a checkpoint must hold, and the types of what it may hold.
 REQUIRED = ("state_dict", "pytorch-lightning_version")
@@ -104,7 +107,32 @@ def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
+def own_memory(optimizer: torch.optim.Optimizer) -> None:
+    """Copy what an optimizer's state has on the CPU: it may be mapped from a checkpoint, see `with_own_memory`."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.device.type == "cpu":
+                state[name] = value.clone()
+
+
 # ---- files ----
+
+
+def read_mapped(path: str | Path, weights_only: bool | None) -> dict[str, Any]:
+    """A checkpoint whose tensors are read from the file where they are used: processes share what is in memory of it.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be read.
+    """
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+
+
+def with_own_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A mapped checkpoint with copies of all tensors but weights and optimizer states, which loading copies.
+
+    A single tensor that is kept would keep the whole file, and its space on the disk after a later save replaced it.
+    """
+    return {key: value if key in COPIED else copy.deepcopy(value) for key, value in checkpoint.items()}
 
 
 def keep_as(checkpoint: Path, kept: Path) -> None:
@@ -145,7 +173,7 @@ def find_damage(checkpoint: Path) -> str | None:
             damaged = archive.testzip()
         if damaged is not None:
             return f"{damaged} is damaged"
-        return content_fault(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
+        return content_fault(read_mapped(checkpoint, weights_only=True))
     except Exception as error:  # damaged archives raise many kinds
         return first_line(error)
 

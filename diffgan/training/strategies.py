@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffgan.errors import UserError
+from diffgan.training.checkpoints import read_mapped, with_own_memory
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -31,12 +32,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         A checkpoint may have fewer optimizers than the training: those after its last one start without a state.
         """
         path = self.broadcast(checkpoint_path)
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = read_mapped(path, weights_only=True)
         self.lightning_module.check_checkpoint(checkpoint)
         optimizers = self.optimizers
         self.optimizers = optimizers[: len(checkpoint["optimizer_states"])]
         try:
-            return super().load_checkpoint(path, weights_only)
+            return with_own_memory(super().load_checkpoint(path, weights_only))
         finally:
             self.optimizers = optimizers
 

@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -121,6 +123,28 @@ def test_regression_resumes_with_a_discriminator_sharded(adversarial_config, tmp
     assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
     error = (tmp_path / "errors").read_text()
     assert "another model: discriminator" in error and "Traceback" not in error
+
+
+class MappedFile(pl.Callback):
+    """Checks that a checkpoint is read from its file where it is needed, and that nothing of it is used afterwards."""
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        assert "last.ckpt" in Path("/proc/self/maps").read_text()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        assert "last.ckpt" not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("strategy", [None, "fsdp"])
+def test_a_checkpoint_is_mapped_and_not_kept(adversarial_config, tmp_path, strategy):
+    """A kept tensor would keep the file's space on the disk after the file has been replaced."""
+    adversarial_config["trainer"]["callbacks"].append({"class_path": "tests.methods.test_resuming.MappedFile"})
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)]
+    if strategy:
+        words += ["-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "1"]
+    main([*words, "--model.init_args.images", "16"])
+    main([*words, "--model.init_args.images", "24"])
+    assert checkpoint(tmp_path / "run")["images_seen"] == 24
 
 
 def test_checkpoint_without_the_averages_of_the_balance_resumes(adversarial_config, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffgan.errors import UserError
 from diffgan.training.checkpoint_io import StreamingCheckpointIO, stream_checkpoints
 from diffgan.training.checkpoints import contiguous, find_damage
 
+MAPS = Path("/proc/self/maps")  # files that this process has mapped
 OWN_OF_TORCH = {".format_version", ".storage_alignment", ".data/serialization_id"}  # torch.load needs none of them
 
 
@@ -28,6 +30,7 @@ def content():
     tensors |= {"uint16": torch.tensor([1, 2], dtype=torch.uint16), "expanded": torch.randn(1).expand(5)}
     tensors |= {"empty": torch.empty(0), "none": torch.empty(0, dtype=torch.int64)}
     plain = {"number": float("inf"), "list": [1, (2, 3), {"a": None}], "pytorch-lightning_version": "2"}
+    plain["average"] = torch.randn(2)
     optimizer = {"state": {"weight": {"mean": weight.clone()}}, "param_groups": [{"params": ["weight"]}]}
     return {"state_dict": tensors, "optimizer_states": [optimizer]} | plain
 
@@ -66,6 +69,18 @@ def test_file_loads_as_that_of_torch_save(written, mmap):
     assert found["state_dict"]["tied"].data_ptr() == found["state_dict"]["bias"].data_ptr()
     means = [each["optimizer_states"][0]["state"]["weight"]["mean"] for each in (expected, found)]
     assert torch.equal(*means) and means[1].is_contiguous()
+
+
+def test_weights_and_states_of_a_loaded_file_are_mapped(written):
+    """Everything else has its own memory."""
+    found = StreamingCheckpointIO().load_checkpoint(written[1], weights_only=True)
+    expected = torch.load(written[1], weights_only=True)
+    assert "last.ckpt" in MAPS.read_text()
+    assert torch.equal(found["state_dict"]["bias"], expected["state_dict"]["bias"])
+    assert torch.equal(found["average"], expected["average"]) and found["list"] == expected["list"]
+    average = found.pop("average")
+    del found
+    assert "last.ckpt" not in MAPS.read_text() and average.isfinite().all()
 
 
 def test_records_are_those_of_torch_save(written):
