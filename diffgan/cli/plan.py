@@ -223,6 +223,7 @@ def _host_lines(budget: MemoryBudget) -> Iterator[tuple[str, str]]:
     for name, size in budget.host.items():
         if size:
             yield f"  {name}", _size(size)
+    yield "  at the start", f"{_size(budget.building)}   teacher and networks, before they go to the GPU"
     yield "checkpoint", f"{_size(budget.checkpoint)}   on disk, each"
 
 

@@ -55,6 +55,7 @@ class MemoryBudget(NamedTuple):
 
     parts: during the whole training, by name.  passes: of a training step, above the parts.
     drawing: of the callbacks' images, above the parts; 0 if there are none.  host: of each process, by name.
+    building: on the host of each process, before the networks go to the GPU.
     allowance: for CUDA itself, communication and fragmentation.  checkpoint: a file's size.
     weights: number of trained weights by network.
     """
@@ -64,6 +65,7 @@ class MemoryBudget(NamedTuple):
     drawing: float
     allowance: float
     host: dict[str, float]
+    building: float
     checkpoint: float
     weights: dict[str, int]
 
@@ -116,6 +118,7 @@ def plan_memory(module: Diffusion2GAN, teacher: Teacher, setup: TrainingSetup) -
         _drawing(teacher, setup, sizes["g"], is_shared),
         _allowance(setup, passes),
         _host(teacher, setup, sizes, states, is_shared),
+        float(module_bytes(teacher) + sum(sizes.values()) + sizes["g"]),
         checkpoint_bytes(sizes, states),
         {name: sum(weight.numel() for weight in trainable(network)) for name, network in module.networks.items()},
     )
@@ -201,12 +204,14 @@ def checkpoint_bytes(sizes: dict[str, int], states: int) -> float:
 def _host(
     teacher: Teacher, setup: TrainingSetup, sizes: dict[str, int], states: int, is_shared: bool
 ) -> dict[str, float]:
-    """Bytes on the host for each process; those of checkpoints in the first process alone."""
-    saved = checkpoint_bytes(sizes, states)
-    copied = setup.asynchronous or setup.strategy == FSDP2
+    """Bytes on the host for each process; those of checkpoints in the first process alone.
+
+    FSDP2 gathers a checkpoint there, and an asynchronous one is copied there: what was gathered too.
+    """
+    copies = setup.asynchronous + (setup.strategy == FSDP2)
     host = {
         "teacher": module_bytes(teacher) - (module_bytes(teacher.denoiser) if is_shared else 0),
         AVERAGE: sizes["g"] if setup.ema_on_cpu else 0,
-        "checkpoint": saved if copied else 0,
+        "checkpoint": copies * checkpoint_bytes(sizes, states),
     }
     return {name: float(size) for name, size in host.items()}

@@ -207,6 +207,16 @@ def test_fsdp_divides_what_it_shards(tiny_pipeline):
     for part in ("weights", "optimizer states", AVERAGE):
         assert sharded.parts[part] == alone.parts[part] / 4
     assert sharded.checkpoint == alone.checkpoint == sharded.host["checkpoint"]
+    copied = budget(tiny_pipeline, setup=TrainingSetup(8, 4, FSDP2, mixed=False, asynchronous=True))
+    assert copied.host["checkpoint"] == 2 * copied.checkpoint, "what was gathered is copied"
+
+
+def test_networks_are_built_on_the_host_before_they_are_sharded(tiny_pipeline):
+    planned = budget(tiny_pipeline, setup=TrainingSetup(8, 4, FSDP2, mixed=False))
+    module = distillation(tiny_pipeline)
+    module.configure_model()
+    teacher, networks = module_bytes(module.teacher), sum(map(module_bytes, module.networks.values()))
+    assert planned.building == teacher + networks + module_bytes(module.generator_ema)
 
 
 def test_what_fsdp_gathers():
@@ -240,6 +250,6 @@ def test_adapters_share_the_weights_of_the_teacher(tiny_pipeline):
     buffers = 2 * FLOAT32  # alpha and sigma
     assert planned.parts[AVERAGE] == own + buffers and planned.weights["g"] == own / FLOAT32
     assert planned.parts["optimizer states"] < full.parts["optimizer states"] / 2
-    assert planned.checkpoint < full.checkpoint / 2
+    assert planned.checkpoint < full.checkpoint / 2 and planned.building < full.building / 2
     by_name = {each.name: each for each in planned.passes}
     assert by_name["generator, optimizer"].peak[GRADIENTS] == own
