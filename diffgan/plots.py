@@ -14,6 +14,7 @@ Curve = list[tuple[float, float]]  # points (x, y)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: for colour-blind eyes too
 INK = "#333333"
 LETTER = 0.085  # inches that a letter of a label takes, about
+LEAST_BAR = 3.0  # inches of the longest bar of a chart, at least
 
 
 class Interval(NamedTuple):
@@ -61,7 +62,8 @@ def bars_png(bars: Sequence[Interval], axis: str, texts: Mapping[str, str]) -> b
         axis: label of the axis.
         texts: stored in the file by keyword.
     """
-    width = 7
+    names, values = (LETTER * max(map(len, column)) for column in ([b.name for b in bars], [b.text for b in bars]))
+    width = max(7, names + values + LEAST_BAR)
     figure = Figure(figsize=(width, 0.8 + 0.42 * len(bars)), layout="constrained")
     axes = figure.subplots()
     means, ranges = [bar.mean for bar in bars], _ranges(bars)
@@ -72,9 +74,7 @@ def bars_png(bars: Sequence[Interval], axis: str, texts: Mapping[str, str]) -> b
         axes.text(max(bar.most, 0) + 0.015 * farthest, place, bar.text, va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
     axes.set(xlabel=axis, ylim=(len(bars) - 0.5, -0.5))
-    plot = max(width - LETTER * max(len(bar.name) for bar in bars), width / 3)  # inches
-    bar_share = 1 - LETTER * max(len(bar.text) for bar in bars) / plot
-    axes.set_xlim(right=farthest / max(bar_share, 0.2) or None)
+    axes.set_xlim(right=farthest / (1 - values / (width - names)) or None)  # the longest bar ends before its value
     axes.tick_params(axis="y", length=0)
     _remove_frame(axes, "top", "right", "left")
     return png(figure, 110, texts)

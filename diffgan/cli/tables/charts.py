@@ -14,7 +14,7 @@ from diffgan.errors import UserError
 from diffgan.storage.atomic import write_atomic
 
 DATA = "diffgan"  # the text in a PNG
-STYLE = 2  # of the drawing; another number draws all charts again
+STYLE = 3  # of the drawing; another number draws all charts again
 IMAGES = "images_seen"
 
 
