@@ -199,7 +199,6 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         self.clear_idle_optimizers()
         for optimizer in self.trainer.optimizers:
             checkpoints.lay_out_as_weights(optimizer)
-            checkpoints.own_memory(optimizer)
         self._averaged = ema.following(self.generator_ema, self.generator)
         if self.trainer.precision == "bf16-mixed":
             self._log_rounding()

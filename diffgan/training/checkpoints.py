@@ -100,18 +100,17 @@ def _name(key: int | str, names: list[str]) -> str:
 
 
 def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Give the tensors of an optimizer's state the memory layout of their weights, as fused kernels require."""
+    """Give the tensors of an optimizer's state memory of their own in the layout of their weights.
+
+    Fused kernels require that layout. What is on the CPU may be mapped from a checkpoint, see `with_own_memory`.
+    """
     for weight, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape == weight.shape and value.stride() != weight.stride():
                 state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-
-
-def own_memory(optimizer: torch.optim.Optimizer) -> None:
-    """Copy what an optimizer's state has on the CPU: it may be mapped from a checkpoint, see `with_own_memory`."""
-    for state in optimizer.state.values():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.device.type == "cpu":
+            elif value.device.type == "cpu":
                 state[name] = value.clone()
 
 
