@@ -18,6 +18,7 @@ class Evaluation(pl.Callback):
 
     Each of several processes generates and measures its own images; together they are exactly the protocol's.
     `metrics` holds those of the last evaluation, with protocol and digest; it is empty after a validation without one.
+    `batch_size` is the number of images that a process makes at once.
 
     Args:
         every_images: in a fit, evaluate at the first validation after each multiple of so many images; None: never in
@@ -27,6 +28,8 @@ class Evaluation(pl.Callback):
     Raises:
         UserError: `every_images` is out of range, or there is no time at which it evaluates.
     """
+
+    batch_size: int
 
     def __init__(self, every_images: int | None, fit_only: bool = False):
         if every_images is not None:

@@ -23,6 +23,8 @@ class GlyphEvaluation(Evaluation):
             the student's are then compared with them too.
     """
 
+    batch_size = 50
+
     def __init__(
         self,
         protocol: str = "glyphs-2k",
@@ -34,7 +36,8 @@ class GlyphEvaluation(Evaluation):
         self.protocol, self.cache, self.teacher_images = glyph_protocol(protocol), cache, teacher_images
 
     def build_evaluator(self) -> GlyphEvaluator:
-        return GlyphEvaluator(self.protocol, cache=self.cache, teacher_images=self.teacher_images)
+        options = {"batch_size": self.batch_size, "teacher_images": self.teacher_images}
+        return GlyphEvaluator(self.protocol, cache=self.cache, **options)
 
     def device(self, pl_module: pl.LightningModule) -> str:
         return "cpu"

@@ -1,15 +1,18 @@
 """The verb `plan`: the memory that a distillation takes, before anything is downloaded or trained."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.ema import EMA
+from callbacks.evaluation import Evaluation
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.sample_grid import SampleGrid
+from callbacks.training_health import TrainingHealth
 from datamodules.latent_pairs import LatentPairs
 from diffgan.cli.config_files import Prepared
 from diffgan.cli.planning import ConfigReader, callbacks_of, print_lines
@@ -27,6 +30,7 @@ from diffgan.memory.budget import (
     TrainingSetup,
     plan_memory,
 )
+from diffgan.memory.drawing import Drawing
 from diffgan.memory.networks import skeleton_teacher
 from diffgan.memory.simulation import R1, Pass
 from diffgan.methods.checks import check_precision
@@ -127,9 +131,21 @@ def read_training(config: list[str], devices: int | None = None) -> tuple[Diffus
         asynchronous=any(
             getattr(callback, "asynchronous", False) for callback in callbacks if isinstance(callback, ImageCheckpoint)
         ),
-        images_drawn=max((len(each.prompts) for each in callbacks if isinstance(each, SampleGrid)), default=0),
+        drawings=tuple(_drawings(callbacks)),
     )
     return module, cli.teacher, setup
+
+
+def _drawings(callbacks: Iterable[pl.Callback]) -> Iterator[Drawing]:
+    """What callbacks draw during a fit."""
+    for each in callbacks:
+        name = type(each).__name__
+        if isinstance(each, SampleGrid):
+            yield Drawing(name, len(each.prompts), len(each.prompts), by_teacher=True)
+        elif isinstance(each, TrainingHealth):
+            yield Drawing(name, len(each.prompts) * each.noises, images=0, by_teacher=True)
+        elif isinstance(each, Evaluation) and each.every_images is not None:
+            yield Drawing(name, each.batch_size, each.batch_size, by_teacher=False)
 
 
 def _processes(devices: Any, nodes: int) -> int:
@@ -185,8 +201,8 @@ def report(module: Diffusion2GAN, setup: TrainingSetup, budget: MemoryBudget) ->
     highest = budget.highest
     yield "peak", f"{_size(budget.peak)}   everything above with the highest pass: {highest.name}"
     if budget.drawing:
-        text = f"teacher on the GPU, {setup.images_drawn} images decoded at once, in callbacks"
-        yield "drawing", f"{_size(budget.fixed + budget.drawing)}   {text}"
+        largest = max(budget.drawings, key=budget.drawings.get)
+        yield "drawing", f"{_size(budget.fixed + budget.drawing)}   {largest}"
     yield "allowance", f"{_size(budget.allowance)}   CUDA context, communication, fragmentation (an estimate)"
     yield "required", f"{_size(budget.required)}   {_verdict(budget.required)}"
     for i, remedy in enumerate(remedies(module, setup, budget)):

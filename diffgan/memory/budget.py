@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from diffgan.memory.simulation import R1, VALIDATION, Pass, build_networks, simulate_decoding, simulate_step
+from diffgan.memory.drawing import Drawing, drawing_bytes
+from diffgan.memory.simulation import R1, VALIDATION, Pass, build_networks, simulate_step
 from diffgan.memory.tracker import module_bytes, weight_bytes
 from diffgan.methods.diffusion2gan import Diffusion2GAN
 from diffgan.nets.lora import trainable
@@ -32,7 +33,7 @@ class TrainingSetup(NamedTuple):
 
     pairs: of one process and batch.  processes: in all.  strategy: one of the four names above.
     mixed: bf16-mixed precision.  embeddings: text is read with the pairs.  ema_on_cpu: the average is on the host.
-    asynchronous: checkpoints are written from a copy on the host.  images_drawn: at once, by callbacks.
+    asynchronous: checkpoints are written from a copy on the host.  drawings: of callbacks.
     """
 
     pairs: int
@@ -42,7 +43,7 @@ class TrainingSetup(NamedTuple):
     embeddings: bool = False
     ema_on_cpu: bool = False
     asynchronous: bool = False
-    images_drawn: int = 0
+    drawings: tuple[Drawing, ...] = ()
 
     @property
     def shards(self) -> int:
@@ -54,7 +55,7 @@ class MemoryBudget(NamedTuple):
     """Bytes on each GPU and on the host.
 
     parts: during the whole training, by name.  passes: of a training step, above the parts.
-    drawing: of the callbacks' images, above the parts; 0 if there are none.  host: of each process, by name.
+    drawings: of callbacks, above the parts.  host: of each process, by name.
     building: on the host of each process, before the networks go to the GPU.
     allowance: for CUDA itself, communication and fragmentation.  checkpoint: a file's size.
     weights: number of trained weights by network.
@@ -62,7 +63,7 @@ class MemoryBudget(NamedTuple):
 
     parts: dict[str, float]
     passes: list[Pass]
-    drawing: float
+    drawings: dict[Drawing, float]
     allowance: float
     host: dict[str, float]
     building: float
@@ -83,6 +84,11 @@ class MemoryBudget(NamedTuple):
     def peak(self) -> float:
         """The highest memory of tensors during training."""
         return self.fixed + self.highest.total
+
+    @property
+    def drawing(self) -> float:
+        """The most that a callback's drawing takes above the parts; 0 if none draws."""
+        return max(self.drawings.values(), default=0.0)
 
     @property
     def required(self) -> float:
@@ -115,7 +121,7 @@ def plan_memory(module: Diffusion2GAN, teacher: Teacher, setup: TrainingSetup) -
     return MemoryBudget(
         parts,
         passes,
-        _drawing(teacher, setup, sizes["g"], is_shared),
+        _drawings(teacher, setup, sizes["g"], is_shared),
         _allowance(setup, passes),
         _host(teacher, setup, sizes, states, is_shared),
         float(module_bytes(teacher) + sum(sizes.values()) + sizes["g"]),
@@ -181,14 +187,10 @@ def gathered_bytes(network: nn.Module, blocks: Iterable[nn.Module], backward: bo
     return root + max(copies * size + 2 * after for size, after in zip(order, following, strict=True))
 
 
-def _drawing(teacher: Teacher, setup: TrainingSetup, generator: int, is_shared: bool) -> float:
-    """Bytes while a callback draws: the teacher, whose network may be there anyway, a lent average, and decoding."""
-    if not setup.images_drawn:
-        return 0.0
-    lent = module_bytes(teacher.vae) + (generator if setup.ema_on_cpu else 0)
-    if not is_shared:
-        lent += module_bytes(teacher.denoiser)
-    return lent + simulate_decoding(teacher, setup.images_drawn)
+def _drawings(teacher: Teacher, setup: TrainingSetup, generator: int, is_shared: bool) -> dict[Drawing, float]:
+    """Bytes of each callback's drawing, with the text encoders and the average if they are lent for it."""
+    lent = (generator if setup.ema_on_cpu else 0) + (_text_bytes(teacher, setup.mixed) if setup.embeddings else 0)
+    return {each: lent + drawing_bytes(each, teacher, lent_network=not is_shared) for each in setup.drawings}
 
 
 def _allowance(setup: TrainingSetup, passes: list[Pass]) -> float:

@@ -67,6 +67,26 @@ def simulate_decoding(teacher: Teacher, images: int) -> float:
     return sum(tracker.peak.values())
 
 
+def simulate_call(teacher: Teacher, rows: int) -> float:
+    """Bytes that a call of the network takes above its weights, in float32 without gradient; it becomes fake."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        make_fake(teacher.denoiser)
+        tracker = MemoryTracker()
+        tracker.ignore([*teacher.denoiser.parameters(), *teacher.denoiser.buffers()])
+        samples, t = empty_samples(teacher, rows), torch.zeros(rows, dtype=torch.int64)
+        with tracker, tracker.measure("call"), torch.no_grad():
+            adapter_for(teacher.denoiser).predict(teacher.denoiser, samples.noise, t, samples.conditioning)
+    return sum(tracker.peak.values())
+
+
+def empty_samples(teacher: Teacher, count: int) -> Samples:
+    """Uninitialised pairs with their conditioning, of the teacher's shapes."""
+    tokens = teacher.prompt_tokens(teacher.text_encoders[0].config)
+    one = adapter_for(teacher.denoiser).empty_conditioning(teacher.denoiser.config, tokens)
+    conditioning = one.map(lambda row: torch.empty(count, *row.shape[1:]))
+    return Samples(*torch.empty(2, count, *teacher.latent_shape), conditioning)
+
+
 class Step(NamedTuple):
     """passes: in their order.  states: bytes of optimizer states by network."""
 
@@ -169,18 +189,9 @@ class _Simulation:
         with self._pass(VALIDATION, "g", backward=False), torch.no_grad():
             self._validate()
 
-    def _pairs(self) -> Samples:
-        """A process's pairs with their conditioning."""
-        teacher, count = self.module.teacher, self.pairs
-        tokens = teacher.prompt_tokens(teacher.text_encoders[0].config)
-        adapter = adapter_for(teacher.denoiser)
-        one = adapter.empty_conditioning(teacher.denoiser.config, tokens)
-        conditioning = one.map(lambda row: torch.empty(count, *row.shape[1:]))
-        return Samples(*torch.empty(2, count, *teacher.latent_shape), conditioning)
-
     def _micro_batches(self) -> list[MicroBatch]:
         """As `Diffusion2GAN.split_batch`: the first two."""
-        pairs = self._pairs()
+        pairs = empty_samples(self.module.teacher, self.pairs)
         whole = MicroBatch(pairs, pairs.map(torch.clone), torch.empty(self.pairs), torch.zeros_like(pairs.latent))
         return split(whole, self.module.micro_batch_count)[:2]
 
@@ -238,7 +249,7 @@ class _Simulation:
 
     def _validate(self) -> None:
         """As `Distillation.validation_step`, on all pairs of a process at once."""
-        batch = self._pairs()
+        batch = empty_samples(self.module.teacher, self.pairs)
         generated = self.module.generator(batch.noise, batch.conditioning)
         self.module.regression(generated, batch.latent, torch.Generator())
 

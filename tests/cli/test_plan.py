@@ -6,6 +6,7 @@ import yaml
 from diffgan.__main__ import main
 from diffgan.cli.plan import read_training
 from diffgan.memory.budget import plan_memory
+from diffgan.memory.drawing import Drawing
 from tests.runs import distillation, refused, write
 
 H100_PEAK = 58.1 * 2**30  # bytes: SD1.5, one process, 32 pairs, checkpointing, exact R1
@@ -37,9 +38,28 @@ def test_plan_needs_neither_pairs_nor_weights_nor_bitsandbytes(training, tmp_pat
     output = planned(capsys, "-c", write(tmp_path / "a.yaml", training), "--devices", 2)
     assert "DDP without gradient_as_bucket_view over 2" in output and "4 pairs in 1 micro-batch" in output
     parts = ("weights", "optimizer states", "moving average", "perceptual network", "R1")
-    for label in (*parts, "peak", "checkpoint", "at the start"):
+    for label in (*parts, "peak", "checkpoint", "at the start", "SampleGrid: 2 images decoded at once"):
         assert label in output
     assert "GPUs of 24 GB suffice" in output and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_callbacks_that_draw_in_a_fit_are_planned(training, tmp_path):
+    """An evaluation in `diffgan test` alone is none of them."""
+    protocol = {"protocol": "configs/protocols/coco2017-5k.yaml"}
+    health = {"prompts": ["digit 7", "digit 8"], "noises": 3}
+    training["trainer"]["callbacks"] += [
+        {"class_path": "COCOFID", "init_args": protocol | {"batch_size": 128}},
+        {"class_path": "COCOFID", "init_args": protocol | {"batch_size": 64, "every_images": 8, "fit_only": True}},
+        {"class_path": "GlyphEvaluation", "init_args": {"every_images": 8}},
+        {"class_path": "TrainingHealth", "init_args": health},
+    ]
+    *_, setup = read_training([write(tmp_path / "a.yaml", training)])
+    assert setup.drawings == (
+        Drawing("SampleGrid", latents=2, images=2, by_teacher=True),
+        Drawing("COCOFID", latents=64, images=64, by_teacher=False),
+        Drawing("GlyphEvaluation", latents=50, images=50, by_teacher=False),
+        Drawing("TrainingHealth", latents=6, images=0, by_teacher=True),
+    )
 
 
 def test_the_demo_is_planned(capsys):

@@ -13,6 +13,7 @@ from diffgan.errors import UserError
 from diffgan.losses.regression import MSE
 from diffgan.memory import eight_bit
 from diffgan.memory.budget import AVERAGE, DDP, FSDP2, SHARED, WORKSPACE, TrainingSetup, gathered_bytes, plan_memory
+from diffgan.memory.drawing import Drawing
 from diffgan.memory.gpu_autocast import autocast, gpu_lists
 from diffgan.memory.networks import make_fake, skeleton_teacher
 from diffgan.memory.simulation import BACKWARD, DISCRIMINATOR, GAN_GRADIENT, GENERATOR, R1
@@ -176,6 +177,25 @@ def test_settings_that_save_memory(tiny_pipeline):
     penalties = [next(each for each in planned.passes if each.name == R1) for planned in (plain, small)]
     own = [sum(each.peak.get(label, 0) for label in (R1, WORKSPACE)) for each in penalties]
     assert own[1] < own[0] / 2
+
+
+def test_drawing_is_the_most_of_any_callback(tiny_pipeline):
+    """Lent networks, and decoding or a call of the network, with guidance of twice as many rows."""
+    student, grid = Drawing("COCOFID", 16, 16, by_teacher=False), Drawing("SampleGrid", 16, 16, by_teacher=True)
+    health, large = (
+        Drawing("TrainingHealth", 32, 0, by_teacher=True),
+        Drawing("TrainingHealth", 999, 0, by_teacher=True),
+    )
+    setup = TrainingSetup(8, mixed=False, drawings=(student, grid, health, large))
+    planned, teacher = budget(tiny_pipeline, setup=setup), load_teacher(str(tiny_pipeline))
+    drawn = planned.drawings
+    assert drawn[grid] - drawn[student] == module_bytes(teacher.denoiser)
+    assert drawn[health] < drawn[grid] < drawn[large] == planned.drawing
+    assert planned.required == planned.fixed + planned.drawing + planned.allowance
+    lending = budget(tiny_pipeline, setup=setup._replace(embeddings=True, ema_on_cpu=True)).drawings
+    text = planned.parts["text encoders"]
+    assert lending[student] == drawn[student] + text + planned.parts[AVERAGE]
+    assert budget(tiny_pipeline).drawing == 0
 
 
 def test_an_8_bit_optimizer_has_two_bytes_and_a_scale_per_block():
