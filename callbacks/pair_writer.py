@@ -20,7 +20,7 @@ from diffgan.pairs.work_queue import WorkQueue
 from diffgan.storage.outputs import require_name
 from diffgan.teachers import solvers
 from diffgan.teachers.digest import weights_digest
-from diffgan.training.refusals import stop_together
+from diffgan.training.refusals import refusing_together
 
 NOT_COMPARED = "; `diffgan pairs verify` compares their bytes"
 
@@ -54,12 +54,8 @@ class PairWriter(pl.Callback):
             UserError, SystemExit: as `stop_together`, if an argument is out of range, the teacher cannot be loaded, or
                 the folder is refused.
         """
-        refusal = None
-        try:
+        with refusing_together(trainer):
             self.work_queue = self._open_work_queue(trainer, pl_module, stage)
-        except UserError as error:
-            refusal = error
-        stop_together(trainer, refusal)
         trainer.datamodule.work = self.work_queue
         trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would accumulate
         if trainer.progress_bar_callback is not None:  # Lightning's own, which cannot know the number of batches

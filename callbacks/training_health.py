@@ -13,6 +13,7 @@ from diffgan.numbers import require, require_guidance
 from diffgan.prompts.limits import require_prompts
 from diffgan.training.checkpoints import GOOD, keep_as
 from diffgan.training.image_clock import ImageInterval
+from diffgan.training.strategies import mean_over_processes
 
 ACCURACIES = ("d/accuracy_real", "d/accuracy_fake")
 
@@ -85,7 +86,7 @@ class TrainingHealth(pl.Callback):
         """Measure and log (collective).
 
         Raises:
-            UserError: something has been bad for too long, and `stop` is set.
+            UserError, SystemExit: as `Distillation.stop`, if something has been bad for too long and `stop` is set.
         """
         self._check_diversity(pl_module)
         if self._accuracies:
@@ -94,7 +95,7 @@ class TrainingHealth(pl.Callback):
             self._keep_good_checkpoint(trainer, pl_module)
 
     def _check_diversity(self, pl_module: Distillation) -> None:
-        diversity = self.diversity(pl_module)
+        diversity = mean_over_processes(self.diversity(pl_module))  # each has measured the same, but for rounding
         pl_module.log_curves({"health/diversity": diversity}, pl_module.images_seen)
         collapsed = float(diversity) < self.least_diversity
         self._update_finding("the student's diversity has collapsed", collapsed, pl_module)

@@ -31,6 +31,7 @@ from diffgan.teachers.earlier import EARLIER, remedy_for
 from diffgan.teachers.registry import checked_size, load_teacher
 from diffgan.training import checkpoints, ema
 from diffgan.training.checkpoint_io import stream_checkpoints
+from diffgan.training.refusals import refusing_together
 from diffgan.training.sharing import names_shared
 from diffgan.training.strategies import check_strategy, shard
 
@@ -90,8 +91,7 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         self.teacher_path, self.regression = teacher, regression.requires_grad_(False)
         self.images, self.micro_batch_count = images, accumulate
         self.gradient_checkpointing, self.compile_networks = gradient_checkpointing, compile
-        self.channels_last = channels_last
-        self.teacher_digest = ""
+        self.channels_last, self.teacher_digest = channels_last, ""
         self.ema_half_life_images = 0.0  # set by the EMA callback
 
     # ---- networks ----
@@ -125,19 +125,19 @@ class Distillation(AlternatingOptimization, FrozenNetworks, ABC):
         """Build everything on the CPU: Lightning, or FSDP2 shard by shard, moves it to the device afterwards."""
         if self.teacher is not None:
             return
-        with torch.device("cpu"):
+        with refusing_together(self._trainer), torch.device("cpu"):
             self._load_teacher()
             self.networks = self.build_networks()
             self.generator_ema = ema.frozen_copy(self.generator, self.teacher.denoiser)
             shared = names_shared(self, self.teacher.denoiser)
             self._prepare_networks()
             self.lower_text_precision()
-        if self.ema_on_cpu:
-            self.keep_average_on_cpu()
+            if self.ema_on_cpu:
+                self.keep_average_on_cpu()
+            if shared and self.device_mesh is not None:
+                raise UserError(NOT_SHARDED)
         self.omit_from_checkpoints(shared)
         if self.device_mesh is not None:
-            if shared:
-                raise UserError(NOT_SHARDED)
             all_processes = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))
             for network in (*self.networks.values(), self.generator_ema):
                 shard(network, network.blocks(), all_processes)

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from diffgan.errors import UserError
 from diffgan.nets.lora import trainable
 from diffgan.training import checkpoints
+from diffgan.training.refusals import stop_together
 from diffgan.training.strategies import full_tensor, gradient_sync
 
 UNREAD_NORMS = 8  # gradient norms after which the host waits for the device once to read them
@@ -133,7 +134,7 @@ class AlternatingOptimization(pl.LightningModule):
         """Read the norms of the newest steps from the device.
 
         Raises:
-            UserError: one was not finite. Its step was skipped.
+            UserError, SystemExit: as `stop`, if one was not finite. Its step was skipped.
         """
         norms, self._unread_norms = self._unread_norms, []
         values = torch.stack([norm for *_, norm in norms]).tolist() if norms else []
@@ -151,10 +152,15 @@ class AlternatingOptimization(pl.LightningModule):
             if self.images_seen <= self.settings[name].starts_at_images:
                 optimizer.state.clear()
 
-    def stop(self, reason: str) -> NoReturn:
-        """End a run that went wrong; raises UserError with the last good checkpoint."""
+    def stop(self, reason: str) -> None:
+        """End a run that went wrong and name the last good checkpoint (collective).
+
+        Raises:
+            UserError, SystemExit: as `stop_together`.
+        """
         good = _last_good(self.last_checkpoint)
-        raise UserError(f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}")
+        message = f"stopped after {self.images_seen} images: {reason}. Last good checkpoint: {good}"
+        stop_together(self.trainer, UserError(message))
 
 
 def _last_good(last: Path | None) -> Path | None:

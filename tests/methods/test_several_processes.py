@@ -2,6 +2,7 @@
 
 import json
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
@@ -91,8 +92,42 @@ def test_gradient_that_is_not_finite_ends_both_processes(adversarial_config, tmp
     words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)]
     words += ["-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
     assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
-    error = (tmp_path / "errors").read_text()
-    assert "the gradient's norm was nan after" in error and "Traceback" not in error
+    assert "the gradient's norm was nan after" in only_error(tmp_path / "errors")
+
+
+def only_error(file):
+    """The error that one of the processes has printed for all."""
+    text = file.read_text()
+    (line,) = [line for line in text.splitlines() if "diffgan: error: " in line]
+    assert "Traceback" not in text
+    return line
+
+
+class ElsewhereWithoutTeacher(pl.Callback):
+    """The second process has no teacher."""
+
+    def setup(self, trainer, pl_module, stage):
+        if trainer.global_rank == 1:
+            pl_module.teacher_path = "nowhere"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_one_process_refuses_ends_both(adversarial_config, tmp_path, strategy):
+    callback = {"class_path": "tests.methods.test_several_processes.ElsewhereWithoutTeacher"}
+    adversarial_config["trainer"]["callbacks"].append(callback)
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)]
+    words += ["-c", f"configs/strategies/{strategy}.yaml", "--trainer.devices", "2"]
+    assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
+    assert "teacher nowhere" in only_error(tmp_path / "errors")
+
+
+def test_what_both_refuse_is_printed_once(adversarial_config, tmp_path):
+    average, *_ = adversarial_config["trainer"]["callbacks"]
+    average["init_args"]["on_cpu"] = True
+    words = ["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)]
+    words += ["-c", "configs/strategies/fsdp.yaml", "--trainer.devices", "2"]
+    assert run_on_two_processes(words, errors=tmp_path / "errors") == [1, 1]
+    assert "EMA: on_cpu is not supported with FSDP2" in only_error(tmp_path / "errors")
 
 
 def test_ddp_averages_the_gradients_of_the_network_that_moves(adversarial_config, tmp_path):
