@@ -21,9 +21,9 @@ class Drawing(NamedTuple):
     by_teacher: bool
 
     def __str__(self) -> str:
-        made = f"{self.images} images decoded" if self.images else f"{self.latents} latents made"
+        made = f"decodes images, {self.images}" if self.images else f"makes latents, {self.latents}"
         lent = "the teacher" if self.by_teacher else "the teacher's decoder"
-        return f"{self.callback}: {made} at once, {lent} on the GPU"
+        return f"{self.callback} {made} at once, with {lent} on the GPU"
 
 
 def drawing_bytes(drawing: Drawing, teacher: Teacher, lent_network: bool) -> float:

@@ -38,7 +38,7 @@ def test_plan_needs_neither_pairs_nor_weights_nor_bitsandbytes(training, tmp_pat
     output = planned(capsys, "-c", write(tmp_path / "a.yaml", training), "--devices", 2)
     assert "DDP without gradient_as_bucket_view over 2" in output and "4 pairs in 1 micro-batch" in output
     parts = ("weights", "optimizer states", "moving average", "perceptual network", "R1")
-    for label in (*parts, "peak", "checkpoint", "at the start", "SampleGrid: 2 images decoded at once"):
+    for label in (*parts, "peak", "checkpoint", "at the start", "SampleGrid decodes images, 2 at once"):
         assert label in output
     assert "GPUs of 24 GB suffice" in output and not list(tmp_path.glob("*.safetensors"))
 
