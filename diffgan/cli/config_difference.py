@@ -1,7 +1,12 @@
 """What two configurations of the same run do not share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from diffgan.cli.renamed import translate_config
 
 # Arguments that older records lack, with what those runs did. Any other that a record lacks was null.
 ADDED = {
@@ -35,6 +40,18 @@ def first_difference(
         if (found := _difference(part, _at(before, part), _at(now, part), may_change)) is not None:
             return found
     return None
+
+
+def difference_from_run(
+    record: Path, now: dict[str, Any], parts: Sequence[str], may_change: Sequence[str]
+) -> str | None:
+    """As `first_difference`, from the configuration that a run has written; None if there is no such file.
+
+    record: `fit.yaml` of the run.
+    """
+    if not record.is_file():
+        return None
+    return first_difference(translate_config(yaml.safe_load(record.read_text())), now, parts, may_change)
 
 
 def _at(config: Any, key: str) -> Any:

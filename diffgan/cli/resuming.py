@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch import Trainer
 
 from callbacks.image_checkpoint import ImageCheckpoint
 from callbacks.run_folder import run_folder
-from diffgan.cli.config_difference import first_difference
-from diffgan.cli.renamed import translate_config
+from diffgan.cli.config_difference import difference_from_run
 from diffgan.errors import UserError
 from diffgan.storage.folder_lock import FolderLock
 from diffgan.training.checkpoints import BEST, LAST, PREVIOUS, find_damage
@@ -149,10 +147,7 @@ def require_same_experiment(record: Path, config: dict[str, Any]) -> None:
 
     record: `fit.yaml` of the run, if it exists.  config: of the command.
     """
-    if not record.is_file():
-        return
-    before = translate_config(yaml.safe_load(record.read_text()))
-    if (changed := first_difference(before, config, EXPERIMENT, MAY_CHANGE)) is not None:
+    if (changed := difference_from_run(record, config, EXPERIMENT, MAY_CHANGE)) is not None:
         raise UserError(
             f"{record}: {changed}; choose another folder "
             "(trainer.logger), or continue with the change on purpose: --ckpt_path last"

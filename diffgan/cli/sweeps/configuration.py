@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from diffgan.cli.config_difference import first_difference
+from diffgan.cli.config_difference import difference_from_run, first_difference
 from diffgan.cli.evaluate_options import DTYPE
 from diffgan.cli.lightning_cli import DiffganCLI
 from diffgan.cli.renamed import translate_config
@@ -68,10 +68,8 @@ def require_same_training(folder: Path, config: dict[str, Any]) -> None:
 
     `fit` would resume it, since a training may be made longer. In a sweep its result would be neither of the two.
     """
-    if not (record := folder / "fit.yaml").is_file():
-        return
-    before = translate_config(yaml.safe_load(record.read_text()) or {})
-    if (changed := first_difference(before, config, COMPARED, MAY_CHANGE)) is not None:
+    record = folder / "fit.yaml"
+    if (changed := difference_from_run(record, config, COMPARED, MAY_CHANGE)) is not None:
         raise UserError(
             f"{record}: {changed}: the sweep's configuration changed after this training began; remove {folder} to "
             "begin it again, or give the table another name"
