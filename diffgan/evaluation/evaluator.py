@@ -163,19 +163,23 @@ class Evaluator(ABC):
         for metric in metrics:
             metric.reset()
 
-        def update(batches: list[range]) -> None:
-            for rows in split.progress(batches, title):
-                batch = self._batch(rows, images_of(rows), device)
-                for metric in metrics:
-                    metric.update(batch)
-
-        own = split.batches(count, self.batch_size)
-        update(own[:1])  # a generator that fails does so at once
-        real = self.real_images(device, split)  # a damaged real image is found before the other batches
-        for metric in sorted(metrics, key=lambda metric: not metric.needs_features):  # of them statistics can be made
-            metric.setup(real)
-        update(own[1:])
+        batches = split.batches(count, self.batch_size)
+        for number, rows in enumerate(split.progress(batches, title)):
+            batch = self._batch(rows, images_of(rows), device)
+            for metric in metrics:
+                metric.update(batch)
+            if number == 0:  # a generator that fails has failed; a damaged real image is found before the other batches
+                self._set_up(metrics, device, split)
         return _computed(metrics, split)
+
+    def _set_up(self, metrics: list[ImageMetric], device: torch.device | str, split: WorkSplit) -> None:
+        """Hand the real images to the metrics (collective).
+
+        Metrics that need all features come first: statistics are then computed from these features.
+        """
+        real = self.real_images(device, split)
+        for metric in sorted(metrics, key=lambda metric: not metric.needs_features):
+            metric.setup(real)
 
     def real_images(self, device: torch.device | str = "cpu", split: WorkSplit = SINGLE_PROCESS) -> RealImages:
         """The real images; their features are computed once, on the device and processes of the first call."""
