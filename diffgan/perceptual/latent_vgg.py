@@ -15,6 +15,7 @@ OMITTED_POOLS = 3  # the latent of an autoencoder is 8 times smaller than its im
 NORMS = ("batch", "group", "none")
 TAPS = ("relu", "pool")
 NORM_GROUPS = 8  # of GroupNorm
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm  # the second by the trainer's `sync_batchnorm`
 
 
 class LatentVGG16(nn.Module):
@@ -116,12 +117,12 @@ def fold_batch_norm(network: LatentVGG16) -> LatentVGG16:
     return plain.eval()
 
 
-def conv_norm_pairs(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def conv_norm_pairs(stage: nn.Sequential) -> list[tuple[nn.Conv2d, BatchNorm]]:
     """The convolutions of a stage, each with the batch norm that follows it."""
-    return [(layer, following) for layer, following in pairwise(stage) if isinstance(following, nn.BatchNorm2d)]
+    return [(layer, following) for layer, following in pairwise(stage) if isinstance(following, BatchNorm)]
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, target: nn.Conv2d) -> None:
+def _fold(conv: nn.Conv2d, norm: BatchNorm, target: nn.Conv2d) -> None:
     """Write into `target` the convolution that equals `norm` after `conv`, computed in float64."""
     bias = None if conv.bias is None else conv.bias.double()
     statistics = (norm.running_mean.double(), norm.running_var.double(), norm.eps)

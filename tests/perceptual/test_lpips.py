@@ -44,6 +44,14 @@ def test_three_max_pools_are_omitted():
     assert len(convolutions) == 13 and convolutions[-1].out_channels == 512
 
 
+def test_synchronised_batch_norm_is_folded():
+    """As the recipes for several GPUs train it: `sync_batchnorm` of the trainer replaces every batch norm."""
+    network = with_trained_norms(LatentVGG16(4, width=0.125)).eval()
+    expected = fold_batch_norm(network).state_dict()
+    folded = fold_batch_norm(torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)).state_dict()
+    assert all(torch.equal(folded[name], value) for name, value in expected.items())
+
+
 def test_folding_keeps_the_function():
     torch.manual_seed(1)
     network = with_trained_norms(LatentVGG16(3, width=0.125)).eval()
