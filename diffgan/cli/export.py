@@ -26,6 +26,7 @@ from diffgan.teachers.pipeline_files import RECORD, save_pipeline, without_path
 from diffgan.teachers.registry import checked_size, load_teacher
 from diffgan.training.checkpoints import BEST, GOOD, LAST, PREVIOUS, find_damage
 
+SCHEDULER = "scheduler"  # folder of a pipeline's component
 CHECKPOINTS = {"last": LAST, "previous": PREVIOUS, "best": BEST, "good": GOOD}
 
 
@@ -63,7 +64,8 @@ def export(
         dtype: of the stored weights; what it changes in x^ is measured, printed and recorded.
         single_file: also all weights in one .safetensors file in the original layout of SD1.x or SDXL, for programs
             other than diffusers.
-        lora: write the run's adapters alone, for `load_lora_weights` of diffusers; else they are merged.
+        lora: write the run's adapters alone, for `load_lora_weights` of diffusers, and the student's schedule in
+            `scheduler/`; else they are merged.
     """
     if single_file is not None:
         check_single_file(single_file, output)
@@ -79,7 +81,7 @@ def export(
         record |= {} if student.size is None else {"size": student.size}
         record |= describe(run, config, teacher, checkpoint_digest)
         if lora:
-            save_adapters(teacher.denoiser, teacher.pipeline_class, folder)
+            _save_adapters(teacher, student, folder)
         else:
             _save_student(teacher, student, dtype, folder, record)
         copy_samples(run, images_seen, folder)
@@ -109,17 +111,31 @@ def _save_student(teacher: Teacher, student: Student, dtype: str, folder: Path, 
     """Write the pipeline, with adapters merged and the weights in `dtype`; `record` gains what that changed."""
     if student.lora is not None:
         merge_adapters(teacher.denoiser)
-    last = teacher.schedule.last_timestep
-    teacher.schedule = teacher.schedule.ending_at(last if student.timestep is None else student.timestep)
+    _end_schedule(teacher, student)
     if dtype != "float32":
         record |= convert(teacher, getattr(torch, dtype))
     _save(teacher, folder)
+
+
+def _save_adapters(teacher: Teacher, student: Student, folder: Path) -> None:
+    """Write the adapters, and the schedule on which one step calls the student at its timestep."""
+    save_adapters(teacher.denoiser, teacher.pipeline_class, folder)
+    _end_schedule(teacher, student)
+    teacher.scheduler.save_pretrained(folder / SCHEDULER)
+
+
+def _end_schedule(teacher: Teacher, student: Student) -> None:
+    """Give a teacher the schedule that ends at the student's timestep."""
+    last = teacher.schedule.last_timestep
+    teacher.schedule = teacher.schedule.ending_at(last if student.timestep is None else student.timestep)
 
 
 def _report(output: Path, record: dict[str, Any], single_file: Path | None, lora: bool) -> None:
     sides = ", height={}, width={}".format(*record["size"]) if "size" in record else ""
     kind = "adapters of a one-step student" if lora else "one-step student"
     print(f"{output}: {kind}, num_inference_steps=1, guidance_scale=1{sides}")
+    if lora:
+        print(f"{output}/{SCHEDULER}: its scheduler, which the teacher's pipeline needs beside the adapters")
     if (difference := record.get("difference_to_float32")) is not None:
         print(
             f"{record['dtype']}: x^ differs from float32 by at most {difference['largest']:.2e} "

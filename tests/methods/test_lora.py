@@ -5,6 +5,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from diffgan.__main__ import main
 from diffgan.nets.generator import OneStepGenerator
@@ -166,6 +167,22 @@ def test_exports_merged_or_as_a_file_for_stock_diffusers(lora_config, tmp_path, 
     assert "--dtype and --single_file are for whole pipelines" in refused(
         capsys, "export", str(tmp_path / "run"), str(tmp_path / "x"), "--lora", "--dtype", "float16"
     )
+
+
+def test_exported_adapters_have_the_schedule_of_an_earlier_timestep(lora_config, tmp_path, tiny_pipeline, capsys):
+    """Stock diffusers, with adapters and scheduler beside the teacher, gives the latents of the merged pipeline."""
+    lora_config["model"]["init_args"]["timesteps"] = [399]
+    main(["fit", "-c", write(tmp_path / "fit.yaml", lora_config)])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "merged")])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "adapters"), "--lora"])
+    assert f"{tmp_path}/adapters/scheduler: its scheduler" in capsys.readouterr().out
+    merged, beside = (StableDiffusionPipeline.from_pretrained(path) for path in (tmp_path / "merged", tiny_pipeline))
+    beside.load_lora_weights(tmp_path / "adapters")
+    beside.scheduler = DDIMScheduler.from_pretrained(tmp_path / "adapters", subfolder="scheduler")
+    noise = draw_noise(range(2), load_teacher(str(tiny_pipeline)).latent_shape)
+    expected, found = (stock_latents(pipe, ["digit 7", ""], noise, 1, 1.0) for pipe in (merged, beside))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert beside.scheduler.timesteps.tolist() == [399]
 
 
 def test_a_full_training_has_no_adapters_to_export(adversarial_config, tmp_path, capsys):
