@@ -19,15 +19,9 @@ from diffgan.training.refusals import stop_together
 
 NAMED = {"previous": PREVIOUS, "best": BEST}  # values of --ckpt_path beside "last" and files
 EXPERIMENT = ("seed_everything", "model", "data")  # parts of a configuration that make a run what it is
-MAY_CHANGE = (
-    "images",
-    "cooldown_images",
-    "max_steps",
-    "steps",
-    "cooldown",
-    "workers",
-    "cache_gb",
-)  # a run may be made longer
+LONGER = ("images", "cooldown_images", "max_steps", "steps", "cooldown")
+MEMORY = ("accumulate", "gradient_checkpointing", "workers", "cache_gb")
+MAY_CHANGE = LONGER + MEMORY  # the same run, made longer, or in the memory that there is
 
 
 class FirstProcess(pl.Callback):

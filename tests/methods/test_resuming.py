@@ -153,6 +153,15 @@ def test_a_checkpoint_is_mapped_and_not_kept(adversarial_config, tmp_path, strat
     assert checkpoint(tmp_path / "run")["images_seen"] == 24
 
 
+def test_settings_of_memory_may_change(adversarial_config, tmp_path):
+    """A run that ended out of memory resumes by its own command with more micro-batches and gradient checkpointing."""
+    adversarial_config["model"]["init_args"]["images"] = 16
+    main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
+    adversarial_config["model"]["init_args"] |= {"images": 32, "accumulate": 2, "gradient_checkpointing": True}
+    main(["fit", "-c", write(tmp_path / "fit.yaml", adversarial_config)])
+    assert checkpoint(tmp_path / "run")["images_seen"] == 32
+
+
 def test_checkpoint_without_the_averages_of_the_balance_resumes(adversarial_config, tmp_path):
     """As those of version 0.2: the averages begin with the next step."""
     path = write(tmp_path / "fit.yaml", adversarial_config)
