@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datamodules.loading import check_loading, unchanged
+from datamodules.loading import check_loading, trains_on_gpu, unchanged
 from datamodules.resident_latents import IndexedLatents, LatentEncoding, ResidentBatches, epoch_order
 from diffgan.glyphs import recipe
+from diffgan.glyphs.typefaces import load_for_workers
 from diffgan.storage.digests import digest
 from diffgan.storage.tensor_files import write_tensors
 from diffgan.teachers.autoencoders import Encoder
@@ -90,12 +91,14 @@ class GlyphImages(pl.LightningDataModule):
         return self._loader("validation", drop_last=False)
 
     def _loader(self, split: str, drop_last: bool) -> DataLoader:
+        load_for_workers(split)
         return DataLoader(
             GlyphDataset(split, self.images[split], self.seed),
             batch_size=self.batch_size,
             drop_last=drop_last,
             collate_fn=unchanged,
             num_workers=self.workers,
+            pin_memory=trains_on_gpu(self.trainer),
         )
 
 
@@ -238,6 +241,7 @@ class GlyphCaptions(GlyphImages):
     """The captions of `GlyphImages`, for the text encoder; same arguments."""
 
     def _loader(self, split: str, drop_last: bool) -> DataLoader:
+        load_for_workers(split)
         captions = CaptionDataset(GlyphDataset(split, self.images[split], self.seed))
         return DataLoader(
             captions, self.batch_size, drop_last=drop_last, collate_fn=unchanged, num_workers=self.workers

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datamodules.loading import unchanged
 from diffgan.glyphs import recipe
-from diffgan.glyphs.typefaces import typefaces
+from diffgan.glyphs.typefaces import load_for_workers
 from diffgan.teachers.autoencoders import Encoder
 
 ENCODED_BATCH = 1024  # images painted and encoded together; the rounding of the latents depends on it
@@ -69,13 +69,20 @@ class LatentEncoding:
 
     def encode(self, split: str, length: int, seed: int) -> IndexedLatents:
         """The first `length` images of (split, seed), as in `GlyphDataset`: latents in float16, on the device."""
-        typefaces(split)  # unpacked once, here, and not by every worker
+        load_for_workers(split)
         glyphs = DataLoader(
             _Descriptions(split, length, seed), ENCODED_BATCH, num_workers=self.workers, collate_fn=unchanged
         )
         batches = tqdm(glyphs, desc=f"encoding {split} images", unit_scale=ENCODED_BATCH, unit="image")
-        parts = [self._encode(split, batch) for batch in batches]
-        return IndexedLatents(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        encoded: IndexedLatents | None = None  # filled batch by batch: joining parts would take twice the memory
+        for index, batch in enumerate(batches):
+            part = self._encode(split, batch)
+            if encoded is None:
+                encoded = IndexedLatents(*(column.new_empty(length, *column.shape[1:]) for column in part))
+            rows = slice(index * ENCODED_BATCH, index * ENCODED_BATCH + len(batch))
+            for column, values in zip(encoded, part, strict=True):
+                column[rows] = values
+        return encoded
 
     def _encode(self, split: str, glyphs: list[recipe.Glyph]) -> IndexedLatents:
         latent = self.encoder(recipe.paint(split, glyphs, self.device)).half()

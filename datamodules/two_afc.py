@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.glyphs import GlyphDataset
-from datamodules.loading import check_loading, unchanged
+from datamodules.loading import check_loading, trains_on_gpu, unchanged
 from diffgan.errors import UserError, first_line
 from diffgan.glyphs.distortions import FAMILIES, distort
+from diffgan.glyphs.typefaces import load_for_workers
 from diffgan.images import from_uint8, read_rgb, rgb_tensor
 from diffgan.numbers import require
 from diffgan.perceptual.two_afc import TwoAFCBatch
@@ -41,7 +42,13 @@ class _EncodedTwoAFC(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset, shuffle: bool) -> DataLoader:
         return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, num_workers=self.workers, collate_fn=unchanged, drop_last=shuffle
+            dataset,
+            self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.workers,
+            collate_fn=unchanged,
+            drop_last=shuffle,
+            pin_memory=trains_on_gpu(self.trainer),
         )
 
 
@@ -119,6 +126,7 @@ class SyntheticGlyphTwoAFC(_EncodedTwoAFC):
         return self._split("reference")
 
     def _split(self, split: str) -> DataLoader:
+        load_for_workers(split)
         dataset = SyntheticGlyphTwoAFCDataset(split, self.lengths[split], self.seed)
         return self._loader(dataset, shuffle=split == "train")
 

@@ -17,9 +17,11 @@ MIN_CONTRAST = 0.2  # least distance of ink and ground that distances are divide
 
 def ground_colour(images: Tensor) -> Tensor:
     """Median colour of the frame of each image: (N, 3, H, W) in [-1, 1] -> (N, 3)."""
-    frame = torch.ones(images.shape[-2:], dtype=torch.bool, device=images.device)
-    frame[FRAME_PIXELS:-FRAME_PIXELS, FRAME_PIXELS:-FRAME_PIXELS] = False
-    return images[:, :, frame].median(-1).values
+    top, bottom = images[..., :FRAME_PIXELS, :], images[..., -FRAME_PIXELS:, :]
+    between = images[..., FRAME_PIXELS:-FRAME_PIXELS, :]
+    left, right = between[..., :FRAME_PIXELS], between[..., -FRAME_PIXELS:]
+    frame = torch.cat([side.flatten(2) for side in (top, bottom, left, right)], dim=-1)  # (N, 3, pixels)
+    return frame.median(-1).values
 
 
 def _core_colour(images: Tensor, ground: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,11 @@ def typefaces(split: str) -> Typefaces:
     return faces.subset(np.array([split_of(family) == split for family in faces.family]))
 
 
+def load_for_workers(split: str) -> None:
+    """Load the typefaces of a split here, so that processes forked later share them."""
+    _ = typefaces(split).reach
+
+
 def pack(source: Path, target: Path) -> None:
     """Write the 4-bit archive of the package.
 
