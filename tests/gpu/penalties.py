@@ -30,7 +30,7 @@ def cells(setting: Setting) -> list[Cell]:
 
 
 def penalty(setting: Setting, name: str, method: str) -> dict[str, Any]:
-    """One sample's penalty: memory above weights and gradients, seconds, and the gradient beside the exact one."""
+    """One sample's penalty: memory above weights and gradients, time, and the gradient beside the exact one."""
     discriminator, sample = setting.once(f"{name} discriminator", lambda: _discriminator_and_sample(setting, name))
     r1 = METHODS[method]
 
@@ -42,7 +42,7 @@ def penalty(setting: Setting, name: str, method: str) -> dict[str, Any]:
     before = reset_peak(setting.device)
     seconds = median_seconds(compute, setting.device, ROUNDS)
     values = {"GB above weights": peak_gb(setting.device, before), "peak GB": peak_gb(setting.device)}
-    values |= {"seconds": seconds} | _compared(setting, name, discriminator)
+    values |= {"ms": 1000 * seconds} | _compared(setting, name, discriminator)
     discriminator.zero_grad()
     return values
 
@@ -61,8 +61,8 @@ def _compared(setting: Setting, name: str, discriminator: nn.Module) -> dict[str
     """Cosine and ratio of norms of the gradient and that of the other method, if it was computed."""
     gradient = [weight.grad for weight in discriminator.parameters()]
     other = setting.shared.pop(f"{name} gradient", None)
-    if other is None:
-        setting.shared[f"{name} gradient"] = gradient
+    if other is None:  # kept on the host: it is no part of the other method's memory
+        setting.shared[f"{name} gradient"] = [None if each is None else each.cpu() for each in gradient]
         return {}
     product, own, others = _dot(gradient, other), _dot(gradient, gradient), _dot(other, other)
     return {"cosine": product / (own * others) ** 0.5, "norm ratio": (own / others) ** 0.5}
@@ -70,7 +70,7 @@ def _compared(setting: Setting, name: str, discriminator: nn.Module) -> dict[str
 
 def _dot(first: list[Tensor | None], second: list[Tensor | None]) -> float:
     """Sum of the products; weights without a gradient (None) count as zero."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    pairs = [(a, b.to(a.device)) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     return torch.stack([(a.double() * b.double()).sum() for a, b in pairs]).sum().item()
 
 

@@ -1,6 +1,7 @@
 """Part 5: E-LatentLPIPS against its convolutions alone, and against decoding and LPIPS on pixels."""
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -42,11 +43,13 @@ def latent_distance(setting: Setting, batch: int, mixed: bool) -> dict[str, Any]
     side = setting.choose(64, 16)
     distance = setting.once("distance", lambda: random_distance(setting, _teacher(setting).space)).to(setting.device)
     generated, target = _inputs(setting, batch, side)
-    fast = [tensor.detach().to(memory_format=torch.channels_last) for tensor in (generated, target)]
-    fast[0].requires_grad_(True)
     with _precision(setting, mixed):
         own = _measure(setting, partial(step, distance, generated, target))
-        bare = _measure(setting, partial(convolutions, distance.network, *fast))
+    dtype = torch.bfloat16 if mixed else torch.float32  # of weights and inputs, so that nothing is converted
+    network = copy.deepcopy(distance.network).to(dtype)
+    fast = [tensor.detach().to(dtype, memory_format=torch.channels_last) for tensor in (generated, target)]
+    fast[0].requires_grad_(True)
+    bare = _measure(setting, partial(convolutions, network, *fast))
     return {
         "ms": own["ms"],
         "convolutions, ms": bare["ms"],
