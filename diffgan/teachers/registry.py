@@ -119,7 +119,8 @@ def pipeline_class_name(path: str, role: str = "teacher") -> str | None:
     if (Path(path) / ADAPTERS).is_file() and not (Path(path) / "model_index.json").is_file():
         raise UserError(f"{role} {path}: holds the adapters of a student alone; export it without --lora")
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"{role} {path}: no pipeline directory (model_index.json is missing)")
+        remedy = "; convert it: from_single_file and save_pretrained of diffusers" if Path(path).is_file() else ""
+        raise UserError(f"{role} {path}: no pipeline directory (model_index.json is missing){remedy}")
     try:
         local = Path(path).exists()
         index = read_object(Path(path) / "model_index.json") if local else DiffusionPipeline.load_config(path)
