@@ -1,5 +1,6 @@
 """The recipes for pipelines of the hub, file by file, with a tiny pipeline in place of the hub's."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -16,8 +17,10 @@ from diffgan.__main__ import main
 from diffgan.evaluation.features.inception import InceptionFeatures
 from diffgan.evaluation.protocols.coco import read_protocol
 from diffgan.perceptual.latent_vgg import LatentVGG16
+from diffgan.perceptual.lpips import ELatentLPIPS
 from diffgan.perceptual.weights import PerceptualWeights, save_weights
 from diffgan.teachers.registry import load_teacher
+from tests.bapps import write_bapps
 from tests.pipelines import FAMILIES, random_inception, saved
 from tests.processes import run_on_two_processes
 from tests.runs import curves, write
@@ -31,6 +34,22 @@ DEPTHS = {"model.adversarial.init_args.discriminator.init_args.depths": 2}  # th
 OWN = {"pixart": DEPTHS, "sd35": DEPTHS, "flux": DEPTHS}
 IMAGES = {"coco2014-30k": 7, "coco2014-5k": 4, "coco2017-5k": 7}
 CONFIGS = Path("configs").resolve()
+PERCEPTUAL = {
+    "latent_vgg": {
+        "trainer.sync_batchnorm": "false",  # it requires a GPU; tests/perceptual/test_lpips.py folds what it makes
+        "trainer.callbacks.checkpoint.init_args.every_n_train_steps": 1,
+        "model.init_args.width": 0.125,
+        "model.init_args.classes": "[2]",
+        "model.init_args.warmup": 1,
+        "data.init_args.size": 64,
+        "data.init_args.batch_size": 4,
+    },
+    "calibration": {
+        "model.init_args.cooldown": 1,
+        "data.init_args.resolution": 64,
+        "data.init_args.batch_size": 4,
+    },
+}
 SMALLER = {
     # float16 requires a GPU
     "pairs": {"recipe.pair_count": 80, "data.batch_size": 16, "trainer.precision": "32-true"},
@@ -133,6 +152,27 @@ def test_recipe_from_pairs_to_metrics(recipe, tmp_path):
     shutil.rmtree("runs/evaluation")
     main(words("test", recipe, "distill", **{"trainer.strategy": "auto"}))
     assert metrics(run) == (pytest.approx(shared, rel=1e-4), protocol)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - WEIGHTS.keys()))
+def test_the_perceptual_loss_is_trained(recipe, tmp_path, monkeypatch):
+    """Both stages, with the recipe's strategy, in one process of a few small images."""
+    monkeypatch.chdir(tmp_path)
+    saved(FAMILIES[RECIPES[recipe]], tmp_path / "tiny")
+    write_bapps(tmp_path / "data" / "bapps" / "2afc")
+    random = np.random.default_rng(0)
+    for split, label, number in itertools.product(("train", "val"), ("cat", "dog"), range(4)):
+        place = tmp_path / "data" / "imagenet" / split / label
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (70, 66, 3), np.uint8)).save(place / f"{number}.JPEG")
+    common = {"trainer.accelerator": "cpu", "trainer.devices": 1, "recipe.teacher": "tiny", "data.init_args.workers": 0}
+    common |= {"trainer.max_steps": 2, "model.init_args.steps": 2, "trainer.val_check_interval": 1}
+    for stage, changes in PERCEPTUAL.items():
+        options = [f"--{key}={value}" for key, value in (common | changes).items()]
+        main(["fit", "-c", str(CONFIGS / recipe / f"{stage}.yaml"), *options])
+    distance = ELatentLPIPS(f"runs/{recipe}/latent_lpips.safetensors")
+    latents = torch.randn(2, 1, *load_teacher("tiny").latent_shape)
+    assert distance.space == load_teacher("tiny").space and distance(*latents) > 0
 
 
 def test_a_teacher_is_evaluated_by_the_same_protocol(recipe, tmp_path):
