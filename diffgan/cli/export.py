@@ -64,8 +64,7 @@ def export(
         dtype: of the stored weights; what it changes in x^ is measured, printed and recorded.
         single_file: also all weights in one .safetensors file in the original layout of SD1.x or SDXL, for programs
             other than diffusers.
-        lora: write the run's adapters alone, for `load_lora_weights` of diffusers, and the student's schedule in
-            `scheduler/`; else they are merged.
+        lora: write the run's adapters alone, and the scheduler, for stock diffusers; else they are merged.
     """
     if single_file is not None:
         check_single_file(single_file, output)

@@ -1,38 +1,29 @@
 """Part 1: the demo's chain in small through the commands, on the device: pairs, training, evaluation, export."""
 
-import contextlib
-import io
 import os
 import signal
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from diffgan.__main__ import main
 from diffgan.evaluation.protocols.glyphs import GLYPH_PROTOCOLS, GlyphProtocol
 from diffgan.losses.gradient_penalty import full_precision
 from diffgan.nets.generator import OneStepGenerator
 from diffgan.noise import draw_noise
 from diffgan.teachers.registry import load_teacher
-from tests.gpu.parts import ROOT, Cell, Setting
+from tests.gpu.commands import CommandFailed, one_device, run_command, stage_configs
+from tests.gpu.parts import Cell, Setting
 
-GLYPHS = ROOT / "configs/glyphs"
 PROTOCOL = GlyphProtocol("gpu-check", images=16, diversity_prompts=2, images_per_prompt=2)  # the smallest there is
 PROMPTS = ["digit 7", "small g on blue"]
 BATCH = 8
 TOLERANCE = 1e-5  # of the export: largest difference to the student, in fp32
-
-
-class CommandFailed(Exception):
-    """A command ended with another exit code than expected."""
 
 
 class InterruptAfter(pl.Callback):
@@ -83,39 +74,39 @@ class Chain:
         count = self.setting.choose(64, 24)
         data = {"init_args": {"pairs": count, "batch_size": self.setting.choose(32, 12)}}
         writer = {"init_args": {"shard_size": self.setting.choose(32, 12)}}
-        trainer = self._trainer() | {"callbacks": {"pairs": writer}}
+        trainer = one_device(self.setting) | {"callbacks": {"pairs": writer}}
         difference = {"recipe": self._recipe(), "trainer": trainer, "data": data}
-        self._command(["predict", *self._configs("pairs", difference)])
+        run_command(["predict", *stage_configs("pairs", difference, self.folder)])
         return {"pairs": count}
 
     def verify(self) -> dict[str, Any]:
         """Check the set and make some of its pairs again."""
-        self._command(["pairs", "verify", str(self.pairs), "--sample", "8"])
+        run_command(["pairs", "verify", str(self.pairs), "--sample", "8"])
         return {}
 
     def fit_interrupted(self) -> dict[str, Any]:
         """Train until a Ctrl-C; from the third batch on with the discriminator, the penalty among its steps."""
         interrupt = {"class_path": f"{__name__}.InterruptAfter", "init_args": {"images": self.interrupted_at}}
-        self._command(self._fit({"interrupt": interrupt}), exit_code=128 + signal.SIGINT)
+        run_command(self._fit({"interrupt": interrupt}), exit_code=128 + signal.SIGINT)
         if (images := self._images_seen()) != self.interrupted_at:
             raise CommandFailed(f"the checkpoint is of {images} images, not {self.interrupted_at}")
         return {"images": images}
 
     def fit_resumed(self) -> dict[str, Any]:
         """The same command without the interruption: to the end."""
-        self._command(self._fit({}))
+        run_command(self._fit({}))
         if (images := self._images_seen()) != self.images:
             raise CommandFailed(f"the run ended after {images} images, not {self.images}")
         return {"images": images, "grids": len(list(self.run.glob("samples/*.png")))}
 
     def test(self) -> dict[str, Any]:
         """Evaluate the student."""
-        self._command(["test", *self._fit({})[1:]])
+        run_command(["test", *self._fit({})[1:]])
         return {"images": PROTOCOL.images}
 
     def export(self) -> dict[str, Any]:
         """Write the student as a pipeline of diffusers."""
-        self._command(["export", str(self.run), str(self.student)])
+        run_command(["export", str(self.run), str(self.student)])
         return {}
 
     def stock_diffusers(self) -> dict[str, Any]:
@@ -129,9 +120,6 @@ class Chain:
 
     # ---- their configurations ----
 
-    def _trainer(self) -> dict[str, Any]:
-        return {"accelerator": "gpu" if self.setting.device.type == "cuda" else "cpu", "devices": 1}
-
     def _recipe(self) -> dict[str, Any]:
         return {"pairs": str(self.pairs), "runs": str(self.folder / "runs"), "steps": self.setting.choose(20, 2)}
 
@@ -143,31 +131,13 @@ class Chain:
             "samples": {"init_args": {"prompts": PROMPTS, "steps": self.setting.choose(50, 2)}},
             "evaluation": {"init_args": {"protocol": PROTOCOL.name, "cache": None}},
         }
-        trainer = self._trainer() | {"val_check_interval": 4, "log_every_n_steps": 1}
+        trainer = one_device(self.setting) | {"val_check_interval": 4, "log_every_n_steps": 1}
         trainer["callbacks"] = callbacks | more_callbacks
         adversarial = {"init_args": {"starts_at_images": 2 * BATCH, "r1_every": 2, "warmup_images": BATCH}}
         model = {"images": self.images, "warmup_images": BATCH, "cooldown_images": 0, "adversarial": adversarial}
         data = {"init_args": {"batch_size": BATCH, "validation_pairs": BATCH}}
         difference = {"recipe": self._recipe(), "trainer": trainer, "model": {"init_args": model}, "data": data}
-        return ["fit", *self._configs("distill", difference)]
-
-    def _configs(self, stage: str, difference: dict[str, Any]) -> list[str]:
-        """The words that name a stage's configuration and a difference from it."""
-        file = self.folder / f"{stage}.yaml"
-        file.write_text(yaml.safe_dump(difference))
-        return ["-c", str(GLYPHS / f"{stage}.yaml"), "-c", str(file)]
-
-    def _command(self, words: list[str], exit_code: int = 0) -> None:
-        """Run `diffgan words ...` in this process; its output is kept for the error."""
-        output, code = io.StringIO(), 0
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            try:
-                main(words)
-            except SystemExit as stop:
-                code = stop.code or 0
-        if code != exit_code:
-            lines = output.getvalue().strip().splitlines() or ["no output"]
-            raise CommandFailed(f"{words[0]}: exit code {code}: {lines[-1]}")
+        return ["fit", *stage_configs("distill", difference, self.folder)]
 
     # ---- what they wrote ----
 
@@ -199,10 +169,4 @@ def cells(setting: Setting) -> list[Cell]:
     """One cell for each step of the chain."""
     folder = setting.once("folder", tempfile.TemporaryDirectory)
     steps = Chain(setting, Path(folder.name)).steps()
-    return [Cell(name, partial(_from_the_root, step)) for name, step in steps.items()]
-
-
-def _from_the_root(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a step in the repository's folder: configurations name files relative to it."""
-    with contextlib.chdir(ROOT):
-        return step()
+    return [Cell(name, step) for name, step in steps.items()]

@@ -234,7 +234,7 @@ def test_without_a_gpu_the_check_says_so(capsys):
     assert "--tiny" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("parts", ["8", "1,x"])
+@pytest.mark.parametrize("parts", ["9", "1,x"])
 def test_unknown_parts_are_refused(parts, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--tiny", "--parts", parts])
