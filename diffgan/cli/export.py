@@ -87,7 +87,7 @@ def export(
         write_json(record, folder / RECORD)
         if single_file is not None:
             write_single_file(teacher, single_file, record)
-    _report(output, record, single_file, lora)
+    _report(output, record, single_file, type(teacher.scheduler).__name__ if lora else None)
 
 
 def _finite_teacher(student: Student) -> Teacher:
@@ -129,12 +129,13 @@ def _end_schedule(teacher: Teacher, student: Student) -> None:
     teacher.schedule = teacher.schedule.ending_at(last if student.timestep is None else student.timestep)
 
 
-def _report(output: Path, record: dict[str, Any], single_file: Path | None, lora: bool) -> None:
+def _report(output: Path, record: dict[str, Any], single_file: Path | None, scheduler: str | None) -> None:
+    """Print what was written.  scheduler: class of the one beside adapters; None: a whole pipeline."""
     sides = ", height={}, width={}".format(*record["size"]) if "size" in record else ""
-    kind = "adapters of a one-step student" if lora else "one-step student"
+    kind = "one-step student" if scheduler is None else "adapters of a one-step student"
     print(f"{output}: {kind}, num_inference_steps=1, guidance_scale=1{sides}")
-    if lora:
-        print(f"{output}/{SCHEDULER}: its scheduler, which the teacher's pipeline needs beside the adapters")
+    if scheduler is not None:
+        print(f"its scheduler: {scheduler}.from_pretrained('{output}', subfolder='{SCHEDULER}')")
     if (difference := record.get("difference_to_float32")) is not None:
         print(
             f"{record['dtype']}: x^ differs from float32 by at most {difference['largest']:.2e} "

@@ -11,5 +11,5 @@ PARTS = (
     Part(5, "E-LatentLPIPS, forward and backward", 20, perceptual.cells),
     Part(6, "training steps of SDXL", 50, steps.sdxl_cells),
     Part(7, "synchronisations and kernels of a step of the miniature", 15, syncs.cells),
-    Part(8, "stages of the miniature's own networks", 60, stages.cells, chained=True),
+    Part(8, "stages of the miniature's own networks", 15, stages.cells, chained=True),
 )

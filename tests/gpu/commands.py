@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from diffgan.__main__ import main
@@ -36,7 +38,12 @@ def run_command(words: list[str], exit_code: int = 0) -> None:
         CommandFailed: the exit code is another one.
     """
     output, code = io.StringIO(), 0
-    with contextlib.chdir(ROOT), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with (
+        contextlib.chdir(ROOT),
+        _same_torch_settings(),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
         try:
             main(words)
         except SystemExit as stop:
@@ -44,3 +51,14 @@ def run_command(words: list[str], exit_code: int = 0) -> None:
     if code != exit_code:
         lines = output.getvalue().strip().splitlines() or ["no output"]
         raise CommandFailed(f"{words[0]}: exit code {code}: {lines[-1]}")
+
+
+@contextlib.contextmanager
+def _same_torch_settings() -> Iterator[None]:
+    """Context: PyTorch's settings that a configuration changes are restored, so that other parts do not see them."""
+    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)

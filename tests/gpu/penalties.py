@@ -60,11 +60,13 @@ def _discriminator_and_sample(setting: Setting, name: str) -> tuple[nn.Module, t
 def _compared(setting: Setting, name: str, discriminator: nn.Module) -> dict[str, float]:
     """Cosine and ratio of norms of the gradient and that of the other method, if it was computed."""
     gradient = [weight.grad for weight in discriminator.parameters()]
-    other = setting.shared.pop(f"{name} gradient", None)
-    if other is None:  # kept on the host: it is no part of the other method's memory
-        setting.shared[f"{name} gradient"] = [None if each is None else each.cpu() for each in gradient]
+    own, before = _dot(gradient, gradient), setting.shared.pop(f"{name} gradient", None)
+    if before is None:  # kept on the host: it is no part of the other method's memory
+        on_host = [None if each is None else each.cpu() for each in gradient]
+        setting.shared[f"{name} gradient"] = on_host, own
         return {}
-    product, own, others = _dot(gradient, other), _dot(gradient, gradient), _dot(other, other)
+    other, others = before
+    product = _dot(gradient, other)
     return {"cosine": product / (own * others) ** 0.5, "norm ratio": (own / others) ** 0.5}
 
 

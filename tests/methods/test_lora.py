@@ -175,7 +175,8 @@ def test_exported_adapters_have_the_schedule_of_an_earlier_timestep(lora_config,
     main(["fit", "-c", write(tmp_path / "fit.yaml", lora_config)])
     main(["export", str(tmp_path / "run"), str(tmp_path / "merged")])
     main(["export", str(tmp_path / "run"), str(tmp_path / "adapters"), "--lora"])
-    assert f"{tmp_path}/adapters/scheduler: its scheduler" in capsys.readouterr().out
+    how = f"DDIMScheduler.from_pretrained('{tmp_path}/adapters', subfolder='scheduler')"
+    assert f"its scheduler: {how}" in capsys.readouterr().out
     merged, beside = (StableDiffusionPipeline.from_pretrained(path) for path in (tmp_path / "merged", tiny_pipeline))
     beside.load_lora_weights(tmp_path / "adapters")
     beside.scheduler = DDIMScheduler.from_pretrained(tmp_path / "adapters", subfolder="scheduler")
