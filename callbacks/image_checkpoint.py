@@ -37,7 +37,8 @@ class ImageCheckpoint(Checkpoint):
 
     The checkpoint before is kept as `previous.ckpt`. A file gets its name only when it is complete, and `diffgan fit`
     resumes from it automatically. After SIGTERM (a preempted machine) or Ctrl-C, a checkpoint is written at the end of
-    the batch (of several processes: within eight batches) and the process exits with code 143 or 130. A second Ctrl-C ends it immediately.
+    the batch (of several processes: within eight batches) and the process exits with code 143 or 130. A second Ctrl-C
+    ends it immediately.
 
     Args:
         every_images: images between two checkpoints, at least 1.
