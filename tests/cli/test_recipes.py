@@ -58,6 +58,7 @@ SMALLER = {
         "model.warmup_images": 16,
         "model.cooldown_images": 16,
         "model.adversarial.init_args.starts_at_images": 32,
+        "model.adversarial.init_args.warmup_images": 0,
         "data.batch_size": 32,
         "data.validation_pairs": 16,
         "data.workers": 0,
