@@ -21,9 +21,8 @@ def cells(setting: Setting) -> list[Cell]:
 
 def train(setting: Setting, stage: str, folder: Path) -> dict[str, Any]:
     """Train a stage for a few steps, validate and write its result."""
-    difference = small(setting, stage, folder)
-    run_command(["fit", *stage_configs(stage, difference, folder)])
-    return {"batch": difference["data"]["init_args"].get("batch_size", "the stage's own")}
+    run_command(["fit", *stage_configs(stage, small(setting, stage, folder), folder)])
+    return {}
 
 
 def small(setting: Setting, stage: str, folder: Path) -> dict[str, Any]:
@@ -31,16 +30,15 @@ def small(setting: Setting, stage: str, folder: Path) -> dict[str, Any]:
     trainer = one_device(setting) | {"max_steps": STEPS, "val_check_interval": STEPS, "limit_val_batches": 2}
     trainer |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
     data: dict[str, Any] = {"workers": 2} | setting.choose({}, {"batch_size": 8})
+    model: dict[str, Any] = {}
     if stage == "calibration":
         data |= {"train": 48 * STEPS, "validation": 96}
+        model |= {"target": str(folder / "latent_lpips.safetensors")}
     else:
         data |= {"train_images": setting.choose(4096, 64), "validation_images": 64}
-    model: dict[str, Any] = {}
     if stage == "denoiser":
         model |= {"seconds": SECONDS, "cuda_graph": setting.choose(True, False)}
         trainer |= {"max_steps": -1}
-    if stage == "calibration":
-        model |= {"target": str(folder / "latent_lpips.safetensors")}
     return {
         "recipe": {"runs": str(folder)},
         "trainer": trainer,
